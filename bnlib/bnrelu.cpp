@@ -1,0 +1,322 @@
+// relu(batch_norm(x) + add) and its gradient for channels-last tensors on a CPU: two passes forward, two backward.
+//
+// A tensor (N, C, H, W) in channels-last order is a matrix of N·H·W rows and C columns. Each loop below walks down the
+// rows of a block with 16 to 64 channels in registers. bfloat16 is read and written as shifted integers; sums are taken
+// in float over a block and then block by block, in order and in double, so that the result does not depend on the
+// number of threads. Batch norm: Ioffe & Szegedy 2015, Algorithm 1; its gradient: ibid., Sec. 3.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// ------------------------------------------------------------------------------------ 16 channels at a time
+
+constexpr int64_t kLanes = 16;
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline Floats load(const float* p) {
+  Floats value;
+  std::memcpy(&value, p, sizeof value);
+  return value;
+}
+inline Floats load(const BFloat16* p) {
+  Halves bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return (Floats)(__builtin_convertvector(bits, Words) << 16);
+}
+inline void store(float* p, Floats value) { std::memcpy(p, &value, sizeof value); }
+inline void store(BFloat16* p, Floats value) {  // to the nearest, ties to even
+  const Words wide = (Words)value;
+  const Halves bits = __builtin_convertvector((wide + 0x7fff + ((wide >> 16) & 1)) >> 16, Halves);
+  std::memcpy(p, &bits, sizeof bits);
+}
+
+// ------------------------------------------------------------------------------------ blocks of rows and columns
+
+constexpr int64_t kRows = 256;  // a block: its data stays in the cache
+constexpr int64_t kRun = 16;    // rows added up before they join the block's sums: the error grows with both, not their product
+int64_t blocks_of(int64_t rows) { return (rows + kRows - 1) / kRows; }
+
+// Runs body(block, first row, last row, first channel, number of vectors) over the whole matrix, blocks in parallel.
+template <typename Body>
+void for_tiles(int64_t rows, int64_t channels, const Body& body) {
+#pragma omp parallel for schedule(static)
+  for (int64_t block = 0; block < blocks_of(rows); ++block) {
+    const int64_t first = block * kRows, last = std::min(rows, first + kRows);
+    int64_t c = 0;
+    for (; c + 4 * kLanes <= channels; c += 4 * kLanes) body(block, first, last, c, std::integral_constant<int, 4>());
+    for (; c + 2 * kLanes <= channels; c += 2 * kLanes) body(block, first, last, c, std::integral_constant<int, 2>());
+    for (; c < channels; c += kLanes) body(block, first, last, c, std::integral_constant<int, 1>());
+  }
+}
+
+// V vectors of one value a channel, from channel c on.
+template <int V>
+struct Columns {
+  Floats v[V];
+  Columns() : v{} {}
+  Columns(const float* values, int64_t c) {
+    for (int i = 0; i < V; ++i) v[i] = load(values + c + i * kLanes);
+  }
+  void add(const Columns& other) {
+    for (int i = 0; i < V; ++i) v[i] += other.v[i];
+  }
+  void copy_to(float* values) const {
+    for (int i = 0; i < V; ++i) store(values + i * kLanes, v[i]);
+  }
+};
+
+// Two sums of each channel over each block, and both added up over the blocks.
+struct BlockSums {
+  int64_t rows, channels;
+  std::vector<float> sums;
+  BlockSums(int64_t rows, int64_t channels)
+      : rows(rows), channels(channels), sums(2 * blocks_of(rows) * channels) {}
+  float* at(int64_t block, int which, int64_t c) { return &sums[(2 * block + which) * channels + c]; }
+  void add_up(std::vector<double>& a, std::vector<double>& b) {
+    for (int64_t block = 0; block < blocks_of(rows); ++block)
+      for (int64_t c = 0; c < channels; ++c) {
+        a[c] += *at(block, 0, c);
+        b[c] += *at(block, 1, c);
+      }
+  }
+};
+
+// ------------------------------------------------------------------------------------ the four passes
+
+// Mean and (biased) variance of each channel, by sums of distances from the first row, which cancel less.
+template <typename T>
+void moments(const T* x, int64_t rows, int64_t channels, std::vector<double>& mean, std::vector<double>& var) {
+  BlockSums sums(rows, channels);
+  std::vector<float> origin(channels);
+  for (int64_t c = 0; c < channels; c += kLanes) store(&origin[c], load(x + c));
+  for_tiles(rows, channels, [&](int64_t block, int64_t first, int64_t last, int64_t c, auto vectors) {
+    constexpr int V = vectors;
+    const Columns<V> o(origin.data(), c);
+    Columns<V> sum, squares;
+    for (int64_t start = first; start < last; start += kRun) {
+      Columns<V> s, q;
+      for (int64_t r = start; r < std::min(last, start + kRun); ++r)
+        for (int i = 0; i < V; ++i) {
+          const Floats distance = load(x + r * channels + c + i * kLanes) - o.v[i];
+          s.v[i] += distance;
+          q.v[i] += distance * distance;
+        }
+      sum.add(s);
+      squares.add(q);
+    }
+    sum.copy_to(sums.at(block, 0, c));
+    squares.copy_to(sums.at(block, 1, c));
+  });
+  sums.add_up(mean, var);
+  for (int64_t c = 0; c < channels; ++c) {
+    mean[c] /= rows;
+    var[c] = std::max(0.0, var[c] / rows - mean[c] * mean[c]);
+    mean[c] += origin[c];
+  }
+}
+
+// y = relu(x · scale + shift + add); a NaN stays one, so that a run that diverges is seen to.
+template <typename T, bool Add, bool Relu>
+void normalise(const T* x, const T* add, T* y, int64_t rows, int64_t channels, const float* scale,
+               const float* shift) {
+  for_tiles(rows, channels, [&](int64_t, int64_t first, int64_t last, int64_t c, auto vectors) {
+    constexpr int V = vectors;
+    const Columns<V> a(scale, c), b(shift, c);
+    for (int64_t r = first; r < last; ++r)
+      for (int i = 0; i < V; ++i) {
+        const int64_t at = r * channels + c + i * kLanes;
+        Floats value = load(x + at) * a.v[i] + b.v[i];
+        if (Add) value += load(add + at);
+        if (Relu) value = (Floats)((Words)value & ~(Words)(value < 0));
+        store(y + at, value);
+      }
+  });
+}
+
+// The gradient that passes the ReLU: gy where the output was positive, else 0. Without an addition the output has the
+// sign of x · scale + shift, so that y need be neither kept nor read.
+template <typename T, bool Add, bool Relu>
+inline Floats through_relu(const T* gy, const T* y, int64_t at, Floats x, Floats scale, Floats shift) {
+  const Floats g = load(gy + at);
+  if (!Relu) return g;
+  const Floats output = Add ? load(y + at) : x * scale + shift;
+  return (Floats)((Words)g & (Words)(output > 0));
+}
+
+// Sums over the rows of the gradient g, and of g times the distance of x from its mean.
+template <typename T, bool Add, bool Relu>
+void gradient_sums(const T* gy, const T* x, const T* y, int64_t rows, int64_t channels, const float* scale,
+                   const float* shift, const float* mean, std::vector<double>& sum_g, std::vector<double>& sum_gx) {
+  BlockSums sums(rows, channels);
+  for_tiles(rows, channels, [&](int64_t block, int64_t first, int64_t last, int64_t c, auto vectors) {
+    constexpr int V = vectors;
+    const Columns<V> a(scale, c), b(shift, c), m(mean, c);
+    Columns<V> sum, products;
+    for (int64_t start = first; start < last; start += kRun) {
+      Columns<V> s, p;
+      for (int64_t r = start; r < std::min(last, start + kRun); ++r)
+        for (int i = 0; i < V; ++i) {
+          const int64_t at = r * channels + c + i * kLanes;
+          const Floats value = load(x + at);
+          const Floats g = through_relu<T, Add, Relu>(gy, y, at, value, a.v[i], b.v[i]);
+          s.v[i] += g;
+          p.v[i] += g * (value - m.v[i]);
+        }
+      sum.add(s);
+      products.add(p);
+    }
+    sum.copy_to(sums.at(block, 0, c));
+    products.copy_to(sums.at(block, 1, c));
+  });
+  sums.add_up(sum_g, sum_gx);
+}
+
+// gx = scale · g + along · x + across where gx is wanted, and the gradient of the addition, which is g.
+template <typename T, bool Add, bool Relu>
+void gradients(const T* gy, const T* x, const T* y, T* gx, T* gadd, int64_t rows, int64_t channels,
+               const float* scale, const float* shift, const float* along, const float* across) {
+  for_tiles(rows, channels, [&](int64_t, int64_t first, int64_t last, int64_t c, auto vectors) {
+    constexpr int V = vectors;
+    const Columns<V> a(scale, c), b(shift, c), k(along, c), d(across, c);
+    for (int64_t r = first; r < last; ++r)
+      for (int i = 0; i < V; ++i) {
+        const int64_t at = r * channels + c + i * kLanes;
+        const Floats value = load(x + at);
+        const Floats g = through_relu<T, Add, Relu>(gy, y, at, value, a.v[i], b.v[i]);
+        store(gx + at, a.v[i] * g + k.v[i] * value + d.v[i]);
+        if (Add) store(gadd + at, g);
+      }
+  });
+}
+
+// ------------------------------------------------------------------------------------ the operation, for autograd
+
+template <typename T>
+T* data(const Tensor& tensor) {
+  return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
+}
+
+// Calls body(an element's type, whether there is an addition, whether there is a ReLU), all known to the compiler.
+template <typename Body>
+void specialise(const Tensor& x, bool add, bool relu, const Body& body) {
+  const auto with_type = [&](auto element) {
+    if (add && relu) return body(element, std::true_type(), std::true_type());
+    if (add) return body(element, std::true_type(), std::false_type());
+    if (relu) return body(element, std::false_type(), std::true_type());
+    return body(element, std::false_type(), std::false_type());
+  };
+  if (x.scalar_type() == at::kBFloat16) return with_type(BFloat16());
+  with_type(float());
+}
+
+struct BatchNormReLU : torch::autograd::Function<BatchNormReLU> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const std::optional<Tensor>& add, const Tensor& gamma,
+                        const Tensor& beta, const Tensor& running_mean, const Tensor& running_var, double momentum,
+                        double eps, bool relu) {
+    const int64_t C = x.size(1), rows = x.numel() / C;
+    const Tensor y = at::empty_like(x), sum = add.value_or(Tensor()), saved = at::empty({4, C}, gamma.options());
+    float *scale = data<float>(saved), *shift = scale + C, *mean = scale + 2 * C, *inverse = scale + 3 * C;
+    const float *g = data<float>(gamma), *b = data<float>(beta);
+    float *running_m = data<float>(running_mean), *running_v = data<float>(running_var);
+    specialise(x, add.has_value(), relu, [&](auto element, auto adds, auto relus) {
+      using T = decltype(element);
+      std::vector<double> m(C), v(C);
+      moments(data<T>(x), rows, C, m, v);
+      for (int64_t c = 0; c < C; ++c) {
+        inverse[c] = float(1 / std::sqrt(v[c] + eps));
+        mean[c] = float(m[c]);
+        scale[c] = g[c] * inverse[c];
+        shift[c] = float(b[c] - m[c] * scale[c]);
+        running_m[c] += float(momentum * (m[c] - running_m[c]));
+        running_v[c] += float(momentum * (v[c] * rows / (rows - 1) - running_v[c]));
+      }
+      normalise<T, adds.value, relus.value>(data<T>(x), data<T>(sum), data<T>(y), rows, C, scale, shift);
+    });
+    ctx->save_for_backward({x, add && relu ? y : Tensor(), saved});
+    ctx->saved_data["relu"] = relu;
+    ctx->saved_data["add"] = add.has_value();
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list output_gradients) {
+    const auto kept = ctx->get_saved_variables();
+    const Tensor &x = kept[0], &y = kept[1], &saved = kept[2];
+    const int64_t C = x.size(1), rows = x.numel() / C;
+    const bool add = ctx->saved_data["add"].toBool(), relu = ctx->saved_data["relu"].toBool();
+    const Tensor gy = output_gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
+    const Tensor gx = ctx->needs_input_grad(0) ? at::empty_like(x) : Tensor();  // none behind a frozen first layer
+    const Tensor gadd = add ? at::empty_like(x) : Tensor();
+    const Tensor ggamma = at::empty({C}, saved.options()), gbeta = at::empty({C}, saved.options());
+    const float *scale = data<float>(saved), *shift = scale + C, *mean = scale + 2 * C, *inverse = scale + 3 * C;
+    specialise(x, add, relu, [&](auto element, auto adds, auto relus) {
+      using T = decltype(element);
+      std::vector<double> sum_g(C), sum_gx(C);
+      std::vector<float> along(C), across(C);
+      gradient_sums<T, adds.value, relus.value>(data<T>(gy), data<T>(x), data<T>(y), rows, C, scale, shift, mean,
+                                                sum_g, sum_gx);
+      for (int64_t c = 0; c < C; ++c) {
+        data<float>(ggamma)[c] = float(sum_gx[c] * inverse[c]);
+        data<float>(gbeta)[c] = float(sum_g[c]);
+        const double slope = -scale[c] * sum_gx[c] * inverse[c] * inverse[c] / rows;
+        along[c] = float(slope);
+        across[c] = float(-scale[c] * sum_g[c] / rows - slope * mean[c]);
+      }
+      if (gx.defined())
+        gradients<T, adds.value, relus.value>(data<T>(gy), data<T>(x), data<T>(y), data<T>(gx), data<T>(gadd), rows, C,
+                                              scale, shift, along.data(), across.data());
+    });
+    return {gx, gadd, ggamma, gbeta, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor train(const Tensor& x, const std::optional<Tensor>& add, const Tensor& gamma, const Tensor& beta,
+             const Tensor& running_mean, const Tensor& running_var, double momentum, double eps, bool relu) {
+  return BatchNormReLU::apply(x, add, gamma, beta, running_mean, running_var, momentum, eps, relu);
+}
+
+// Evaluation, without a gradient: γ, β and the running statistics folded into one scale and shift.
+Tensor evaluate(const Tensor& x, const std::optional<Tensor>& add, const Tensor& gamma, const Tensor& beta,
+                const Tensor& running_mean, const Tensor& running_var, double eps, bool relu) {
+  const int64_t C = x.size(1), rows = x.numel() / C;
+  const Tensor y = at::empty_like(x), sum = add.value_or(Tensor());
+  const float *g = data<float>(gamma), *b = data<float>(beta);
+  const float *m = data<float>(running_mean), *v = data<float>(running_var);
+  std::vector<float> scale(C), shift(C);
+  for (int64_t c = 0; c < C; ++c) {
+    scale[c] = float(g[c] / std::sqrt(v[c] + eps));
+    shift[c] = float(b[c] - double(m[c]) * scale[c]);
+  }
+  specialise(x, add.has_value(), relu, [&](auto element, auto adds, auto relus) {
+    using T = decltype(element);
+    normalise<T, adds.value, relus.value>(data<T>(x), data<T>(sum), data<T>(y), rows, C, scale.data(), shift.data());
+  });
+  return y;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(bnlib, library) {
+  library.def("bn_relu_train", &train);
+  library.def("bn_relu_evaluate", &evaluate);
+}

@@ -1,0 +1,289 @@
+"""Every choice that changes a result: the config of a run, its id, and the profiles that fill grids of them."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+class InputError(ValueError):
+    """Something a person asked for that cannot be; the message is one line that says what would be right."""
+
+
+# ---------------------------------------------------------------------------------------------- names
+
+#: Sets that come with the library or can be downloaded, and their number of training images.
+DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "digits": 1_437}
+TRAINABLE = ("all", "bn", "gamma", "beta", "output", "none")
+CONV_INITS = ("he_normal",)
+BN_INITS = ("uniform",)
+OPTIMIZERS = ("sgd",)
+AUGMENTATIONS = ("crop+flip", "crop", "none")
+
+
+def choose(field: str, value: str, choices) -> str:
+    """`value` if it is one of `choices`; else an InputError with the list and the nearest of them."""
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"{field}={value!r}: not one of {', '.join(choices)}{hint}")
+
+
+def parse_model(name: str) -> tuple[int, int]:
+    """(depth, width) of a CIFAR ResNet's name: `resnet14` → (14, 1), `resnet14x8` → (14, 8).
+
+    Accepts the spellings `cifar_resnet_14_8` and `cifar_freeze_14_8` of an earlier study.
+    Raises InputError unless the depth is 6n+2 and the width at least 1.
+    """
+    found = re.fullmatch(r"(?:resnet(\d+)(?:x(\d+))?|cifar_(?:resnet|freeze)_(\d+)(?:_(\d+))?)", str(name))
+    if not found:
+        raise InputError(f"model={name!r}: not a network; choose resnet<depth> or resnet<depth>x<width>, "
+                         "such as resnet14, resnet110 or resnet14x8")
+    depth, width = (int(found[i] or found[i + 2] or 1) for i in (1, 2))
+    if depth < 8 or (depth - 2) % 6:
+        nearest = 6 * max(1, round((depth - 2) / 6)) + 2
+        raise InputError(f"{name}: depth must be 6n+2 (14, 20, 26, 32, …); nearest: resnet{nearest}")
+    if width < 1:
+        raise InputError(f"{name}: width must be at least 1; nearest: resnet{depth}")
+    return depth, width
+
+
+def canonical_model(name: str) -> str:
+    """One name a network: `resnet14x1` and `cifar_freeze_14` are `resnet14`."""
+    depth, width = parse_model(name)
+    return f"resnet{depth}" if width == 1 else f"resnet{depth}x{width}"
+
+
+def canonical_trainable(what: str) -> str:
+    """One spelling a choice: parts in the order of TRAINABLE, `gamma+beta` as `bn`, parts of `all` dropped."""
+    parts = {choose("trainable", part, TRAINABLE) for part in str(what).split("+")}
+    if "none" in parts and len(parts) > 1:
+        raise InputError(f"trainable={what!r}: 'none' stands alone")
+    if {"gamma", "beta"} <= parts:
+        parts.add("bn")
+    if "bn" in parts:
+        parts -= {"gamma", "beta"}
+    if "all" in parts:
+        parts = {"all"}
+    return "+".join(part for part in TRAINABLE if part in parts)
+
+
+# --------------------------------------------------------------------------------------------- config
+
+@dataclass(frozen=True)
+class Config:
+    """One training run. The defaults are the paper's protocol (Frankle et al. 2021, Sec. 3 and App. A).
+
+    Raises InputError, naming field and rule, for a value that no run can have.
+    """
+
+    dataset: str = "cifar10"                       # cifar10, cifar100, mnist, digits, or an image folder's name
+    n_train: int | None = None                     # training images, drawn by the seed; None: all there are
+    n_val: int = 0                                 # held out of them by the seed; the paper holds out none
+    model: str = "resnet14"                        # resnet<6n+2>, resnet<6n+2>x<width>
+    trainable: str = "bn"                          # what learns: all, bn, gamma, beta, output, none; a+b for both
+    conv_init: str = "he_normal"                   # convolutions and output layer; the paper's choice
+    bn_init: str = "uniform"                       # γ ~ U(0, 1), β = 0; the paper's choice
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4                     # on all that trains, γ and β too, as in the paper
+    batch_size: int = 128
+    epochs: int = 160
+    milestones: tuple[float, ...] = (0.5, 0.75)    # fractions of training after which lr drops tenfold
+    warmup_epochs: float = 0.0                     # lr rises linearly from zero over so many epochs
+    augment: str = "crop+flip"                     # random crop after 4-pixel padding, horizontal flip
+    seed: int = 0                                  # draws weights, validation split, order and augmentation
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", self.dataset):
+            raise InputError(f"dataset={self.dataset!r}: a name of letters, digits and _; {', '.join(DATASETS)}, "
+                             "or a folder of images under the data folder")
+        if self.model.startswith("cifar_freeze") and canonical_trainable(self.trainable) != "bn":
+            raise InputError(f"{self.model} trains batch norm alone, but trainable={self.trainable!r}; "
+                             f"for that: {canonical_model(self.model)}")
+        object.__setattr__(self, "model", canonical_model(self.model))
+        object.__setattr__(self, "trainable", canonical_trainable(self.trainable))
+        choose("conv_init", self.conv_init, CONV_INITS)
+        choose("bn_init", self.bn_init, BN_INITS)
+        choose("optimizer", self.optimizer, OPTIMIZERS)
+        choose("augment", self.augment, AUGMENTATIONS)
+        self._check("n_train", self.n_train is None or self.n_train >= 1, "at least 1, or None for all")
+        self._check("n_val", self.n_val >= 0, "at least 0")
+        self._check("lr", 0 < self.lr < math.inf, "above 0")
+        self._check("momentum", 0 <= self.momentum < 1, "from 0 to below 1")
+        self._check("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
+        self._check("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs a batch")
+        self._check("epochs", self.epochs >= 1, "at least 1")
+        self._check("milestones", all(0 < m < 1 for m in self.milestones)
+                    and list(self.milestones) == sorted(set(self.milestones)), "rising fractions between 0 and 1")
+        self._check("warmup_epochs", 0 <= self.warmup_epochs <= self.epochs, "from 0 to epochs")
+        self._check("seed", 0 <= self.seed < 2**63, "at least 0 and below 2**63")
+        self.check_sizes(DATASETS.get(self.dataset))
+
+    def _check(self, field: str, holds: bool, rule: str):
+        if not holds:
+            raise InputError(f"{field}={getattr(self, field)!r}: must be {rule}")
+
+    def check_sizes(self, available: int | None):
+        """InputError unless a training set of `available` images has `n_train` and `n_val` of them."""
+        wanted = (self.n_train or 1) + self.n_val
+        if available is not None and wanted > available:
+            raise InputError(f"n_train={self.n_train} and n_val={self.n_val}: {self.dataset} has {available:,} "
+                             "training images for both")
+
+    @property
+    def id(self) -> str:
+        """`<dataset>-<model>-<trainable>-s<seed>-<hash>`; the hash is over the fields that differ from their
+        defaults, so that a new field leaves old ids alone."""
+        differing = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
+                     if getattr(self, f.name) != f.default}
+        digest = hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:8]
+        return f"{self.dataset}-{self.model}-{self.trainable}-s{self.seed}-{digest}"
+
+    @property
+    def depth(self) -> int:
+        return parse_model(self.model)[0]
+
+    @property
+    def width(self) -> int:
+        return parse_model(self.model)[1]
+
+    def to_dict(self) -> dict:
+        """All fields as JSON knows them; `Config.from_dict` is its inverse."""
+        return dataclasses.asdict(self) | {"milestones": list(self.milestones)}
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Config":
+        """A config from JSON's dict; a field it lacks has its default, an unknown one is an InputError."""
+        for name in fields:
+            choose("Config field", name, [f.name for f in dataclasses.fields(cls)])
+        return cls(**fields)
+
+
+def _typed(field: dataclasses.Field, value):
+    """`value` as the field's type, so that 1 and 1.0, list and tuple give one id; InputError where it is none."""
+    kind = field.name if field.name in ("n_train", "milestones") else type(field.default).__name__
+    try:
+        if kind == "n_train":
+            return None if value is None else _whole(value)
+        if kind == "milestones":
+            return tuple(float(m) for m in value)
+        if kind == "int":
+            return _whole(value)
+        if kind == "float":
+            return float(value)
+        if isinstance(value, str):
+            return value
+    except (TypeError, ValueError, OverflowError):
+        pass
+    wanted = {"n_train": "a whole number or None", "milestones": "a list of fractions", "int": "a whole number",
+              "float": "a number", "str": "a text"}[kind]
+    raise InputError(f"{field.name}={value!r}: must be {wanted}")
+
+
+def _whole(value) -> int:
+    if isinstance(value, bool) or int(value) != value:
+        raise ValueError
+    return int(value)
+
+
+def generator(seed: int, purpose: str, epoch: int = 0) -> np.random.Generator:
+    """The random numbers of one seed for one purpose, `weights`, `split` or `batches`, and one epoch.
+
+    A function of its arguments alone: neither the device nor torch's global state has a say, and a resumed run
+    needs no generator's state to go on with the same draws.
+    """
+    stream = {"weights": 0, "split": 1, "batches": 2}[purpose]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream, epoch))))
+
+
+# ------------------------------------------------------------------------------------------- profiles
+
+#: What a profile sets: `training` goes into each Config, the rest spans the grids of the notebooks.
+_PAPER = {
+    "training": {},                                # Config's defaults are the paper's protocol
+    "depths": [14, 32, 56, 110, 218, 434, 866],
+    "widths": [1, 2, 4, 8, 16, 32],
+    "width_depth": 14,                             # the depth at which width is varied
+    "seeds": [0, 1, 2, 3, 4],
+    "results": "results",
+}
+_SHORT = _PAPER | {
+    "training": {"epochs": 16},
+    "depths": [14, 32, 56, 110],
+    "widths": [1, 2, 4],
+    "seeds": [0, 1, 2],
+}
+_DEMO = {
+    # a mirrored digit is no digit, hence no flip; small batches, or 1,437 images would make 11 steps an epoch
+    "training": {"dataset": "digits", "epochs": 8, "batch_size": 32, "augment": "crop"},
+    "depths": [8, 14, 20],
+    "widths": [1, 2, 4],
+    "width_depth": 8,
+    "seeds": [0, 1],
+    "results": "build/demo/results",
+}
+_SMOKE = _DEMO | {
+    "training": {"dataset": "digits", "n_train": 128, "epochs": 1, "batch_size": 64, "augment": "crop"},
+    "depths": [8, 14],
+    "widths": [1, 2],
+    "results": "build/smoke/results",
+}
+PROFILES = {"paper": _PAPER, "short": _SHORT, "demo": _DEMO, "smoke": _SMOKE}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a notebook's grid spans: fields for every Config, and lists of depths, widths and seeds."""
+
+    name: str
+    training: dict            # Config fields that all runs of the profile share
+    depths: list[int]         # layers, 6n+2
+    widths: list[int]         # multiples of 16, 32, 64 channels
+    width_depth: int          # layers of the network whose width is varied
+    seeds: list[int]
+    results: Path             # folder of the run records
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the figures, beside the results."""
+        return self.results.parent / "figures"
+
+
+def profile(name: str, **overrides) -> Profile:
+    """The profile `paper`, `short`, `demo` or `smoke`, with single settings replaced.
+
+    An override is a field of Profile (`depths=[14, 20]`) or of Config (`epochs=3`); None keeps the profile's.
+    Raises InputError for a name that is neither.
+    """
+    settings = dict(PROFILES[choose("profile", name, PROFILES)])
+    training = dict(settings.pop("training"))
+    config_fields = [f.name for f in dataclasses.fields(Config)]
+    for key, value in overrides.items():
+        choose("profile setting", key, [*settings, *config_fields])
+        if value is not None:
+            (settings if key in settings else training)[key] = value
+    return Profile(name=name, training=training, **settings | {"results": resolve(settings["results"])})
+
+
+def resolve(path: str | Path) -> Path:
+    """`path`, a relative one taken from the project's root, so that a notebook and the shell mean the same folder.
+
+    The root is the nearest folder at or above the current one that holds `bnlib/` and `notebooks/`; elsewhere
+    a relative path stays relative to the current folder.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "bnlib").is_dir() and (folder / "notebooks").is_dir():
+            return folder / path
+    return here / path

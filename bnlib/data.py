@@ -1,0 +1,246 @@
+"""A dataset as uint8 tensors on the device; augmentation there, batch by batch."""
+
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bnlib.config import DATASETS, Config, InputError, choose, generator, resolve
+
+PAD = 4        # pixels on each side before the random crop (He et al. 2015, Sec. 4.2)
+
+#: SHA-256 over the arrays in canonical order, as `Dataset.fingerprint` gives them for the official files.
+FINGERPRINTS = {
+    "cifar10": "7aa67db8bf6001034c0c7c11f0fad8cc575081e907ddbff3487d32ee64562550",
+    "cifar100": "be7484328bed033a315ff987fa25a53652d00e35eb35a8786b7f97ccc8a1d3cf",
+    "mnist": "164126bda9277e11cca23956a53ec66c2f47d2a4e10bb7d9225124a41aca2208",
+    "digits": "c7cde17d7f5d3fa719db0a978904c0728c9ec9670d29667f7fb4361735983504",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images and labels in canonical order: sorted by the images' bytes, whatever file they came from."""
+
+    name: str
+    x_train: torch.Tensor     # uint8, (N, H, W, C)
+    y_train: torch.Tensor     # int64, (N,), indices into `classes`
+    x_test: torch.Tensor
+    y_test: torch.Tensor
+    classes: tuple[str, ...]
+    fingerprint: str          # SHA-256 over the four arrays
+
+    @cached_property
+    def moments(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel over all training images, in [0, 1]; exact, from counts."""
+        value, mean, std = np.arange(256) / 255, [], []
+        for channel in self.x_train.numpy().transpose(3, 0, 1, 2):
+            parts = np.array_split(channel, 50)                     # bincount widens its input: keep that small
+            share = sum(np.bincount(part.ravel(), minlength=256) for part in parts) / channel.size
+            mean.append(float(share @ value))
+            std.append(float(np.sqrt(share @ value**2 - mean[-1] ** 2)))
+        return mean, std
+
+
+# ------------------------------------------------------------------------------------------- loading
+
+@lru_cache(maxsize=1)
+def load(name: str, root: str | Path | None = None) -> Dataset:
+    """The dataset `name` from the first place that has it, in canonical order and checked.
+
+    Looks in `root` (else `$BNLIB_DATA`, else `data/`) for `<name>.npz`, torchvision's own files, and an image
+    folder `<name>/{train,test}/<class>/`; CIFAR and MNIST are downloaded last of all. `digits` comes with
+    scikit-learn. Raises InputError where nothing is found, or where what is found is not the official set.
+    """
+    folder = resolve(root or os.environ.get("BNLIB_DATA") or "data")
+    for source in (_from_scikit_learn, _from_npz, _from_torchvision, _from_image_folder, _from_download):
+        found = source(name, folder)
+        if found is not None:
+            place, arrays, classes = found
+            return _canonical(name, place, arrays, classes)
+    choose("dataset", name, [*DATASETS, *(p.parent.name for p in folder.glob("*/train"))])
+    raise InputError(f"{name} not found: looked in {_where(folder)}; `python -m bnlib data {name}` downloads it where "
+                     f"there is a network, or put {name}.npz or torchvision's files there yourself")
+
+
+def _where(folder: Path) -> str:
+    return f"$BNLIB_DATA ({os.environ.get('BNLIB_DATA') or 'unset'}) and {folder}"
+
+
+def _from_scikit_learn(name, folder):
+    if name != "digits":
+        return None
+    from sklearn.datasets import load_digits
+    digits = load_digits()
+    images = np.kron(digits.images, np.ones((4, 4))) * (255 / 16)          # 8×8 pixels of 0–16 → 32×32 of 0–255
+    images, labels = images.round().astype(np.uint8), digits.target
+    test = np.arange(len(images)) % 5 == 0
+    return "scikit-learn", (images[~test], labels[~test], images[test], labels[test]), map(str, range(10))
+
+
+def _from_npz(name, folder):
+    file = folder / f"{name}.npz"
+    if not file.exists():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as npz:
+            arrays = [npz[key] for key in ("x_train", "y_train", "x_test", "y_test")]
+            return file, arrays, npz["classes"]
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file} is damaged ({error}); expected arrays x_train, y_train, x_test, y_test and "
+                         "classes: remove it and fetch it again") from None
+
+
+def _torchvision_class(name):
+    from torchvision import datasets
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "mnist": datasets.MNIST}.get(name)
+
+
+def _from_torchvision(name, folder):
+    inside = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "mnist": "MNIST"}.get(name)
+    if inside is None or not (folder / inside).is_dir():
+        return None
+    try:                     # torchvision compares each file's checksum with the official one before it reads it
+        train, test = (_torchvision_class(name)(folder, train=train, download=False) for train in (True, False))
+    except RuntimeError as error:
+        raise InputError(f"{folder / inside} is damaged or incomplete ({error}); expected torchvision's own files: "
+                         "remove it and fetch it again") from None
+    arrays = [np.asarray(a) for a in (train.data, train.targets, test.data, test.targets)]
+    return folder / inside, arrays, train.classes
+
+
+def _from_image_folder(name, folder):
+    if not (folder / name / "train").is_dir():
+        return None
+    from PIL import Image
+    from torchvision.datasets import ImageFolder
+    try:
+        train, test = (ImageFolder(folder / name / part, loader=lambda file: np.asarray(Image.open(file)))
+                       for part in ("train", "test"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder / name}: {error}; expected {{train,test}}/<class>/*.png") from None
+    if train.classes != test.classes:
+        raise InputError(f"{folder / name}: train has the classes {', '.join(train.classes)}; test has "
+                         f"{', '.join(test.classes)}; they must be the same")
+    arrays = []
+    for part in (train, test):
+        shapes = {image.shape: file for (image, _), (file, _) in zip(part, part.samples, strict=True)}
+        if len(shapes) > 1:
+            raise InputError(f"{folder / name}: images must have one size and mode; found "
+                             + ", ".join(f"{shape} ({file})" for shape, file in sorted(shapes.items())))
+        arrays += [np.stack([image for image, _ in part]), np.array(part.targets)]
+    return folder / name, arrays, train.classes
+
+
+def _from_download(name, folder):
+    if _torchvision_class(name) is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as partial:       # nothing half-written is left behind
+        try:
+            train, test = (_torchvision_class(name)(partial, train=train, download=True) for train in (True, False))
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{name} not found: looked in {_where(folder)}, and the download failed ({error}); run "
+                             f"`python -m bnlib data {name}` where there is a network, or put {name}.npz or "
+                             "torchvision's files there yourself") from None
+        arrays = [np.asarray(a) for a in (train.data, train.targets, test.data, test.targets)]
+        np.savez(Path(partial) / "done.npz", classes=np.array(train.classes),
+                 **dict(zip(("x_train", "y_train", "x_test", "y_test"), arrays, strict=True)))
+        os.replace(Path(partial) / "done.npz", folder / f"{name}.npz")
+    return folder / f"{name}.npz", arrays, train.classes
+
+
+def _canonical(name, place, arrays, classes) -> Dataset:
+    """The arrays sorted and checked against the known fingerprint, so that a seed sees the same batches everywhere."""
+    classes, tensors, digest = tuple(map(str, classes)), [], hashlib.sha256()
+    for part, x, y in (("train", *arrays[:2]), ("test", *arrays[2:])):
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or len(x) != len(y) or not len(x):
+            raise InputError(f"{place}: {part} holds {x.dtype} images {x.shape} and {len(y)} labels; expected uint8, "
+                             "N×H×W or N×H×W×C, and N labels")
+        x, y = x.reshape(*x.shape[:3], -1), y.astype(np.int64)
+        if y.min() < 0 or y.max() >= len(classes):
+            raise InputError(f"{place}: {part} has labels {y.min()} to {y.max()}; expected 0 to {len(classes) - 1}")
+        rows = np.hstack([x.reshape(len(x), -1), y.astype(">u2").view(np.uint8).reshape(-1, 2)])
+        order = np.argsort(rows.view(f"S{rows.shape[1]}").ravel(), kind="stable")
+        x, y = np.ascontiguousarray(x[order]), y[order]
+        digest.update(f"{x.shape}".encode() + x.tobytes() + y.tobytes())
+        tensors += [torch.from_numpy(x), torch.from_numpy(y)]
+    expected = FINGERPRINTS.get(name, digest.hexdigest())
+    if digest.hexdigest() != expected:
+        raise InputError(f"{place} is not the official {name}: fingerprint {digest.hexdigest()[:16]}…, expected "
+                         f"{expected[:16]}…; some pixel or label differs: remove it and fetch it again")
+    return Dataset(name, *tensors, classes, digest.hexdigest())
+
+
+# ------------------------------------------------------------------------------------------- batches
+
+def split(config: Config, available: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (train, validation) into the training set, drawn by the seed; both sorted."""
+    config.check_sizes(available)
+    n_train = config.n_train or available - config.n_val
+    order = generator(config.seed, "split").permutation(available)
+    return np.sort(order[config.n_val:config.n_val + n_train]), np.sort(order[:config.n_val])
+
+
+class Normalise:
+    """uint8 images (N, H, W, C) → floats (N, 3, H, W), channels-last, with the training set's mean 0 and deviation 1.
+
+    Grey images are repeated over three channels, so that one network takes every set.
+    """
+
+    def __init__(self, dataset: Dataset, device: torch.device, dtype: torch.dtype):
+        self.dtype = dtype
+        mean, std = (torch.tensor(moment, device=device) for moment in dataset.moments)
+        self.scale, self.shift = 1 / (255 * std), -mean / std
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        floats = (images.float() * self.scale + self.shift).to(self.dtype)
+        return floats.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def crop_and_flip(padded: torch.Tensor, index, top, left, flip, size: tuple[int, int]) -> torch.Tensor:
+    """Image `index[i]` of `padded` (N, H', W', C), cut at (`top[i]`, `left[i]`) to `size`, mirrored where `flip[i]`.
+
+    One gather for the whole batch; equals torchvision's pad, crop and flip at the same offsets.
+    """
+    height, width = size
+    rows = top[:, None] + torch.arange(height, device=top.device)
+    columns = torch.arange(width, device=top.device).expand(len(top), width)
+    columns = left[:, None] + torch.where(flip[:, None], width - 1 - columns, columns)
+    return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+class TrainingBatches:
+    """The training images of one run, on the device; iterating over `epoch(k)` gives (images, labels) batches.
+
+    Order, crops and flips of an epoch are drawn by (seed, epoch) alone, so that a resumed run goes on with the
+    same batches.
+    """
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, config: Config, normalise: Normalise,
+                 device: torch.device):
+        self.config, self.normalise, self.device = config, normalise, device
+        self.size, self.pad = tuple(images.shape[1:3]), PAD if "crop" in config.augment else 0
+        self.images = F.pad(images.to(device), (0, 0, self.pad, self.pad, self.pad, self.pad))
+        self.labels = labels.to(device)
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.config.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        draws, n = generator(self.config.seed, "batches", epoch), len(self.labels)
+        order = draws.permutation(n)
+        top, left = draws.integers(0, 2 * self.pad + 1, (2, n))
+        flip = draws.random(n) < 0.5 * ("flip" in self.config.augment)
+        columns = [torch.from_numpy(a).to(self.device, non_blocking=True) for a in (order, top, left, flip)]
+        for index, *offsets in zip(*(c.split(self.config.batch_size) for c in columns), strict=True):
+            images = crop_and_flip(self.images, index, *offsets, self.size)
+            yield self.normalise(images), self.labels[index]

@@ -1,0 +1,88 @@
+"""Many runs: in which order, within which time, with one progress bar; and the grids that the notebooks list."""
+
+import json
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from bnlib import models, store
+from bnlib.config import DATASETS, Config, InputError, choose, profile, resolve
+from bnlib.train import Paused, progress_bar, run
+
+
+class Runs(list):
+    """The finished runs of a grid, in the grid's order; `.missing` are the configs without one."""
+
+    def __init__(self, runs: Iterable[store.Run], missing: list[Config]):
+        super().__init__(runs)
+        self.missing = missing
+
+    def _repr_markdown_(self) -> str:
+        text = f"{len(self)} of {len(self) + len(self.missing)} runs are there"
+        return text + (f"; not yet run: {', '.join(f'`{c.id}`' for c in self.missing)}." if self.missing else ".")
+
+
+def work(config: Config) -> float:
+    """Multiply–adds of all forward passes of training, the measure by which runs are ordered and time is estimated."""
+    images = config.n_train or DATASETS.get(config.dataset, 50_000) - config.n_val
+    return models.multiply_adds(config.model) * images * config.epochs
+
+
+def run_all(configs: Iterable[Config], *, budget: str | float | None = None, missing: str = "train", **options) -> Runs:
+    """The runs of all configs, cheapest first, with one progress bar and an estimate of the time left.
+
+    budget: seconds, or a text such as `90s`, `30m`, `2h`; when it is spent, training stops at a checkpoint, and the
+    next call goes on from there. missing: `train`, or `skip` to return only what is there. Other options as for
+    `run`. Raises InputError for a budget or option that cannot be.
+    """
+    choose("missing", missing, ("train", "skip"))
+    results = options.get("results", "results")
+    deadline = None if budget is None else time.time() + seconds(budget)
+    configs = list(dict.fromkeys(configs))
+    found = {config: store.find(config, results) for config in configs}
+    to_train = sorted((c for c in configs if not found[c]), key=lambda c: (not started(c, results), work(c)))
+    if missing == "train" and to_train:
+        with progress_bar(sum(map(work, to_train)), f"{len(to_train)} runs") as bar:
+            for number, config in enumerate(to_train, 1):
+                bar.set_description(f"{number}/{len(to_train)} {config.id}")
+                try:
+                    found[config] = run(config, deadline=deadline, bar=bar, **options)
+                except Paused:
+                    break
+    return Runs([found[c] for c in configs if found[c]], [c for c in configs if not found[c]])
+
+
+def started(config: Config, results: str | Path = "results") -> bool:
+    """Whether a checkpoint of this config waits to be gone on with."""
+    return store.checkpoint_file(config, results).exists()
+
+
+def seconds(budget: str | float) -> float:
+    """`90s`, `30m`, `1.5h` or a number of seconds → seconds. Raises InputError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(budget).strip())
+    if not found:
+        raise InputError(f"budget={budget!r}: must be a time such as 90s, 30m or 2h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def notebook_configs(notebook: Path, **parameters) -> list[Config]:
+    """The grid that a notebook lists: its cells tagged `parameters` and `grid`, run with these parameters.
+
+    So the list a reader sees in the notebook is the one that `campaign` trains. Empty where no cell is tagged `grid`.
+    """
+    cells = json.loads(Path(notebook).read_text())["cells"]
+    names = {"Config": Config, "profile": profile}
+    for tag in ("parameters", "grid"):
+        for cell in cells:
+            if tag in cell["metadata"].get("tags", ()):
+                exec("".join(cell["source"]), names)
+        if tag == "parameters":
+            names.update(parameters)
+    return names.get("configs", [])
+
+
+def campaign_configs(profile_name: str) -> list[Config]:
+    """All configs that the notebooks list for a profile, each once."""
+    notebooks = sorted(resolve("notebooks").glob("*.ipynb"))
+    return list(dict.fromkeys(c for notebook in notebooks for c in notebook_configs(notebook, profile_name=profile_name)))

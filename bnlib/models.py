@@ -1,0 +1,109 @@
+"""The networks, plainly written, each naming its paper, and the draw of their weights from a seed."""
+
+import math
+
+import torch
+from torch import nn
+
+from bnlib.bnrelu import BN, BNReLU
+from bnlib.config import BN_INITS, CONV_INITS, choose, generator, parse_model
+
+
+class Shortcut(nn.Sequential):
+    """1×1 convolution and batch norm where a block changes its input's shape (He et al. 2015, option B)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BN(outputs))
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut (He et al. 2015, Fig. 2); (N, C, H, W) → (N, C', H/s, W/s)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = BNReLU(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = BNReLU(outputs)
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = Shortcut(inputs, outputs, stride) if changes else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn1(self.conv1(x))
+        return self.bn2(self.conv2(y), add=self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """CIFAR ResNet of depth 6n+2 (He et al. 2015, Sec. 4.2): three stages of n blocks; (N, 3, H, W) → (N, classes).
+
+    Width W multiplies the channels 16, 32, 64 of the stages (Frankle et al. 2021, Table 1).
+    """
+
+    def __init__(self, depth: int, width: int, classes: int):
+        super().__init__()
+        channels = [16 * width, 32 * width, 64 * width]
+        self.conv = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        self.bn = BNReLU(channels[0])
+        blocks, inputs = [], channels[0]
+        for stage, outputs in enumerate(channels):
+            for block in range((depth - 2) // 6):
+                blocks.append(BasicBlock(inputs, outputs, stride=2 if stage and not block else 1))
+                inputs = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.output = nn.Linear(channels[-1], classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.blocks(self.bn(self.conv(x)))
+        return self.output(x.mean((2, 3)))
+
+
+def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal", bn_init: str = "uniform") -> ResNet:
+    """The network `name` for `classes` classes, its weights drawn from the seed on the CPU, in float32.
+
+    The draw is independent of device and of torch's global state. Convolutions and output weights are rounded to
+    bfloat16 values, so that a run in bf16 and one in fp32 train the very same network.
+    Raises InputError for an unknown network or initialisation.
+    """
+    depth, width = parse_model(name)
+    with torch.device("meta"):                         # no weights drawn twice
+        network = ResNet(depth, width, classes)
+    network.to_empty(device="cpu")
+    draws = generator(seed, "weights")
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                _draw_weight(module, choose("conv_init", conv_init, CONV_INITS), draws)
+            elif isinstance(module, nn.BatchNorm2d):
+                _draw_affine(module, choose("bn_init", bn_init, BN_INITS), draws)
+    return network
+
+
+def _draw_weight(module: nn.Module, how: str, draws) -> None:
+    fan_in = module.weight[0].numel()
+    values = draws.standard_normal(module.weight.shape, dtype="float32") * math.sqrt(2 / fan_in)    # He normal
+    module.weight.copy_(torch.from_numpy(values).bfloat16())
+    if module.bias is not None:
+        module.bias.zero_()
+
+
+def _draw_affine(module: nn.BatchNorm2d, how: str, draws) -> None:
+    module.reset_running_stats()
+    module.weight.copy_(torch.from_numpy(draws.random(module.num_features, dtype="float32")))
+    module.bias.zero_()
+
+
+def multiply_adds(name: str, height: int = 32, width: int = 32) -> int:
+    """Multiply–add operations of the convolutions in one forward pass over one image of `height` × `width` pixels."""
+    with torch.device("meta"):
+        network = ResNet(*parse_model(name), classes=1)
+    total = 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        total += output[0].numel() * module.weight[0].numel()
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count)
+    network(torch.empty(1, 3, height, width, device="meta"))
+    return total

@@ -1,0 +1,203 @@
+"""`results/`: write a record atomically, find it, load it as a `Run`, rebuild its network."""
+
+import fnmatch
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.numpy import load_file, save
+from torch import nn
+
+from bnlib import models
+from bnlib.config import Config, InputError, resolve
+from bnlib.freeze import select
+
+FORMAT = 1               # of the record: raised when its files change
+PROTOCOL = 1             # of the science: raised when a config would give another result
+SMALL = 64 * 1024        # bytes of trained tensors, beside batch norm's, that a record still stores
+
+
+class Run:
+    """One finished run, read from its record; files are read when first asked for.
+
+    `.id .config .metrics .provenance .status` come from `run.json`; `.history` is a DataFrame, one row an epoch;
+    `.gamma .beta .running_mean .running_var` map a layer's name to its array, first layer first.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        try:
+            self.record = json.loads((self.folder / "run.json").read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.folder}: not a run record ({error}); remove the folder and run again") from None
+        if self.record.get("format") != FORMAT:
+            raise InputError(f"{self.folder}: record format {self.record.get('format')!r}, this bnlib reads {FORMAT}; "
+                             "remove the folder and run again, or use the bnlib that wrote it")
+        self.config = Config.from_dict(self.record["config"])
+        self.id, self.status = self.record["id"], self.record["status"]
+        self.metrics, self.provenance = self.record["metrics"], self.record["provenance"]
+
+    def __repr__(self):
+        accuracy = self.metrics.get("test_accuracy")
+        return f"Run({self.id}, {self.status}" + (f", test accuracy {accuracy:.2%})" if accuracy is not None else ")")
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row an epoch: epoch, lr, losses, accuracies as shares of 1, seconds."""
+        return pd.read_csv(self.folder / "history.csv")
+
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """Predicted class and its confidence for each test image, in canonical order."""
+        return pd.read_csv(self.folder / "predictions.csv.gz")
+
+    @cached_property
+    def tensors(self) -> dict[str, np.ndarray]:
+        """The stored tensors under their names in the network."""
+        return load_file(self.folder / "tensors.safetensors")
+
+    @cached_property
+    def trajectory(self) -> dict[str, np.ndarray]:
+        """`epochs` (E,), and for each BN layer `<layer>.gamma` and `<layer>.beta` (E, channels) after them."""
+        return load_file(self.folder / "trajectory.safetensors")
+
+    def _of_each_layer(self, part: str) -> dict[str, np.ndarray]:
+        return {layer: self.tensors[f"{layer}.{part}"] for layer in self.record["bn_layers"]}
+
+    @property
+    def gamma(self) -> dict[str, np.ndarray]:
+        return self._of_each_layer("weight")
+
+    @property
+    def beta(self) -> dict[str, np.ndarray]:
+        return self._of_each_layer("bias")
+
+    @property
+    def running_mean(self) -> dict[str, np.ndarray]:
+        return self._of_each_layer("running_mean")
+
+    @property
+    def running_var(self) -> dict[str, np.ndarray]:
+        return self._of_each_layer("running_var")
+
+    def network(self) -> nn.Module:
+        """The trained network, in evaluation mode and float32: frozen weights drawn from the seed, trained ones put in.
+
+        Raises InputError where the record does not hold all trained weights, as after training a whole network,
+        or where the drawn weights are not those that were trained with.
+        """
+        if not self.record["complete"]:
+            raise InputError(f"{self.id}: its trained weights are too large to store; train it again with `run`, "
+                             "or look at a run that trains batch norm alone")
+        config = self.config
+        network = models.build(config.model, self.record["classes"], seed=config.seed, conv_init=config.conv_init,
+                               bn_init=config.bn_init)
+        if frozen_sha256(network, config.trainable) != self.provenance["frozen_sha256"]:
+            raise InputError(f"{self.id}: the weights drawn from seed {config.seed} are not those of the record; "
+                             "another version of NumPy or of bnlib drew them")
+        network.load_state_dict({name: torch.from_numpy(value) for name, value in self.tensors.items()}, strict=False)
+        return network.eval()
+
+
+def frozen_sha256(network: nn.Module, trainable: str) -> str:
+    """SHA-256 over the parameters that `trainable` leaves frozen, as float32, in the network's order."""
+    training, digest = select(network, trainable), hashlib.sha256()
+    for name, parameter in network.named_parameters():
+        if name not in training:
+            digest.update(name.encode() + parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------- places
+
+def record_folder(results: str | Path, run_id: str) -> Path:
+    """Where the record of `run_id` is or will be. Raises InputError for an id that is no plain name."""
+    if not run_id or run_id.startswith(".") or Path(run_id).name != run_id:
+        raise InputError(f"run id {run_id!r}: must be a plain name such as {Config().id}")
+    return resolve(results) / "runs" / run_id
+
+
+def scratch_folder(results: str | Path) -> Path:
+    """Where checkpoints and event files go: `build/`, which git ignores; beside results kept elsewhere."""
+    results = resolve(results)
+    return results.parent / "build" if (results.parent / "bnlib").is_dir() else results.parent
+
+
+def checkpoint_file(config: Config, results: str | Path = "results") -> Path:
+    """Where the checkpoint of a run is while it trains."""
+    return scratch_folder(results) / "checkpoints" / f"{config.id}.pt"
+
+
+# ------------------------------------------------------------------------------------------ write, find
+
+def write(results: str | Path, record: dict, history: pd.DataFrame, tensors: dict[str, np.ndarray],
+          trajectory: dict[str, np.ndarray], predictions: pd.DataFrame | None) -> Run:
+    """Writes a record whole or not at all: into a folder beside its place, then renamed to it."""
+    files = {
+        "history.csv": history.to_csv(index=False).encode(),
+        "tensors.safetensors": save(tensors),
+        "trajectory.safetensors": save(trajectory),
+    }
+    if predictions is not None:
+        text = io.BytesIO()
+        with gzip.GzipFile(fileobj=text, mode="wb", mtime=0) as packed:
+            packed.write(predictions.to_csv(index=False, float_format="%.3f").encode())
+        files["predictions.csv.gz"] = text.getvalue()
+    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    record = {"format": FORMAT, "protocol": PROTOCOL, **record, "sha256": checksums}
+    files["run.json"] = (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
+
+    folder = record_folder(results, record["id"])
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Run(folder)
+
+
+def find(config: Config, results: str | Path = "results") -> Run | None:
+    """The record of this config, or None if there is none of this protocol."""
+    folder = record_folder(results, config.id)
+    if not folder.exists():
+        return None
+    run = Run(folder)
+    return run if run.record["protocol"] == PROTOCOL else None
+
+
+def all_runs(results: str | Path = "results", **filters) -> list[Run]:
+    """Every record of this protocol whose config fields match, in the order of their ids.
+
+    A text may hold shell wildcards: `all_runs(model="resnet*", trainable="bn")`.
+    Raises InputError for a filter that is no field of Config.
+    """
+    fields = Config().to_dict()
+    for name in filters:
+        if name not in fields:
+            raise InputError(f"filter {name!r}: not a field of Config; fields: {', '.join(fields)}")
+    runs = [Run(folder) for folder in sorted((resolve(results) / "runs").glob("[!.]*"))]
+    return [run for run in runs if run.record["protocol"] == PROTOCOL
+            and all(_matches(getattr(run.config, name), wanted) for name, wanted in filters.items())]
+
+
+def _matches(value, wanted) -> bool:
+    return fnmatch.fnmatch(value, wanted) if isinstance(value, str) and isinstance(wanted, str) else value == wanted
+
+
+def load_runs(results: str | Path = "results", **filters) -> pd.DataFrame:
+    """One row a run, indexed by its id: status, config, metrics, and what the provenance says of its making."""
+    rows = {run.id: {"status": run.status, **run.config.to_dict(), "depth": run.config.depth, "width": run.config.width,
+                     **run.metrics, **run.provenance}
+            for run in all_runs(results, **filters)}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("id")

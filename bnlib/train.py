@@ -1,0 +1,406 @@
+"""One run, top to bottom: `run` loads or trains; set-up, loop, evaluation, checkpoint, resume, record."""
+
+import contextlib
+import ctypes
+import dataclasses
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bnlib import bnrelu, data, models, optim, store
+from bnlib.config import Config, InputError, choose
+from bnlib.freeze import count, freeze, select
+
+PRECISIONS = ("bf16", "fp32")
+TRAJECTORY_BYTES = 64 * 1024        # a record's logged γ and β: 20 epochs of ResNet-14, fewer of larger networks
+
+
+class Paused(Exception):
+    """The time is up; training stopped at a checkpoint, and the next call goes on from there."""
+
+
+def run(config: Config, *, results: str | Path = "results", device: str | None = None, precision: str | None = None,
+        tensorboard: bool = False, deadline: float | None = None, bar=None) -> store.Run:
+    """The run of this config: its record if there is one, else trained, from its checkpoint if it was interrupted.
+
+    device: `cuda`, `mps` or `cpu`; None: the first of them that is there. precision: `bf16` or `fp32`; None: bf16
+    where the device is fast at it. Both change speed, not the experiment. deadline: `time.time()` at which to stop
+    at a checkpoint, raising Paused. bar: a progress bar to advance instead of one of its own.
+    Raises InputError for a config, device or dataset that cannot be.
+    """
+    return store.find(config, results) or train(config, results=results, device=device, precision=precision,
+                                                tensorboard=tensorboard, deadline=deadline, bar=bar)
+
+
+# ---------------------------------------------------------------------------------------------- set-up
+
+def choose_device(device: str | None = None) -> torch.device:
+    """The device asked for, or the fastest there is. Raises InputError for one that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = device or next(name for name, is_there in there.items() if is_there)
+    if not there[choose("device", device, there)]:
+        raise InputError(f"device={device!r}: not on this machine; there is {', '.join(n for n in there if there[n])}")
+    return torch.device(device)
+
+
+def choose_precision(device: torch.device, precision: str | None = None) -> str:
+    """The precision asked for, or bf16 where the device computes faster in it than in fp32."""
+    if precision is not None:
+        return choose("precision", precision, PRECISIONS)
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    fast = device.type == "cpu" and {"avx512_bf16", "amx_bf16"} & set(bnrelu.processor().split())
+    return "bf16" if fast else "fp32"
+
+
+def place(network: nn.Module, config: Config, device: torch.device, precision: str) -> list[nn.Parameter]:
+    """Freezes, moves and lays out the network for training, in place; returns the parameters that train.
+
+    Frozen convolutions are cast once, so that no step casts them again, and have no gradient to compute. What trains
+    stays in float32 and is cast by autocast.
+    """
+    trainable = list(freeze(network, config.trainable).values())
+    network.to(device, memory_format=torch.channels_last)
+    if precision == "bf16":
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                for parameter in module.parameters():
+                    if not parameter.requires_grad:
+                        parameter.data = parameter.data.bfloat16()
+    return trainable
+
+
+def keep_memory() -> None:
+    """Tells glibc to keep freed memory: activations handed back and faulted in each step cost up to 30 %."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)           # M_MMAP_THRESHOLD: take large blocks from the heap
+        libc.mallopt(-1, 2**31 - 1)         # M_TRIM_THRESHOLD: and keep them there
+
+
+def autocast(device: torch.device, precision: str):
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+def train(config: Config, *, results: str | Path = "results", device: str | None = None, precision: str | None = None,
+          tensorboard: bool = False, deadline: float | None = None, bar=None) -> store.Run:
+    """Trains the config to its end and writes its record; arguments as for `run`."""
+    began, code = time.time(), commit()
+    device = choose_device(device)
+    precision = choose_precision(device, precision)
+    keep_memory()
+
+    dataset = data.load(config.dataset)
+    network = models.build(config.model, len(dataset.classes), seed=config.seed, conv_init=config.conv_init,
+                           bn_init=config.bn_init)
+    frozen_sha256 = store.frozen_sha256(network, config.trainable)
+    trainable = place(network, config, device, precision)
+
+    normalise = data.Normalise(dataset, device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    in_training, in_validation = data.split(config, len(dataset.x_train))
+    batches = data.TrainingBatches(dataset.x_train[in_training], dataset.y_train[in_training], config, normalise,
+                                   device)
+    held_out = {"test": (dataset.x_test.to(device), dataset.y_test.to(device))}
+    if config.n_val:
+        held_out["val"] = (dataset.x_train[in_validation].to(device), dataset.y_train[in_validation].to(device))
+
+    optimizer = optim.optimizer(trainable, config)
+    schedule = optim.schedule(optimizer, config, len(batches))
+    progress = Progress(network, optimizer, schedule)
+    checkpoint = store.checkpoint_file(config, results)
+    progress.load(checkpoint, device)
+    log_at = logged_epochs(config.epochs, count(network, "bn"))
+    if not progress.history:
+        progress.log_affine(0)
+    work = models.multiply_adds(config.model, *batches.size) * len(batches.labels)
+    events = open_events(results, config) if tensorboard else None
+
+    with progress_bar(config.epochs * work, config.id, bar) as bar:
+        bar.update(len(progress.history) * work)
+        for epoch in range(len(progress.history) + 1, config.epochs + 1):
+            if progress.diverged:
+                break
+            stop_in_time(deadline, progress.history)
+            epoch_began = time.time()
+            row = {"epoch": epoch, "lr": round(optimizer.param_groups[0]["lr"], 12)}
+            row |= train_epoch(network, batches, epoch, optimizer, schedule, precision)
+            row["seconds"] = time.time() - epoch_began
+            if epoch < config.epochs:                # the last epoch's evaluation is the record's, below
+                for name, (images, labels) in held_out.items():
+                    row |= evaluate(network, images, labels, normalise, precision).row(name)
+            progress.history.append(row)
+            if epoch in log_at:
+                progress.log_affine(epoch)
+            progress.save(checkpoint)
+            show(bar, work, row, len(batches.labels))
+            log_events(events, row)
+
+    # The record's numbers come from one evaluation in float32, so that another machine finds the same.
+    network.float()
+    normalise.dtype = torch.float32
+    final = {name: evaluate(network, images, labels, normalise, "fp32") for name, (images, labels) in held_out.items()}
+    for name, evaluation in final.items():
+        progress.history[-1] |= evaluation.row(name)
+    log_events(events, progress.history[-1])
+    if store.frozen_sha256(network, config.trainable) != frozen_sha256:
+        raise AssertionError(f"{config.id}: weights that should be frozen have changed; nothing was recorded")
+
+    finished = write_record(config, results, network, dataset, progress, final["test"], {
+        "device": device_name(device),
+        "precision": precision,
+        "bn_path": bn_path(device),
+        "seconds": round(time.time() - began + progress.seconds_before, 2),
+        "images_per_second": round(len(batches.labels) / np.median([row["seconds"] for row in progress.history]), 1),
+        "dataset_sha256": dataset.fingerprint,
+        "frozen_sha256": frozen_sha256,
+        "commit": code,
+    })
+    checkpoint.unlink(missing_ok=True)
+    return finished
+
+
+def train_epoch(network: nn.Module, batches: data.TrainingBatches, epoch: int, optimizer, schedule,
+                precision: str) -> dict[str, float]:
+    """One pass over the training images; their mean loss and accuracy while it went on.
+
+    Nothing is read back from the device before the end of the epoch.
+    """
+    network.train()
+    loss_sum = torch.zeros((), device=batches.device)
+    correct = torch.zeros((), device=batches.device, dtype=torch.int64)
+    for images, labels in batches.epoch(epoch):
+        with autocast(batches.device, precision):
+            logits = network(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        if loss.requires_grad:                       # not where nothing trains
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+        loss_sum += loss.detach() * len(labels)
+        correct += (logits.argmax(1) == labels).sum()
+    return {"train_loss": loss_sum.item() / len(batches.labels), "train_accuracy": correct.item() / len(batches.labels)}
+
+
+@dataclass
+class Evaluation:
+    """What a network makes of a set of images, in their order."""
+
+    loss: float                 # mean cross-entropy
+    correct: int                # images whose most probable class is the right one
+    predicted: np.ndarray       # (N,), the most probable class
+    confidence: np.ndarray      # (N,), its probability
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / len(self.predicted)
+
+    def row(self, name: str) -> dict[str, float]:
+        return {f"{name}_loss": self.loss, f"{name}_accuracy": self.accuracy}
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, normalise: data.Normalise,
+             precision: str) -> Evaluation:
+    """Loss and exact count of correct predictions over all `images` (uint8, N×H×W×C), in evaluation mode."""
+    network.eval()
+    logits = []
+    for part in images.split(500):
+        with autocast(images.device, precision):
+            logits.append(network(normalise(part)).float())
+    logits = torch.cat(logits)
+    confidence, predicted = logits.softmax(1).max(1)
+    return Evaluation(F.cross_entropy(logits, labels).item(), int((predicted == labels).sum()),
+                      predicted.cpu().numpy(), confidence.cpu().numpy())
+
+
+def test(network: nn.Module, dataset: str, device: str | None = None) -> Evaluation:
+    """The network on all test images of a dataset, in float32, as the record's own numbers are computed."""
+    device, loaded = choose_device(device), data.load(dataset)
+    network = network.to(device, memory_format=torch.channels_last)
+    return evaluate(network, loaded.x_test.to(device), loaded.y_test.to(device),
+                    data.Normalise(loaded, device, torch.float32), "fp32")
+
+
+# ------------------------------------------------------------------------------------ checkpoint and resume
+
+class Progress:
+    """All that changes while a run trains, saved after every epoch.
+
+    Order and augmentation follow from seed and epoch (`data.TrainingBatches`), so no generator's state is part of it.
+    """
+
+    def __init__(self, network: nn.Module, optimizer, schedule):
+        self.network, self.optimizer, self.schedule = network, optimizer, schedule
+        self.history: list[dict] = []                 # one row an epoch
+        self.affine: dict[int, dict] = {}             # epoch → parameters of batch norm then, float16
+        self.began, self.seconds_before = time.time(), 0.0
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.history) and not np.isfinite(self.history[-1]["train_loss"])
+
+    def log_affine(self, epoch: int) -> None:
+        self.affine[epoch] = {name: parameter.detach().half().cpu().clone()
+                              for name, parameter in select(self.network, "bn").items()}
+
+    def changing(self) -> dict[str, torch.Tensor]:
+        """The network's tensors that the seed does not give back: what trains, and the running statistics."""
+        return {name: tensor for name, tensor in self.network.state_dict(keep_vars=True).items()
+                if tensor.requires_grad or not isinstance(tensor, nn.Parameter)}
+
+    def save(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "network": {name: tensor.detach() for name, tensor in self.changing().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "history": self.history,
+            "affine": self.affine,
+            "seconds": self.seconds_before + time.time() - self.began,
+        }
+        partial = file.with_suffix(f".{os.getpid()}")
+        torch.save(state, partial)
+        os.replace(partial, file)
+
+    def load(self, file: Path, device: torch.device) -> None:
+        if not file.exists():
+            return
+        state = torch.load(file, map_location=device, weights_only=True)
+        self.network.load_state_dict(state["network"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.history, self.affine, self.seconds_before = state["history"], state["affine"], state["seconds"]
+
+
+def logged_epochs(epochs: int, parameters: int) -> set[int]:
+    """The epochs after which γ and β are logged: evenly spaced, the last included, fewer as networks grow."""
+    times = int(np.clip(TRAJECTORY_BYTES / (2 * parameters), 2, 20))
+    return {round(epoch) for epoch in np.linspace(epochs / times, epochs, times)} - {0}
+
+
+def stop_in_time(deadline: float | None, history: list[dict]) -> None:
+    """Raises Paused if another epoch would end after the deadline."""
+    if deadline is not None and time.time() + (history[-1]["seconds"] if history else 0) > deadline:
+        raise Paused
+
+
+# ---------------------------------------------------------------------------------------------- record
+
+def write_record(config: Config, results, network: nn.Module, dataset: data.Dataset, progress: Progress,
+                 final: Evaluation, provenance: dict) -> store.Run:
+    """The run's record: what the seed does not give back, and where it all came from."""
+    affine = select(network, "bn")
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    other_bytes = sum(p.numel() * p.element_size() for name, p in trained.items() if name not in affine)
+    complete = other_bytes <= store.SMALL
+    kept = {**affine, **(trained if complete else {}), **dict(network.named_buffers())}
+    tensors = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in kept.items()}
+    trajectory = {"epochs": np.array(list(progress.affine))}
+    for layer in layers:
+        for part, name in (("weight", "gamma"), ("bias", "beta")):
+            trajectory[f"{layer}.{name}"] = np.stack([at[f"{layer}.{part}"].numpy() for at in progress.affine.values()])
+
+    last = {name: value for name, value in progress.history[-1].items() if name not in ("epoch", "lr", "seconds")}
+    record = {
+        "id": config.id,
+        "status": "diverged" if progress.diverged else "done",
+        "config": config.to_dict(),
+        "metrics": {
+            **{name: value if np.isfinite(value) else None for name, value in last.items()},
+            "test_correct": final.correct,
+            "test_images": len(final.predicted),
+            "epochs_run": len(progress.history),
+            "parameters_trained": count(network, config.trainable),
+            "parameters": count(network),
+        },
+        "classes": len(dataset.classes),
+        "bn_layers": layers,
+        "complete": complete,
+        "provenance": provenance | {
+            "finished": time.strftime("%Y-%m-%d", time.gmtime()),
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "numpy")},
+        },
+    }
+    predictions = pd.DataFrame({"predicted": final.predicted, "confidence": final.confidence})
+    return store.write(results, record, pd.DataFrame(progress.history), tensors, trajectory, predictions)
+
+
+def device_name(device: torch.device) -> str:
+    """The device's model, such as `NVIDIA H200` or `AMD EPYC, 2 threads`; never the host's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return f"{model}, {torch.get_num_threads()} threads" if device.type == "cpu" else model
+    return f"{platform.machine()} {device.type}"
+
+
+def bn_path(device: torch.device) -> str:
+    """Which of its two paths `BNReLU` takes here, and if it is torch's, why."""
+    if device.type != "cpu":
+        return "torch"
+    why_not = bnrelu.fast_path()
+    return f"torch ({why_not})" if why_not else "C++"
+
+
+@cache
+def commit() -> str | None:
+    """The git commit of this code, with `+` where bnlib has uncommitted changes; None outside a repository."""
+    here = Path(__file__).parent
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(here)) else "")
+    return None
+
+
+# -------------------------------------------------------------------------------------------- what is shown
+
+def progress_bar(total: float, description: str, bar=None):
+    """A bar for `total` multiply–adds; quiet where there is neither a terminal nor a notebook, or BNLIB_PROGRESS=0."""
+    if bar is not None:
+        return contextlib.nullcontext(bar)
+    from tqdm.auto import tqdm
+    return tqdm(total=total, desc=description, leave=False, disable=True if os.environ.get("BNLIB_PROGRESS") == "0"
+                else None, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
+
+
+def show(bar, work: float, row: dict, images: int) -> None:
+    accuracy = f", {row['test_accuracy']:.1%}" if "test_accuracy" in row else ""
+    bar.set_postfix_str(f"epoch {row['epoch']}, {images / row['seconds']:,.0f} images/s{accuracy}", refresh=False)
+    bar.update(work)
+
+
+def open_events(results, config: Config):
+    """A writer of TensorBoard event files under `build/tensorboard/<run id>`."""
+    from torch.utils.tensorboard import SummaryWriter
+    events = SummaryWriter(store.scratch_folder(results) / "tensorboard" / config.id)
+    events.add_text("config", "\n".join(f"    {key}: {value}" for key, value in dataclasses.asdict(config).items()))
+    return events
+
+
+def log_events(events, row: dict) -> None:
+    if events is not None:
+        for name, value in row.items():
+            if name != "epoch":
+                events.add_scalar(name, value, row["epoch"])
+        events.flush()
