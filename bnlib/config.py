@@ -91,12 +91,12 @@ class Config:
     trainable: str = "bn"                          # what learns: all, bn, gamma, beta, output, none; a+b for both
     conv_init: str = "he_normal"                   # convolutions and output layer; the paper's choice
     bn_init: str = "uniform"                       # γ ~ U(0, 1), β = 0; the paper's choice
-    optimizer: str = "sgd"
-    lr: float = 0.1
-    momentum: float = 0.9
+    optimizer: str = "sgd"                         # SGD with momentum
+    lr: float = 0.1                                # learning rate at the start
+    momentum: float = 0.9                          # of SGD
     weight_decay: float = 1e-4                     # on all that trains, γ and β too, as in the paper
-    batch_size: int = 128
-    epochs: int = 160
+    batch_size: int = 128                          # images a step
+    epochs: int = 160                              # passes over the training images
     milestones: tuple[float, ...] = (0.5, 0.75)    # fractions of training after which lr drops tenfold
     warmup_epochs: float = 0.0                     # lr rises linearly from zero over so many epochs
     augment: str = "crop+flip"                     # random crop after 4-pixel padding, horizontal flip
@@ -226,7 +226,7 @@ _SHORT = _PAPER | {
 }
 _DEMO = {
     # a mirrored digit is no digit, hence no flip; small batches, or 1,437 images would make 11 steps an epoch
-    "training": {"dataset": "digits", "epochs": 8, "batch_size": 32, "augment": "crop"},
+    "training": {"dataset": "digits", "epochs": 15, "batch_size": 32, "augment": "crop"},
     "depths": [8, 14, 20],
     "widths": [1, 2, 4],
     "width_depth": 8,

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import pandas as pd
+
 from bnlib import models, store
 from bnlib.config import DATASETS, Config, InputError, choose, profile, resolve
 from bnlib.train import Paused, progress_bar, run
@@ -85,4 +87,18 @@ def notebook_configs(notebook: Path, **parameters) -> list[Config]:
 def campaign_configs(profile_name: str) -> list[Config]:
     """All configs that the notebooks list for a profile, each once."""
     notebooks = sorted(resolve("notebooks").glob("*.ipynb"))
-    return list(dict.fromkeys(c for notebook in notebooks for c in notebook_configs(notebook, profile_name=profile_name)))
+    return list(dict.fromkeys(config for notebook in notebooks
+                              for config in notebook_configs(notebook, profile_name=profile_name)))
+
+
+def coverage(profiles: list[str], results: str | Path = "results") -> pd.DataFrame:
+    """How much of each profile's grid has been run: a row a network and mode, `done of wanted` seeds a profile."""
+    rows = []
+    for profile_name in profiles:
+        for config in campaign_configs(profile_name):
+            rows.append({"depth": config.depth, "width": config.width, "network": config.model, "trained": config.trainable,
+                         "profile": profile_name, "done": store.find(config, results) is not None})
+    cells = pd.DataFrame(rows).groupby(["depth", "width", "network", "trained", "profile"])["done"].agg(["sum", "count"])
+    stated = cells["sum"].astype(str) + " of " + cells["count"].astype(str)
+    table = stated.unstack("profile").reindex(columns=profiles).fillna("–")
+    return table.reset_index(["network", "trained"]).reset_index(drop=True).rename_axis(columns=None)

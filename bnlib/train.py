@@ -188,7 +188,7 @@ def train_epoch(network: nn.Module, batches: data.TrainingBatches, epoch: int, o
         if loss.requires_grad:                       # not where nothing trains
             optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
+        optimizer.step()
         schedule.step()
         loss_sum += loss.detach() * len(labels)
         correct += (logits.argmax(1) == labels).sum()
@@ -227,7 +227,7 @@ def evaluate(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, nor
                       predicted.cpu().numpy(), confidence.cpu().numpy())
 
 
-def test(network: nn.Module, dataset: str, device: str | None = None) -> Evaluation:
+def evaluate_on_test_set(network: nn.Module, dataset: str, device: str | None = None) -> Evaluation:
     """The network on all test images of a dataset, in float32, as the record's own numbers are computed."""
     device, loaded = choose_device(device), data.load(dataset)
     network = network.to(device, memory_format=torch.channels_last)

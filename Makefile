@@ -1,0 +1,56 @@
+# Two commands do everything: `make reproduce` and `make test`. `make help` lists the rest.
+
+PYTHON   ?= python3
+PROFILE  ?= demo
+NOTEBOOKS ?=
+BUDGET   ?=
+FRESH    ?=
+ARGS     ?= resnet14 --trainable bn --epochs 16 --seed 0
+
+BIN   := .venv/bin
+READY := .venv/ready
+
+.PHONY: help setup reproduce report test lint lab train bench lock clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: $(READY)  ## create .venv with the locked packages (2 minutes, 6 GB)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bnlib needs Python 3.11 or newer; set PYTHON=python3.12, say")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+reproduce: $(READY)  ## train what is missing, make all figures: PROFILE=demo|short|paper BUDGET=30m FRESH=1 NOTEBOOKS="01_depth summary"
+	@$(BIN)/python -m bnlib reproduce --profile $(PROFILE) $(if $(NOTEBOOKS),--notebooks "$(NOTEBOOKS)") \
+		$(if $(BUDGET),--budget $(BUDGET)) $(if $(FRESH),--fresh)
+
+report: $(READY)  ## render all notebooks and figures from results/, training nothing
+	@$(BIN)/python -m bnlib report
+
+test: $(READY)  ## run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(READY)  ## check style, notebooks and the sizes of results/ and figures/
+	@$(BIN)/ruff check .
+	@$(BIN)/python tests/lint.py
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	@$(BIN)/jupyter lab notebooks/summary.ipynb
+
+train: $(READY)  ## train one network: ARGS="resnet14 --trainable bn --epochs 16 --seed 0"
+	@$(BIN)/python -m bnlib train $(ARGS)
+
+bench: $(READY)  ## measure the speed of training, side by side (3 minutes)
+	@$(BIN)/python -m benchmarks.speed
+
+lock:  # resolve requirements.lock anew (needs uv), for maintainers
+	uv pip compile pyproject.toml --extra report --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --upgrade -o requirements.lock
+
+clean:  ## remove build/; records in results/ and data/ stay
+	rm -rf build

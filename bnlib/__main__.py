@@ -1,0 +1,185 @@
+"""The command line: python -m bnlib train | test | list | show | data | campaign | reproduce | report."""
+
+import argparse
+import dataclasses
+import inspect
+import json
+import re
+import sys
+
+from bnlib import Config, InputError, data, grid, load_runs, run, store
+from bnlib.config import PROFILES, choose
+from bnlib.train import choose_device, evaluate_on_test_set
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; a mistake in its words is one line and exit status 2, an interruption 130."""
+    try:
+        options = vars(parser().parse_args(arguments))
+        options.pop("command")(**options)
+    except InputError as error:
+        print(f"bnlib: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bnlib: interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = Parser(prog="python -m bnlib", description="Train batch norm and only batch norm.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(command, example, **arguments):
+        name = command.__name__.removesuffix("_")
+        sub = commands.add_parser(name, help=command.__doc__.splitlines()[0], description=command.__doc__,
+                                  epilog=f"example: python -m bnlib {example}", allow_abbrev=False)
+        sub.set_defaults(command=command)
+        for flag, settings in arguments.items():
+            names = [flag] if settings.pop("positional", False) else ["--" + flag.replace("_", "-")]
+            sub.add_argument(*names, **settings)
+        return sub
+
+    results = {"default": "results", "metavar": "DIR", "help": "folder of the records (results)"}
+    device = {"default": None, "help": "cuda, mps or cpu; the first that is there"}
+    profile = {"default": "short", "help": ", ".join(PROFILES)}
+    budget = {"default": None, "metavar": "TIME", "help": "stop cleanly after so long: 90s, 30m, 2h"}
+    sub = add(train, "train resnet14 --trainable bn --epochs 16 --seed 0",
+              model={"positional": True, "help": "resnet14, resnet110, resnet14x8, …"}, results=dict(results), device=device,
+              precision={"default": None, "help": "bf16 or fp32; bf16 where the device is fast at it"},
+              tensorboard={"action": "store_true", "help": "write event files to build/tensorboard"})
+    for field in dataclasses.fields(Config):
+        if field.name != "model":
+            sub.add_argument("--" + field.name.replace("_", "-"), type=_value, default=argparse.SUPPRESS,
+                             nargs="+" if field.name == "milestones" else None, metavar="X",
+                             help=f"{_comments()[field.name]} ({field.default})".replace("%", "%%"))
+    add(test_, "test cifar10-resnet14-bn-s0-78e9d3a6",
+        run_or_model={"positional": True, "help": "a run's id, or a network's name for one that is not trained"},
+        dataset={"default": "cifar10", "help": "the set to test an untrained network on (cifar10)"},
+        seed={"default": 0, "type": int, "help": "draws the untrained network (0)"}, results=dict(results), device=device)
+    add(list_, 'list --model "resnet*" --trainable bn', results=dict(results),
+        **{name: {"default": None, "help": f"only this {name}; * and ? are wildcards"}
+           for name in ("dataset", "model", "trainable")})
+    add(show, "show cifar10-resnet14-bn-s0-78e9d3a6", run_id={"positional": True, "help": "as `list` prints it"},
+        results=dict(results))
+    add(data_, "data cifar10", name={"positional": True, "help": ", ".join(data.DATASETS) + ", or an image folder"})
+    add(campaign, "campaign --profile paper --budget 9m", profile=profile, budget=budget, results=dict(results))
+    add(reproduce, 'reproduce --profile demo --notebooks "01_depth summary"', profile={**profile, "default": "demo"},
+        notebooks={"default": None, "help": "which of them, in quotes; all"}, budget=budget,
+        fresh={"action": "store_true", "help": "train everything anew, below build/"})
+    add(report, "report", profile=profile)
+    return top
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its complaints in the one-line form of all others."""
+
+    def error(self, message):
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+# ------------------------------------------------------------------------------------------- commands
+
+def train(model, results, device, precision, tensorboard, **fields):
+    """Train one network, or load its record if there is one."""
+    if model.startswith("cifar_"):       # an earlier study's spelling says what trains
+        fields.setdefault("trainable", "bn" if model.startswith("cifar_freeze") else "all")
+    finished = run(Config(model=model, **fields), results=results, device=device, precision=precision,
+                   tensorboard=tensorboard)
+    _print_run(finished)
+
+
+def test_(run_or_model, dataset, seed, results, device):
+    """Evaluate a finished run, or an untrained network, on all test images."""
+    folder = store.record_folder(results, run_or_model)
+    if folder.exists():
+        recorded = store.Run(folder)
+        network, dataset = recorded.network(), recorded.config.dataset
+    else:
+        config = Config(model=run_or_model, dataset=dataset, seed=seed)
+        network = _untrained(config)
+    found = evaluate_on_test_set(network, dataset, device)
+    print(f"{run_or_model}: {found.correct:,} of {len(found.predicted):,} test images of {dataset} right "
+          f"({found.accuracy:.2%}), loss {found.loss:.4f}, on {choose_device(device).type}")
+
+
+def list_(results, **filters):
+    """List the records, one line a run."""
+    table = load_runs(results, **{name: value for name, value in filters.items() if value is not None})
+    if table.empty:
+        print(f"no records in {results} match")
+        return
+    for row in table.sort_values(["dataset", "depth", "width", "trainable", "epochs", "seed"]).itertuples():
+        accuracy = f"{row.test_accuracy:7.2%}" if row.status == "done" else row.status
+        print(f"{row.Index:44s} {row.epochs:4d} epochs  {accuracy}  {row.seconds / 60:6.1f} min  {row.device}")
+
+
+def show(run_id, results):
+    """Show a run: its config, history, metrics and provenance."""
+    folder = store.record_folder(results, run_id)
+    if not folder.exists():
+        choose("run", run_id, [r.id for r in store.all_runs(results)])
+    _print_run(store.Run(folder), whole=True)
+
+
+def data_(name):
+    """Fetch a dataset where it is not there yet, and check every pixel and label."""
+    found = data.load(name)
+    print(f"{name}: {len(found.x_train):,} training and {len(found.x_test):,} test images "
+          f"{'×'.join(map(str, found.x_train.shape[1:]))}, {len(found.classes)} classes, fingerprint {found.fingerprint[:16]}…")
+
+
+def campaign(profile, budget, results):
+    """Train what the profile's notebooks still lack, cheapest first, until the budget is spent."""
+    runs = grid.run_all(grid.campaign_configs(choose("profile", profile, PROFILES)), budget=budget, results=results)
+    print(f"{len(runs)} runs of profile {profile} are there, {len(runs.missing)} are missing")
+    for config in runs.missing:
+        print(f"  {config.id}" + (" (begun)" if grid.started(config, results) else ""))
+
+
+def reproduce(profile, notebooks, budget, fresh):
+    """Execute the notebooks with a profile, training what is missing."""
+    from bnlib import report
+    report.reproduce(profile, notebooks.split() if notebooks else None, budget, fresh)
+
+
+def report(profile):
+    """Render all notebooks and figures from the records, training nothing."""
+    from bnlib import report
+    report.render(profile)
+
+
+# -------------------------------------------------------------------------------------------- details
+
+def _print_run(found: store.Run, whole: bool = False) -> None:
+    if whole:
+        print(found.history.to_string(index=False, float_format=lambda x: f"{x:.4f}"))
+        for part in ("config", "metrics", "provenance"):
+            print(f"\n{part}\n{json.dumps(found.record[part], indent=1, ensure_ascii=False)}")
+        print()
+    accuracy = found.metrics["test_accuracy"]
+    print(f"{found.id}: {found.status}" + (f", test accuracy {accuracy:.2%}" if found.status == "done" else "")
+          + f", {found.metrics['parameters_trained']:,} of {found.metrics['parameters']:,} parameters trained"
+          + f", {found.provenance['images_per_second']:,.0f} images/s\n{found.folder}")
+
+
+def _untrained(config: Config):
+    from bnlib import models
+    return models.build(config.model, len(data.load(config.dataset).classes), seed=config.seed)
+
+
+def _value(text: str):
+    """A flag's text as the value that JSON knows (numbers, true, null), else as text."""
+    try:
+        return None if text == "None" else json.loads(text)
+    except ValueError:
+        return text
+
+
+def _comments() -> dict[str, str]:
+    """What the comment beside each field of Config says of it."""
+    return dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

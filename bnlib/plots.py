@@ -1,0 +1,201 @@
+"""A table in, a figure out: one short function each, one visual language for all."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from bnlib.analysis import DEAD, NOT, NOT_RUN, PARTLY, REPRODUCED, TRAINED, name
+from bnlib.store import Run
+
+#: One colour a training mode, in every figure (Okabe & Ito's palette, told apart by the colour-blind).
+COLOURS = {"bn": "#0072B2", "all": "#D55E00", "gamma": "#009E73", "beta": "#CC79A7", "output": "#E69F00",
+           "bn+output": "#56B4E9", "none": "#777777"}
+#: One marker a number of epochs: the paper's 160, the short profile's 16; anything else is a diamond.
+MARKERS = {160: "o", 16: "s"}
+
+STYLE = {
+    "figure.dpi": 110, "savefig.dpi": 220, "figure.constrained_layout.use": True,
+    "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "legend.frameon": False, "lines.linewidth": 1.4, "lines.markersize": 5,
+    "svg.hashsalt": "bnlib", "svg.fonttype": "path",
+}
+mpl.rcParams.update(STYLE)
+
+
+def save(figure: Figure, file_name: str, folder: str | Path) -> Figure:
+    """Writes the figure as SVG and PNG, the same bytes for the same figure; returns it, so that a cell shows it."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{file_name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{file_name}.png", metadata={"Software": None})
+    plt.close(figure)                  # shown as the cell's value, once
+    return figure
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+def table(styler):
+    """A table for reading: percentages with one digit, no index; for `DataFrame.style.pipe(plots.table)`."""
+    columns = styler.data.columns
+    digits = {c: "{:.1f}" for c in ("mean", "std", "images/s") if c in columns} | {"hours": "{:.2f}"}
+    thousands = {c: "{:,}" for c in ("parameters",) if c in columns}
+    titles = {"mean": "mean (%)", "std": "± std (%)", "n": "seeds done"}
+    styler = styler.format({c: f for c, f in (digits | thousands).items() if c in columns}, na_rep="–")
+    return styler.format_index(lambda c: titles.get(c, c), axis=1).hide(axis="index")
+
+
+def verdicts(styler):
+    """The verdict table, each verdict in its colour."""
+    colours = {REPRODUCED: "#009E73", PARTLY: "#E69F00", NOT: "#D55E00", NOT_RUN: "#777777"}
+    return styler.hide(axis="index").map(lambda v: f"color: {colours[v]}; font-weight: bold", subset=["verdict"])
+
+
+# ------------------------------------------------------------------------------------------- accuracy
+
+def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | None = None) -> Figure:
+    """Test accuracy against `depth` or `width`, a line a training mode; published values as hollow marks.
+
+    table: from `analysis.accuracy`. Bars are one standard deviation over seeds.
+    """
+    figure, axes = plt.subplots(figsize=(6, 3.8))
+    lines = table.sort_values(by).groupby(["trainable", "epochs"], sort=False)
+    for (trainable, epochs), line in lines:
+        colour, marker = COLOURS.get(trainable, "#000000"), MARKERS.get(epochs, "D")
+        axes.errorbar(line[by], line["mean"], yerr=line["std"].fillna(0), color=colour, marker=marker, capsize=2)
+        last = line.iloc[-1]
+        axes.annotate(f"{TRAINED[trainable]},\n{epochs} epochs", (last[by], last["mean"]), xytext=(7, 0),
+                      textcoords="offset points", va="center", color=colour)
+    if published is not None:
+        _hollow(axes, table, by, published)
+    ticks = sorted(table[by].unique())
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([str(t) for t in ticks])
+    axes.margins(x=0.05)
+    axes.set_xlabel({"depth": "depth (layers)", "width": "width (multiple of 16, 32, 64 channels)"}[by])
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(_seeds_stated(table), loc="left", color="#555555", fontsize=8)
+    return figure
+
+
+def _hollow(axes, table: pd.DataFrame, by: str, published: pd.DataFrame) -> None:
+    """Published values of the networks and modes in the table, a marker a source."""
+    places = table.drop_duplicates(["model", "trainable"]).merge(published, on=["dataset", "model", "trainable"])
+    for marker, (source, points) in zip("ovP*", places.groupby("source", sort=False), strict=False):
+        colours = [COLOURS.get(t, "#000000") for t in points["trainable"]]
+        axes.scatter(points[by], points["value"], marker=marker, facecolors="none", edgecolors=colours, s=45, zorder=3)
+        axes.scatter([], [], marker=marker, facecolors="none", edgecolors="#555555", s=45, label=source)
+    if len(places):
+        figure = axes.get_figure()
+        figure.legend(loc="outside lower center", ncols=2, title="published (160 epochs or more)", fontsize=7.5,
+                      title_fontsize=7.5)
+
+
+def _seeds_stated(table: pd.DataFrame) -> str:
+    least, most = table["n"].min(), table["n"].max()
+    return f"mean over {least if least == most else f'{least} to {most}'} seeds; bars: ± 1 standard deviation"
+
+
+def history(run: Run) -> Figure:
+    """Accuracy on training and test images against epoch, for one run."""
+    figure, axes = plt.subplots(figsize=(5, 3))
+    colour = COLOURS.get(run.config.trainable, "#000000")
+    for part, dashes in (("train", "--"), ("test", "-")):
+        values = 100 * run.history[f"{part}_accuracy"]
+        axes.plot(run.history["epoch"], values, dashes, color=colour)
+        axes.annotate(part, (run.history["epoch"].iloc[-1], values.iloc[-1]), xytext=(5, 0), va="center", color=colour,
+                      textcoords="offset points")
+    axes.set(xlabel="epoch", ylabel="accuracy (%)")
+    axes.set_title(f"{name(run.config.model)}, {TRAINED[run.config.trainable]}, {run.config.dataset}", loc="left")
+    return figure
+
+
+# ------------------------------------------------------------------------------------------ γ and β
+
+SYMBOL = {"gamma": "γ", "beta": "β"}
+
+
+def affine_histograms(channels: pd.DataFrame) -> Figure:
+    """Distributions of γ and β over all channels, a column a network, a colour a training mode.
+
+    channels: from `analysis.affine`. The dotted line is the distribution that training started from.
+    """
+    networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    figure, grid = plt.subplots(2, len(networks), figsize=(1.2 + 2.1 * len(networks), 3.8), sharex="row",
+                                squeeze=False)
+    for row, part in zip(grid, ("gamma", "beta"), strict=True):
+        limits = np.quantile(channels[part].astype(float), [0.002, 0.998])
+        bins = np.linspace(*limits, 60)
+        for axes, model in zip(row, networks, strict=True):
+            for trainable, values in channels[channels["model"] == model].groupby("trainable"):
+                axes.hist(values[part].clip(*limits), bins, density=True, histtype="stepfilled", alpha=0.35,
+                          color=COLOURS[trainable])
+                axes.hist(values[part].clip(*limits), bins, density=True, histtype="step", color=COLOURS[trainable],
+                          label=TRAINED[trainable])
+            axes.set(xlabel=SYMBOL[part], yticks=[])
+            axes.spines["left"].set_visible(False)
+            if part == "gamma":
+                axes.plot([0, 0, 1, 1], [0, 1, 1, 0], ":", color="#333333", linewidth=1, label="γ at the start")
+                axes.set_title(name(model))
+        row[0].set_ylabel("density of channels")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
+    """γ or β of every channel against the number of its layer; band: the middle 90 %, line: the median."""
+    networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    figure, grid = plt.subplots(1, len(networks), figsize=(1.2 + 3.2 * len(networks), 3), sharey=True, squeeze=False)
+    for axes, model in zip(grid[0], networks, strict=True):
+        for trainable, values in channels[channels["model"] == model].groupby("trainable"):
+            of_layer = values.groupby("number")[part]
+            low, middle, high = (of_layer.quantile(q) for q in (0.05, 0.5, 0.95))
+            axes.fill_between(low.index, low, high, color=COLOURS[trainable], alpha=0.18, linewidth=0)
+            axes.plot(middle.index, middle, color=COLOURS[trainable], label=TRAINED[trainable])
+            axes.scatter(values["number"], values[part], s=2, color=COLOURS[trainable], alpha=0.25, linewidths=0)
+        axes.set(xlabel="batch-norm layer, from the image on", title=name(model))
+        axes.set_ylim(*np.quantile(channels[part].astype(float), [0.001, 0.999]))
+    grid[0][0].set_ylabel(SYMBOL[part])
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def dead_share(table: pd.DataFrame) -> Figure:
+    """Share of switched-off features, |γ| < 0.01, a group a network, a colour a training mode.
+
+    table: from `analysis.dead_features`. Bars are one standard deviation over seeds.
+    """
+    table = table.sort_values(["depth", "width"])
+    networks = table["model"].drop_duplicates().tolist()
+    modes = [mode for mode in COLOURS if mode in set(table["trainable"])]
+    figure, axes = plt.subplots(figsize=(1.8 + 1.1 * len(networks), 3.2))
+    width = 0.8 / len(modes)
+    for i, mode in enumerate(modes):
+        rows = table[table["trainable"] == mode].drop_duplicates("model", keep="last").set_index("model")
+        rows = rows.reindex(networks)
+        at = np.arange(len(networks)) + (i - (len(modes) - 1) / 2) * width
+        axes.bar(at, rows["mean"], width * 0.92, color=COLOURS[mode], label=TRAINED[mode],
+                 yerr=rows["std"].fillna(0), error_kw={"elinewidth": 1, "capsize": 2})
+        for x, row in zip(at, rows.itertuples(), strict=True):
+            if np.isfinite(row.mean):
+                axes.annotate(f"{row.mean:.1f}", (x, row.mean + (0 if np.isnan(row.std) else row.std)), xytext=(0, 2),
+                              textcoords="offset points", ha="center", fontsize=7.5, color=COLOURS[mode])
+    axes.set_xticks(range(len(networks)), [name(model) for model in networks])
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel(f"channels with |γ| < {DEAD} (%)")
+    axes.set_title(_seeds_stated(table), loc="left", color="#555555", fontsize=8)
+    axes.legend()
+    return figure
+
+
+sns.set_palette(list(COLOURS.values()))

@@ -1,0 +1,40 @@
+"""Small real runs that many tests look at, trained once a session."""
+
+import os
+
+import pytest
+import torch
+
+os.environ["BNLIB_PROGRESS"] = "0"
+from bnlib import Config, data, run
+from bnlib.config import InputError
+
+#: Seconds to train: 128 digits, a ResNet-8, two epochs.
+TINY = {"dataset": "digits", "model": "resnet8", "n_train": 128, "epochs": 2, "batch_size": 64, "augment": "crop"}
+
+
+@pytest.fixture
+def tiny() -> Config:
+    return Config(**TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    return run(Config(**TINY), results=tmp_path_factory.mktemp("tiny") / "results")
+
+
+@pytest.fixture(scope="session")
+def cifar10():
+    """The real CIFAR-10, where it lies under $BNLIB_DATA or data/."""
+    folder = data.resolve(os.environ.get("BNLIB_DATA") or "data")
+    if not (folder / "cifar10.npz").exists() and not (folder / "cifar-10-batches-py").exists():
+        pytest.skip(f"no CIFAR-10 in {folder.name}/: `python -m bnlib data cifar10` fetches it")
+    try:
+        return data.load("cifar10")
+    except InputError as error:
+        pytest.fail(str(error))
+
+
+@pytest.fixture
+def seeded():
+    torch.manual_seed(0)

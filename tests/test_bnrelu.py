@@ -1,0 +1,93 @@
+"""Batch norm, sum and ReLU: ours against torch's modules and against float64."""
+
+import pytest
+import torch
+
+from bnlib import bnrelu
+
+needs_cpp = pytest.mark.skipif(bool(bnrelu.fast_path()), reason=f"C++ operation {bnrelu.fast_path()}")
+
+
+def channels_last(*shape, dtype):
+    return (torch.randn(*shape) * 2 + 3).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def outcome(kind, x, add, gradient, dtype, fast):
+    """Output, all gradients, running statistics and evaluation of one module, in `dtype`."""
+    module = kind(x.shape[1])
+    with torch.no_grad():
+        module.weight.copy_(torch.linspace(-0.5, 1, x.shape[1]))
+        module.bias.copy_(torch.linspace(-0.3, 0.3, x.shape[1]))
+    if dtype == torch.float64:
+        module = module.double()
+    if not fast:
+        module._is_fast = lambda *_: False
+    x = x.detach().to(dtype).requires_grad_()
+    add = None if add is None else add.detach().to(dtype).requires_grad_()
+    y = module(x, add)
+    y.backward(gradient.to(dtype))
+    found = {"y": y, "x": x.grad, "gamma": module.weight.grad, "beta": module.bias.grad,
+             "running_mean": module.running_mean, "running_var": module.running_var}
+    if add is not None:
+        found["add"] = add.grad
+    module.eval()
+    with torch.no_grad():
+        found["evaluation"] = module(x, add)
+    return {name: tensor.detach().double() for name, tensor in found.items()}
+
+
+@needs_cpp
+@pytest.mark.parametrize("kind", [bnrelu.BN, bnrelu.BNReLU])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("channels", [16, 32, 48, 64, 112, 256])
+def test_it_agrees_with_fp64_as_well_as_torchs_own_modules(kind, dtype, adds, channels, seeded):
+    x = channels_last(37, channels, 7, 9, dtype=dtype)
+    add, gradient = (torch.randn_like(x) for _ in range(2))
+    add = add if adds else None
+    exact = outcome(kind, x, add, gradient, torch.float64, fast=False)
+    torchs = outcome(kind, x, add, gradient, dtype, fast=False)
+    ours = outcome(kind, x, add, gradient, dtype, fast=True)
+    for name, value in exact.items():
+        error, allowed = ((other[name] - value).norm() / value.norm() for other in (ours, torchs))
+        assert error <= 1.1 * allowed + 2e-7, name
+
+
+@needs_cpp
+def test_the_result_does_not_depend_on_the_number_of_threads(seeded):
+    x = channels_last(64, 16, 32, 32, dtype=torch.bfloat16)
+    gradient, threads = torch.randn_like(x), torch.get_num_threads()
+    found = []
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            found.append(outcome(bnrelu.BNReLU, x, None, gradient, torch.bfloat16, fast=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in found[0])
+
+
+@needs_cpp
+def test_a_nan_is_passed_on():
+    x = channels_last(4, 16, 8, 8, dtype=torch.bfloat16)
+    x[0, 0, 0, 0] = float("nan")
+    assert bnrelu.BNReLU(16)(x).isnan().any()
+
+
+@pytest.mark.parametrize("x", [torch.randn(4, 10, 8, 8), torch.randn(4, 16, 8, 8), torch.randn(4, 16, 8, 8).double()])
+def test_what_the_operation_does_not_take_goes_through_torchs_modules(x):
+    """Odd channel counts, other memory formats, other dtypes: the same result as nn.BatchNorm2d and ReLU."""
+    ours, theirs = (kind(x.shape[1]).to(x.dtype) for kind in (bnrelu.BNReLU, torch.nn.BatchNorm2d))
+    assert torch.equal(ours(x), theirs(x).relu())
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    assert torch.equal(ours.running_var, theirs.running_var)
+
+
+def test_the_formula_passes_gradcheck_in_float64(seeded):
+    module = bnrelu.BNReLU(4).double()
+    x, add = (torch.randn(3, 4, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+
+    def f(x, add, weight, bias):
+        return torch.func.functional_call(module, {"weight": weight, "bias": bias}, (x, add))
+
+    assert torch.autograd.gradcheck(f, (x, add, module.weight, module.bias))

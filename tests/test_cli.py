@@ -1,0 +1,70 @@
+"""The command line: each command, and one line without a traceback for a mistake."""
+
+import pytest
+
+from bnlib.__main__ import main, parser
+from tests.conftest import TINY
+
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items() if name != "model"]
+
+
+def test_train_then_test_list_and_show(tmp_path, capsys):
+    results = f"--results={tmp_path / 'results'}"
+    assert main(["train", "resnet8", *FLAGS, results]) == 0
+    run_id = capsys.readouterr().out.split(":")[0]
+    assert main(["list", results, "--model=resnet*"]) == 0
+    listed = capsys.readouterr().out
+    assert run_id in listed and "2 epochs" in listed
+    assert main(["test", run_id, results]) == 0
+    accuracy = capsys.readouterr().out.split("(")[1].split("%")[0]
+    assert f"{accuracy}%" in listed
+    assert main(["show", run_id, results]) == 0
+    shown = capsys.readouterr().out
+    assert '"frozen_sha256"' in shown and "train_loss" in shown
+
+
+def test_an_untrained_network_is_tested_by_its_models_name(tmp_path, capsys):
+    assert main(["test", "resnet8", "--dataset=digits", f"--results={tmp_path}"]) == 0
+    assert "of 360 test images of digits right" in capsys.readouterr().out
+
+
+def test_an_earlier_studys_spelling_says_what_trains(tmp_path, capsys):
+    main(["train", "cifar_resnet_8", *FLAGS, f"--results={tmp_path}"])
+    assert "-resnet8-all-" in capsys.readouterr().out
+    main(["train", "cifar_freeze_8", *FLAGS, f"--results={tmp_path}"])
+    assert "-resnet8-bn-" in capsys.readouterr().out
+
+
+def test_data_checks_a_dataset(capsys):
+    assert main(["data", "digits"]) == 0
+    assert "1,437 training and 360 test images 32×32×1, 10 classes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["train", "resnet15"], "nearest: resnet14"),
+    (["train", "resnet14", "--trainable=bnn"], "did you mean 'bn'?"),
+    (["train", "resnet14", "--epochs=0"], "epochs=0: must be at least 1"),
+    (["train", "resnet14", "--epoch=3"], "unrecognized arguments: --epoch=3"),
+    (["train", "resnet14", "--dataset=cifar11"], "did you mean 'cifar10"),
+    (["train", "resnet14", "--device=gpu"], "not one of cuda, mps, cpu"),
+    (["test", "nothing"], "not a network"),
+    (["show", "nothing"], "run='nothing'"),
+    (["show", "../../etc"], "must be a plain name"),
+    (["data", "cifar"], "did you mean 'cifar10"),
+    (["campaign", "--profile=papr"], "did you mean 'paper'?"),
+    (["campaign", "--profile=smoke", "--budget=soon"], "must be a time such as 90s, 30m or 2h"),
+    (["reproduce", "--notebooks=01_dept"], "did you mean '01_depth'?"),
+    (["trian"], "invalid choice: 'trian'"),
+])
+def test_a_mistake_is_one_line_and_a_failing_exit_status(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("BNLIB_DATA", str(tmp_path))
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("bnlib: ") and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["train", "test", "list", "show", "data", "campaign", "reproduce", "report"])
+def test_every_commands_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parser().parse_args([command, "--help"])
+    assert stop.value.code == 0 and f"example: python -m bnlib {command}" in " ".join(capsys.readouterr().out.split())

@@ -1,0 +1,98 @@
+"""Configs: one id an experiment, and one clear line for what cannot be."""
+
+import dataclasses
+import json
+
+import pytest
+
+from bnlib import Config, InputError, profile
+from bnlib.config import PROFILES
+
+
+def test_defaults_are_the_papers_protocol():
+    c = Config()
+    assert (c.lr, c.momentum, c.weight_decay, c.batch_size, c.epochs) == (0.1, 0.9, 1e-4, 128, 160)
+    assert c.milestones == (0.5, 0.75) and c.n_train is None and c.n_val == 0
+
+
+def test_one_network_has_one_id_however_it_is_spelled():
+    ids = {Config(model=m).id for m in ("resnet14", "resnet14x1", "cifar_resnet_14", "cifar_resnet_14_1",
+                                        "cifar_freeze_14_1")}
+    assert ids == {Config().id}
+    assert Config(model="cifar_freeze_14_8").model == "resnet14x8"
+
+
+@pytest.mark.parametrize("spellings", [
+    ("bn", "gamma+beta", "beta+gamma+bn"), ("bn+output", "output+bn"), ("all", "bn+all")])
+def test_one_choice_of_trainable_has_one_id(spellings):
+    assert len({Config(trainable=t).id for t in spellings}) == 1
+
+
+def test_a_number_has_one_id_whatever_its_type():
+    assert Config(lr=1).id == Config(lr=1.0).id
+    assert Config(milestones=[0.5, 0.75]).id == Config().id
+
+
+def test_the_id_names_the_experiment_and_differs_with_every_field():
+    base = Config()
+    assert base.id.startswith("cifar10-resnet14-bn-s0-")
+    other = {"dataset": "mnist", "n_train": 100, "n_val": 10, "model": "resnet20", "trainable": "all", "lr": 0.2,
+             "momentum": 0.5, "weight_decay": 0.0, "batch_size": 64, "epochs": 3, "milestones": (0.5,),
+             "warmup_epochs": 1.0, "augment": "none", "seed": 1}
+    assert len({base.id, *(dataclasses.replace(base, **{k: v}).id for k, v in other.items())}) == len(other) + 1
+
+
+def test_a_config_survives_json():
+    c = Config(model="resnet56x2", trainable="bn+output", n_val=5000, milestones=(0.25,), seed=3)
+    assert Config.from_dict(json.loads(json.dumps(c.to_dict()))) == c
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"model": "resnet15"}, "resnet15: depth must be 6n+2 (14, 20, 26, 32, …); nearest: resnet14"),
+    ({"model": "resnet14x0"}, "width must be at least 1"),
+    ({"model": "vgg11"}, "model='vgg11'"),
+    ({"trainable": "bnn"}, "did you mean 'bn'?"),
+    ({"trainable": "none+bn"}, "'none' stands alone"),
+    ({"model": "cifar_freeze_14", "trainable": "all"}, "trains batch norm alone"),
+    ({"dataset": "../secret"}, "dataset='../secret'"),
+    ({"epochs": 0}, "epochs=0: must be at least 1"),
+    ({"epochs": 1.5}, "epochs=1.5: must be a whole number"),
+    ({"lr": 0}, "lr=0.0: must be above 0"),
+    ({"lr": "fast"}, "lr='fast': must be a number"),
+    ({"seed": -1}, "seed=-1: must be at least 0"),
+    ({"n_train": 50_001}, "cifar10 has 50,000 training images"),
+    ({"n_train": 49_000, "n_val": 2000}, "cifar10 has 50,000 training images"),
+    ({"n_val": 50_000}, "cifar10 has 50,000 training images"),
+    ({"batch_size": 1}, "batch_size=1: must be at least 2"),
+    ({"milestones": (0.75, 0.5)}, "milestones"),
+    ({"warmup_epochs": 200}, "warmup_epochs=200.0: must be from 0 to epochs"),
+    ({"augment": "flip"}, "did you mean"),
+    ({"optimizer": "sdg"}, "did you mean 'sgd'?"),
+])
+def test_what_cannot_be_is_one_line_that_names_field_and_rule(fields, said):
+    with pytest.raises(InputError) as error:
+        Config(**fields)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_field_in_json_is_named_with_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'epochs'"):
+        Config.from_dict({"epoch": 3})
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_profile_gives_valid_configs(name):
+    p = profile(name)
+    assert all(Config(model=f"resnet{d}", seed=s, **p.training) for d in p.depths for s in p.seeds)
+
+
+def test_a_profile_is_overridden_one_setting_at_a_time():
+    p = profile("short", depths=[20], epochs=3, seeds=None)
+    assert (p.depths, p.training["epochs"], p.seeds) == ([20], 3, [0, 1, 2])
+
+
+def test_unknown_profiles_and_settings_are_named_with_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'short'"):
+        profile("shrt")
+    with pytest.raises(InputError, match="did you mean 'depths'"):
+        profile("demo", depth=[14])

@@ -1,0 +1,232 @@
+"""Datasets: one canonical order and fingerprint, whatever file they came from; augmentation against torchvision's."""
+
+import functools
+import hashlib
+import http.server
+import pickle
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+
+from bnlib import Config, InputError, data
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.fixture
+def arrays():
+    draws = np.random.default_rng(0)
+    return {"x_train": draws.integers(0, 256, (40, 32, 32, 3), np.uint8), "y_train": np.arange(40) % 10,
+            "x_test": draws.integers(0, 256, (20, 32, 32, 3), np.uint8), "y_test": np.arange(20) % 10}
+
+
+@pytest.fixture(autouse=True)
+def unofficial(monkeypatch, tmp_path):
+    """The small sets below stand in for CIFAR-10, so its fingerprint is not asked for."""
+    monkeypatch.delitem(data.FINGERPRINTS, "cifar10")
+    monkeypatch.setenv("BNLIB_DATA", str(tmp_path))
+    data.load.cache_clear()
+    yield
+    data.load.cache_clear()
+
+
+def write_npz(folder, arrays, **changed):
+    np.savez(folder / "cifar10.npz", classes=np.array(CLASSES), **(arrays | changed))
+
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of a web server on this machine that serves `tmp_path`."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.func.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def write_torchvision(folder, arrays, url, monkeypatch):
+    """torchvision's files for the small set, and a CIFAR10 class that knows their address and checksums."""
+    base = folder / "cifar-10-batches-py"
+    base.mkdir(parents=True)
+    for file, part in (("data_batch_1", "train"), ("test_batch", "test")):
+        rows = arrays[f"x_{part}"].transpose(0, 3, 1, 2).reshape(-1, 3072)
+        (base / file).write_bytes(pickle.dumps({"data": rows, "labels": arrays[f"y_{part}"].tolist()}))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": CLASSES}))
+    with tarfile.open(folder / "small.tar.gz", "w:gz") as tar:
+        tar.add(base, base.name)
+
+    def md5(path):
+        return hashlib.md5(path.read_bytes()).hexdigest()
+
+    small = type("CIFAR10", (torchvision.datasets.CIFAR10,), {
+        "url": url, "filename": "small.tar.gz", "tgz_md5": md5(folder / "small.tar.gz"),
+        "train_list": [["data_batch_1", md5(base / "data_batch_1")]],
+        "test_list": [["test_batch", md5(base / "test_batch")]],
+        "meta": {"filename": "batches.meta", "key": "label_names", "md5": md5(base / "batches.meta")}})
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", small)
+
+
+def write_images(folder, arrays):
+    for part in ("train", "test"):
+        for i, (image, label) in enumerate(zip(arrays[f"x_{part}"], arrays[f"y_{part}"], strict=True)):
+            place = folder / "cifar10" / part / CLASSES[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{i}.png")
+
+
+def test_all_four_sources_give_the_same_arrays(arrays, tmp_path, monkeypatch, server):
+    npz, tv_files, images, download = (tmp_path / name for name in ("npz", "torchvision", "images", "download"))
+    npz.mkdir()
+    write_npz(npz, arrays)
+    write_images(images, arrays)
+    write_torchvision(tv_files, arrays, f"{server}/torchvision/small.tar.gz", monkeypatch)
+    found = [data.load("cifar10", folder) for folder in (npz, tv_files, images, download)]
+    assert len({f.fingerprint for f in found}) == 1
+    for part in ("x_train", "y_train", "x_test", "y_test"):
+        assert all(torch.equal(getattr(found[0], part), getattr(f, part)) for f in found[1:])
+    assert {f.classes for f in found} == {tuple(CLASSES)}
+    assert [p.name for p in download.iterdir()] == ["cifar10.npz"]
+
+
+def test_another_order_of_the_files_gives_the_same_arrays(arrays, tmp_path):
+    write_npz(tmp_path, arrays)
+    first = data.load("cifar10")
+    order = np.random.default_rng(1).permutation(40)
+    write_npz(tmp_path, arrays, x_train=arrays["x_train"][order], y_train=arrays["y_train"][order])
+    data.load.cache_clear()
+    second = data.load("cifar10")
+    assert torch.equal(first.x_train, second.x_train) and torch.equal(first.y_train, second.y_train)
+    assert first.fingerprint == second.fingerprint
+
+
+def test_images_keep_their_labels(arrays, tmp_path):
+    write_npz(tmp_path, arrays)
+    found = data.load("cifar10")
+    label = {image.tobytes(): y for image, y in zip(arrays["x_train"], arrays["y_train"], strict=True)}
+    assert all(label[x.numpy().tobytes()] == y for x, y in zip(found.x_train, found.y_train, strict=True))
+
+
+def swap(y):
+    return np.concatenate([y[1::-1], y[2:]])
+
+
+def brighten(x):
+    x = x.copy()
+    x[3, 5, 7, 1] ^= 1
+    return x
+
+
+@pytest.mark.parametrize("change", [{"y_train": swap}, {"x_test": brighten}])
+def test_a_wrong_pixel_or_a_swapped_label_is_an_error(change, arrays, tmp_path, monkeypatch):
+    write_npz(tmp_path, arrays)
+    monkeypatch.setitem(data.FINGERPRINTS, "cifar10", data.load("cifar10").fingerprint)
+    data.load.cache_clear()
+    write_npz(tmp_path, arrays, **{part: mend(arrays[part]) for part, mend in change.items()})
+    with pytest.raises(InputError, match=r"cifar10\.npz is not the official cifar10: fingerprint .* expected"):
+        data.load("cifar10")
+
+
+def test_a_download_with_a_wrong_checksum_is_an_error_and_leaves_nothing(arrays, tmp_path, monkeypatch, server):
+    write_torchvision(tmp_path / "files", arrays, f"{server}/files/small.tar.gz", monkeypatch)
+    (tmp_path / "files/small.tar.gz").write_bytes(b"something else")
+    with pytest.raises(InputError, match="the download failed"):
+        data.load("cifar10", tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize(("damage", "said"), [
+    (lambda f: f.write_bytes(f.read_bytes()[:5000]), "is damaged"),
+    (lambda f: f.write_bytes(b""), "is damaged"),
+    (lambda f: np.savez(f, x_train=np.zeros(3)), "is damaged"),
+])
+def test_a_damaged_file_is_named(damage, said, arrays, tmp_path):
+    write_npz(tmp_path, arrays)
+    damage(tmp_path / "cifar10.npz")
+    with pytest.raises(InputError, match=rf"cifar10\.npz {said}"):
+        data.load("cifar10")
+
+
+def test_labels_outside_the_classes_are_an_error(arrays, tmp_path):
+    write_npz(tmp_path, arrays, y_test=arrays["y_test"] + 1)
+    with pytest.raises(InputError, match="labels 1 to 10; expected 0 to 9"):
+        data.load("cifar10")
+
+
+def test_a_download_that_fails_says_where_it_looked_and_leaves_nothing(tmp_path, monkeypatch, server):
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"{server}/gone.tar.gz")
+    with pytest.raises(InputError, match=r"looked in \$BNLIB_DATA .*`python -m bnlib data cifar10` where there is"):
+        data.load("cifar10", tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_an_unknown_dataset_is_named_with_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'cifar10"):
+        data.load("cifar11")
+
+
+def test_images_of_two_sizes_are_an_error(arrays, tmp_path):
+    write_images(tmp_path, arrays)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "cifar10/train/cat/odd.png")
+    with pytest.raises(InputError, match="must have one size"):
+        data.load("cifar10")
+
+
+def test_augmentation_equals_torchvisions_pad_crop_and_flip():
+    draws = np.random.default_rng(2)
+    images = torch.from_numpy(draws.integers(0, 256, (6, 32, 32, 3), np.uint8))
+    top, left = torch.tensor([0, 8, 4, 3, 7, 1]), torch.tensor([8, 0, 4, 5, 2, 6])
+    flip = torch.tensor([True, False, True, False, True, False])
+    padded = torch.nn.functional.pad(images, (0, 0, 4, 4, 4, 4))
+    ours = data.crop_and_flip(padded, torch.arange(6), top, left, flip, (32, 32))
+    for i in range(6):
+        theirs = tv.crop(tv.pad(images[i].permute(2, 0, 1), [4]), int(top[i]), int(left[i]), 32, 32)
+        theirs = tv.horizontal_flip(theirs) if flip[i] else theirs
+        assert torch.equal(ours[i].permute(2, 0, 1), theirs)
+
+
+def test_an_epoch_shows_every_image_once_and_depends_on_seed_and_epoch_alone(arrays, tmp_path):
+    write_npz(tmp_path, arrays)
+    dataset, cpu = data.load("cifar10"), torch.device("cpu")
+    normalise = data.Normalise(dataset, cpu, torch.float32)
+
+    def labels_and_images(seed, epoch):
+        config = Config(seed=seed, batch_size=16, n_train=40)
+        batches = data.TrainingBatches(dataset.x_train, torch.arange(40), config, normalise, cpu)
+        images, numbers = zip(*batches.epoch(epoch), strict=True)
+        return torch.cat(numbers), torch.cat(images)
+
+    numbers, images = labels_and_images(0, 1)
+    assert torch.equal(numbers.sort()[0], torch.arange(40))
+    again = labels_and_images(0, 1)
+    assert torch.equal(again[0], numbers) and torch.equal(again[1], images)
+    assert not torch.equal(labels_and_images(0, 2)[0], numbers)
+    assert not torch.equal(labels_and_images(1, 1)[0], numbers)
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1(arrays, tmp_path):
+    write_npz(tmp_path, arrays)
+    dataset = data.load("cifar10")
+    normalised = data.Normalise(dataset, torch.device("cpu"), torch.float32)(dataset.x_train)
+    assert normalised.shape == (40, 3, 32, 32)
+    torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalised.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
+
+
+def test_the_validation_split_is_drawn_by_the_seed_and_shares_no_image_with_training():
+    config = Config(n_train=30_000, n_val=5000)
+    train, val = data.split(config, 50_000)
+    assert (len(train), len(val)) == (30_000, 5000) and not set(train) & set(val)
+    assert not np.array_equal(val, data.split(Config(n_train=30_000, n_val=5000, seed=1), 50_000)[1])
+
+
+def test_the_digits_come_with_scikit_learn():
+    digits = data.load("digits")
+    assert (len(digits.x_train), len(digits.x_test), digits.x_train.shape[1:]) == (1437, 360, (32, 32, 1))
+    assert digits.fingerprint == data.FINGERPRINTS["digits"]

@@ -1,0 +1,68 @@
+"""Grids: what is there is loaded, what is missing is trained cheapest first, and the time given is kept."""
+
+import dataclasses
+import time
+
+import pytest
+
+from bnlib import Config, InputError, grid, run_all, store
+from bnlib.grid import seconds
+
+
+def test_cheapest_first_and_only_what_is_missing(tiny, tmp_path, monkeypatch):
+    configs = [dataclasses.replace(tiny, model=m) for m in ("resnet14", "resnet8", "resnet8x2")]
+    trained, run = [], grid.run
+    monkeypatch.setattr(grid, "run", lambda config, **options: trained.append(config.model) or run(config, **options))
+    runs = run_all(configs, results=tmp_path / "results")
+    assert trained == ["resnet8", "resnet14", "resnet8x2"]
+    assert [r.config for r in runs] == configs and not runs.missing
+    trained.clear()
+    record = store.record_folder(tmp_path / "results", configs[1].id)
+    for file in record.iterdir():
+        file.unlink()
+    record.rmdir()
+    run_all(configs, results=tmp_path / "results")
+    assert trained == ["resnet8"]
+
+
+def test_skip_trains_nothing_and_names_what_is_missing(tiny_run, tiny):
+    other = dataclasses.replace(tiny, seed=9)
+    runs = run_all([tiny, other], missing="skip", results=tiny_run.folder.parent.parent)
+    assert [r.id for r in runs] == [tiny.id] and runs.missing == [other]
+    assert other.id in runs._repr_markdown_()
+
+
+def test_a_budget_stops_at_a_checkpoint_and_the_begun_run_goes_on_first(tiny, tmp_path, monkeypatch):
+    long, short = dataclasses.replace(tiny, epochs=300), dataclasses.replace(tiny, epochs=200, seed=1)
+    began = time.time()
+    runs = run_all([long], budget="1s", results=tmp_path / "results")
+    assert runs == [] and runs.missing == [long] and time.time() - began < 10
+    assert grid.started(long, tmp_path / "results")
+    order = []
+    monkeypatch.setattr(grid, "run", lambda config, **options: order.append(config) or (_ for _ in ()).throw(grid.Paused))
+    run_all([short, long], results=tmp_path / "results")
+    assert order == [long]
+
+
+@pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), (20, 20), ("20", 20)])
+def test_budgets_are_times(text, expected):
+    assert seconds(text) == expected
+
+
+def test_a_budget_that_is_no_time_is_an_error():
+    with pytest.raises(InputError, match="budget='soon'"):
+        seconds("soon")
+
+
+def test_the_campaigns_grid_is_the_notebooks_own():
+    configs = grid.campaign_configs("paper")
+    assert len(configs) == len(set(configs))
+    assert {c.model for c in configs} >= {"resnet14", "resnet866", "resnet14x32"}
+    assert {c.seed for c in configs} == {0, 1, 2, 3, 4} and {c.epochs for c in configs} == {160}
+    assert Config(seed=3) in configs
+
+
+def test_coverage_counts_finished_seeds(tmp_path):
+    table = grid.coverage(["short", "paper"], tmp_path / "results")
+    row = table[(table["network"] == "resnet14") & (table["trained"] == "bn")].iloc[0]
+    assert (row["short"], row["paper"]) == ("0 of 3", "0 of 5")

@@ -1,0 +1,94 @@
+"""Networks against the paper's tables and against definitions."""
+
+import math
+
+import pytest
+import torch
+
+from bnlib import InputError, freeze, models
+
+# Depth → parameters of batch norm, of all; width → the same (Frankle et al. 2021, Table 1 and App. A).
+BY_DEPTH = {14: (1_120, 175_258), 32: (2_464, 466_906), 56: (4_256, 855_770), 110: (8_288, 1_730_714),
+            218: (16_352, 3_480_602), 434: (32_480, 6_980_378), 866: (64_736, 13_979_930)}
+BY_WIDTH = {1: (1_120, 175_258), 2: (2_240, 696_618), 4: (4_480, 2_777_674), 8: (8_960, 11_093_130),
+            16: (17_920, 44_337_418), 32: (35_840, 177_279_498)}
+TABLE = {f"resnet{d}": n for d, n in BY_DEPTH.items()} | {f"resnet14x{w}": n for w, n in BY_WIDTH.items()}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_parameters_are_those_of_the_papers_table(name):
+    with torch.device("meta"):
+        network = models.ResNet(*models.parse_model(name), classes=10)
+    assert (freeze.count(network, "bn"), freeze.count(network)) == TABLE[name]
+
+
+def test_parameters_of_a_built_network_are_counted_by_kind():
+    network = models.build("resnet14", 10)
+    counts = {what: freeze.count(network, what) for what in ("bn", "gamma", "beta", "output", "none", "bn+output")}
+    assert counts == {"bn": 1120, "gamma": 560, "beta": 560, "output": 650, "none": 0, "bn+output": 1770}
+
+
+@pytest.mark.parametrize("size", [28, 32])
+def test_a_network_takes_images_of_any_size_and_returns_a_logit_a_class(size):
+    assert models.build("resnet8", 7)(torch.randn(2, 3, size, size)).shape == (2, 7)
+
+
+def test_initial_weights_are_he_normal_and_gamma_uniform():
+    network = models.build("resnet14x8", 10)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 50_000:
+            fan_in = module.in_channels * math.prod(module.kernel_size)
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.02)
+            assert abs(module.weight.mean().item()) < 0.02 * math.sqrt(2 / fan_in)
+    gamma = torch.cat([m.weight for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)])
+    assert 0 <= gamma.min() and gamma.max() < 1 and gamma.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert all(not m.bias.any() for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_the_draw_depends_on_the_seed_and_not_on_torchs_global_state():
+    torch.manual_seed(1)
+    first = models.build("resnet8", 10, seed=3).state_dict()
+    torch.manual_seed(2)
+    second = models.build("resnet8", 10, seed=3).state_dict()
+    other = models.build("resnet8", 10, seed=4).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["conv.weight"], other["conv.weight"])
+
+
+def test_frozen_weights_are_the_same_network_in_bf16_and_fp32():
+    network = models.build("resnet8", 10)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            assert torch.equal(module.weight.bfloat16().float(), module.weight)
+
+
+def test_the_forward_pass_is_that_of_the_definition(seeded):
+    """Block by block with torch's functions: relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))."""
+    network = models.build("resnet8", 10).eval()
+    f = torch.nn.functional
+
+    def bn(x, m):
+        return f.batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, eps=m.eps)
+
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad():
+        x = f.relu(bn(f.conv2d(images, network.conv.weight, padding=1), network.bn))
+        for block in network.blocks:
+            y = f.relu(bn(f.conv2d(x, block.conv1.weight, stride=block.conv1.stride, padding=1), block.bn1))
+            y = bn(f.conv2d(y, block.conv2.weight, padding=1), block.bn2)
+            if isinstance(block.shortcut, models.Shortcut):
+                conv, norm = block.shortcut
+                x = bn(f.conv2d(x, conv.weight, stride=conv.stride), norm)
+            x = f.relu(y + x)
+        expected = f.linear(f.adaptive_avg_pool2d(x, 1).flatten(1), network.output.weight, network.output.bias)
+        torch.testing.assert_close(network(images), expected)
+
+
+def test_multiply_adds_of_resnet20_are_those_of_its_convolutions():
+    """He et al. 2015's ResNet-20 does about 41 million; the 1×1 shortcuts of option B add a little."""
+    assert models.multiply_adds("resnet20") == pytest.approx(41e6, rel=0.02)
+
+
+def test_unknown_initialisation_is_named():
+    with pytest.raises(InputError, match="conv_init='he'"):
+        models.build("resnet8", 10, conv_init="he")

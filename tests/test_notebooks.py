@@ -1,0 +1,56 @@
+"""Every notebook runs through papermill, in seconds, and in the order of its numbers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from bnlib import InputError, report
+from bnlib.config import resolve
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """All notebooks in the smoke profile, executed from a copy of nothing but their own files."""
+    root = tmp_path_factory.mktemp("project")
+    for name in ("bnlib", "notebooks"):
+        (root / name).symlink_to(resolve(name))
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-m", "bnlib", "reproduce", "--profile", "smoke"], cwd=root, text=True,
+                          capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root
+
+
+@pytest.mark.parametrize("name", report.names())
+def test_a_notebook_executes_in_the_smoke_profile(name, executed):
+    notebook = nbformat.read(executed / f"build/smoke/{name}.ipynb", as_version=4)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert outputs and not any(output.output_type in ("error", "stream") for output in outputs), outputs
+
+
+def test_figures_are_written_as_svg_and_png(executed):
+    files = sorted(f.name for f in (executed / "build/smoke/figures").iterdir())
+    assert {"accuracy_by_depth.svg", "accuracy_by_depth.png", "summary_depth.svg"} <= set(files)
+    assert {f.rsplit(".")[0] for f in files if f.endswith("svg")} == {f.rsplit(".")[0] for f in files if f.endswith("png")}
+
+
+@pytest.mark.parametrize("name", report.names())
+def test_parameters_are_typed_and_explained(name):
+    import papermill
+    parameters = papermill.inspect_notebook(str(resolve("notebooks") / f"{name}.ipynb"))
+    assert parameters and all(p["inferred_type_name"] != "None" and p["help"] for p in parameters.values())
+
+
+def test_an_unknown_parameter_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="parameter='dephts'.*did you mean 'depths'"):
+        report.execute("01_depth", tmp_path / "x.ipynb", {"dephts": [14]})
+
+
+def test_the_summary_is_committed_with_its_outputs():
+    cells = json.loads((resolve("notebooks") / "summary.ipynb").read_text())["cells"]
+    shown = [output for cell in cells for output in cell.get("outputs", ())]
+    assert sum("image/png" in output.get("data", {}) for output in shown) >= 4

@@ -1,0 +1,190 @@
+"""One run: what is frozen stays, the same config gives the same run, an interrupted one ends the same."""
+
+import dataclasses
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bnlib import Config, InputError, data, freeze, models, optim, run, store, train
+from bnlib.train import Paused, evaluate, evaluate_on_test_set, place, train_epoch
+
+CPU = torch.device("cpu")
+
+
+def one_epoch(config: Config, precision="bf16"):
+    """A network before and after one epoch of training, and its optimizer."""
+    dataset = data.load(config.dataset)
+    network = models.build(config.model, 10, seed=config.seed)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    trainable = place(network, config, CPU, precision)
+    normalise = data.Normalise(dataset, CPU, torch.bfloat16 if precision == "bf16" else torch.float32)
+    batches = data.TrainingBatches(dataset.x_train[:config.n_train], dataset.y_train[:config.n_train], config,
+                                   normalise, CPU)
+    optimizer = optim.optimizer(trainable, config)
+    train_epoch(network, batches, 1, optimizer, optim.schedule(optimizer, config, len(batches)), precision)
+    return network, before, optimizer
+
+
+@pytest.mark.parametrize("trainable", ["all", "bn", "gamma", "beta", "output", "none", "bn+output", "gamma+output"])
+def test_frozen_parameters_are_bit_identical_and_have_no_gradient_buffers(trainable, tiny):
+    network, before, optimizer = one_epoch(dataclasses.replace(tiny, trainable=trainable))
+    chosen = freeze.select(network, trainable)
+    in_optimizer = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in network.named_parameters():
+        if name in chosen:
+            assert not torch.equal(parameter, before[name]), f"{name} did not train"
+        else:
+            assert torch.equal(parameter.float(), before[name]), f"{name} changed"
+            assert parameter.grad is None and not parameter.requires_grad and id(parameter) not in in_optimizer
+
+
+def same(a: store.Run, b: store.Run) -> bool:
+    """Whether two runs have the same bytes in all that is measured; only seconds may differ."""
+    pd.testing.assert_frame_equal(a.history.drop(columns="seconds"), b.history.drop(columns="seconds"), check_exact=True)
+    files = ("tensors.safetensors", "trajectory.safetensors", "predictions.csv.gz")
+    return all((a.folder / f).read_bytes() == (b.folder / f).read_bytes() for f in files)
+
+
+@pytest.mark.parametrize("changed", [{}, {"trainable": "all"}, {"n_val": 100, "warmup_epochs": 1}])
+def test_the_same_config_gives_the_same_run_twice(changed, tiny, tmp_path):
+    config = dataclasses.replace(tiny, **changed)
+    assert same(run(config, results=tmp_path / "a/results"), run(config, results=tmp_path / "b/results"))
+
+
+@pytest.mark.parametrize("trainable", ["bn", "all"])
+def test_a_run_stopped_between_epochs_ends_as_if_it_had_not_been(trainable, tiny, tmp_path, monkeypatch):
+    config = dataclasses.replace(tiny, epochs=4, trainable=trainable, warmup_epochs=1)
+    whole = run(config, results=tmp_path / "whole/results")
+    for stop_after in (1, 2, 3):
+        with pytest.raises(Paused), monkeypatch.context() as patch:
+            patch.setattr(train, "stop_in_time", lambda deadline, history, n=stop_after: _stop(history, n))
+            run(config, results=tmp_path / "stopped/results")
+    assert same(run(config, results=tmp_path / "stopped/results"), whole)
+    assert not store.checkpoint_file(config, tmp_path / "stopped/results").exists()
+
+
+def _stop(history, after):
+    if len(history) >= after:
+        raise Paused
+
+
+def test_a_run_out_of_time_stops_at_a_checkpoint_and_leaves_no_record(tiny, tmp_path):
+    with pytest.raises(Paused):
+        run(dataclasses.replace(tiny, epochs=500), results=tmp_path / "results", deadline=time.time() + 1)
+    assert store.checkpoint_file(dataclasses.replace(tiny, epochs=500), tmp_path / "results").exists()
+    assert not (tmp_path / "results/runs").exists()
+
+
+def test_a_finished_run_is_loaded_and_not_trained_again(tiny_run, monkeypatch):
+    monkeypatch.setattr(train, "train", None)
+    again = run(tiny_run.config, results=tiny_run.folder.parent.parent)
+    assert again.id == tiny_run.id
+
+
+def test_network_reproduces_the_recorded_accuracy_and_predictions_exactly(tiny_run):
+    found = evaluate_on_test_set(tiny_run.network(), "digits", "cpu")
+    assert found.correct == tiny_run.metrics["test_correct"]
+    assert found.loss == tiny_run.metrics["test_loss"]
+    assert np.array_equal(found.predicted, tiny_run.predictions["predicted"])
+    assert np.allclose(found.confidence, tiny_run.predictions["confidence"], atol=0.0005)
+
+
+def test_the_last_row_of_the_history_is_the_record(tiny_run):
+    last = tiny_run.history.iloc[-1]
+    assert last["test_accuracy"] == tiny_run.metrics["test_accuracy"] == tiny_run.metrics["test_correct"] / 360
+    assert list(tiny_run.history["epoch"]) == [1, 2]
+
+
+def test_accuracy_is_an_exact_count_over_batches_of_unequal_size(seeded):
+    """1,030 images make batches of 500, 500 and 30; labels equal the brightest channel for exactly 700 of them."""
+    images = torch.randint(0, 100, (1030, 8, 8, 3), dtype=torch.uint8)
+    labels = torch.arange(1030) % 3
+    for i in range(700):
+        images[i, ..., labels[i]] = 255
+    images[range(700, 1030), ..., (labels[700:] + 1) % 3] = 255
+
+    class Brightest(torch.nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    class Plain:
+        def __call__(self, images):
+            return images.float().permute(0, 3, 1, 2)
+
+    found = evaluate(Brightest(), images, labels, Plain(), "fp32")
+    assert found.correct == 700 and found.accuracy == 700 / 1030
+
+
+def test_a_run_that_diverges_is_recorded_as_such(tiny, tmp_path):
+    r = run(dataclasses.replace(tiny, lr=1e30, epochs=5), results=tmp_path / "results")
+    assert r.status == "diverged" and r.metrics["epochs_run"] < 5 and r.metrics["train_loss"] is None
+    assert store.load_runs(tmp_path / "results").loc[r.id, "status"] == "diverged"
+
+
+def test_validation_images_are_logged_beside_train_and_test(tiny, tmp_path):
+    r = run(dataclasses.replace(tiny, n_val=200), results=tmp_path / "results")
+    assert {"train_accuracy", "val_accuracy", "test_accuracy"} <= set(r.history.columns)
+    assert (r.history["val_accuracy"] * 200 % 1 == 0).all()
+
+
+def test_learning_rate_follows_warm_up_and_milestones():
+    config = Config(epochs=8, warmup_epochs=2, milestones=(0.5, 0.75))
+    optimizer = optim.optimizer([torch.nn.Parameter(torch.zeros(1))], config)
+    schedule, rates = optim.schedule(optimizer, config, steps_per_epoch=10), []
+    for _ in range(80):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    expected = [0.1 * min(1, (i + 1) / 21) * (1 if i < 40 else 0.1 if i < 60 else 0.01) for i in range(80)]
+    assert rates == pytest.approx(expected)
+
+
+def test_trajectory_holds_gamma_and_beta_from_the_start_to_the_end(tiny_run):
+    assert tiny_run.trajectory["epochs"].tolist() == [0, 1, 2]
+    for layer, gamma in tiny_run.gamma.items():
+        assert tiny_run.trajectory[f"{layer}.gamma"].shape == (3, len(gamma))
+        assert np.array_equal(tiny_run.trajectory[f"{layer}.gamma"][-1], gamma.astype(np.float16))
+
+
+def test_tensorboard_events_are_written_on_request(tiny, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    r = run(tiny, results=tmp_path / "results", tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / r.id)).Reload()
+    assert [e.step for e in events.Scalars("test_accuracy")] == [1, 2]
+    assert events.Scalars("test_accuracy")[-1].value == pytest.approx(r.metrics["test_accuracy"])
+
+
+def test_a_device_that_is_not_there_is_named(tiny, tmp_path):
+    with pytest.raises(InputError, match="did you mean 'cuda'"):
+        run(tiny, results=tmp_path, device="coda")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="there is .*cpu"):
+            run(tiny, results=tmp_path, device="cuda")
+
+
+def test_batch_norm_alone_learns_the_digits(tmp_path):
+    """Far above chance: 36 of 360 right by chance, with a standard deviation of under 6."""
+    r = run(Config(dataset="digits", epochs=15, batch_size=32, augment="none"), results=tmp_path / "results")
+    assert r.metrics["test_accuracy"] > 0.5
+    assert r.metrics["parameters_trained"] == 1120
+
+
+def test_cifar10_is_the_official_one(cifar10):
+    """Means and deviations as everyone quotes them, to four digits."""
+    mean, std = cifar10.moments
+    assert np.allclose(mean, [0.4914, 0.4822, 0.4465], atol=5e-5)
+    assert np.allclose(std, [0.2470, 0.2435, 0.2616], atol=5e-5)
+    assert cifar10.y_train.bincount().tolist() == [5000] * 10 and cifar10.y_test.bincount().tolist() == [1000] * 10
+
+
+def test_a_committed_network_makes_its_recorded_predictions_on_real_images(cifar10):
+    """On another machine a sum may round otherwise and turn an image or two that lie on the fence."""
+    runs = store.all_runs(dataset="cifar10", model="resnet14", trainable="bn")
+    if not runs:
+        pytest.skip("no ResNet-14 in results/ yet")
+    found = evaluate_on_test_set(runs[0].network(), "cifar10", "cpu")
+    assert np.mean(found.predicted == runs[0].predictions["predicted"]) >= 0.999
+    assert abs(found.accuracy - runs[0].metrics["test_accuracy"]) <= 0.001
