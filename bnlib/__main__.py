@@ -45,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
     profile = {"default": "short", "help": ", ".join(PROFILES)}
     budget = {"default": None, "metavar": "TIME", "help": "stop cleanly after so long: 90s, 30m, 2h"}
     sub = add(train, "train resnet14 --trainable bn --epochs 16 --seed 0",
-              model={"positional": True, "help": "resnet14, resnet110, resnet14x8, …"}, results=dict(results), device=device,
-              precision={"default": None, "help": "bf16 or fp32; bf16 where the device is fast at it"},
+              model={"positional": True, "help": "resnet14, resnet110, resnet14x8, …"}, results=dict(results),
+              device=device, precision={"default": None, "help": "bf16 or fp32; bf16 where the device is fast at it"},
               tensorboard={"action": "store_true", "help": "write event files to build/tensorboard"})
     for field in dataclasses.fields(Config):
         if field.name != "model":
@@ -56,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     add(test_, "test cifar10-resnet14-bn-s0-78e9d3a6",
         run_or_model={"positional": True, "help": "a run's id, or a network's name for one that is not trained"},
         dataset={"default": "cifar10", "help": "the set to test an untrained network on (cifar10)"},
-        seed={"default": 0, "type": int, "help": "draws the untrained network (0)"}, results=dict(results), device=device)
+        seed={"default": 0, "type": int, "help": "draws the untrained network (0)"}, results=dict(results),
+        device=device)
     add(list_, 'list --model "resnet*" --trainable bn', results=dict(results),
         **{name: {"default": None, "help": f"only this {name}; * and ? are wildcards"}
            for name in ("dataset", "model", "trainable")})
@@ -126,7 +127,8 @@ def data_(name):
     """Fetch a dataset where it is not there yet, and check every pixel and label."""
     found = data.load(name)
     print(f"{name}: {len(found.x_train):,} training and {len(found.x_test):,} test images "
-          f"{'×'.join(map(str, found.x_train.shape[1:]))}, {len(found.classes)} classes, fingerprint {found.fingerprint[:16]}…")
+          f"{'×'.join(map(str, found.x_train.shape[1:]))}, {len(found.classes)} classes, "
+          f"fingerprint {found.fingerprint[:16]}…")
 
 
 def campaign(profile, budget, results):

@@ -226,9 +226,9 @@ _SHORT = _PAPER | {
 }
 _DEMO = {
     # a mirrored digit is no digit, hence no flip; small batches, or 1,437 images would make 11 steps an epoch
-    "training": {"dataset": "digits", "epochs": 15, "batch_size": 32, "augment": "crop"},
+    "training": {"dataset": "digits", "epochs": 12, "batch_size": 32, "augment": "crop"},
     "depths": [8, 14, 20],
-    "widths": [1, 2, 4],
+    "widths": [1, 2, 3],
     "width_depth": 8,
     "seeds": [0, 1],
     "results": "build/demo/results",

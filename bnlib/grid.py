@@ -96,9 +96,11 @@ def coverage(profiles: list[str], results: str | Path = "results") -> pd.DataFra
     rows = []
     for profile_name in profiles:
         for config in campaign_configs(profile_name):
-            rows.append({"depth": config.depth, "width": config.width, "network": config.model, "trained": config.trainable,
-                         "profile": profile_name, "done": store.find(config, results) is not None})
-    cells = pd.DataFrame(rows).groupby(["depth", "width", "network", "trained", "profile"])["done"].agg(["sum", "count"])
+            rows.append({"depth": config.depth, "width": config.width, "network": config.model,
+                         "trained": config.trainable, "profile": profile_name,
+                         "done": store.find(config, results) is not None})
+    keys = ["depth", "width", "network", "trained", "profile"]
+    cells = pd.DataFrame(rows).groupby(keys)["done"].agg(["sum", "count"])
     stated = cells["sum"].astype(str) + " of " + cells["count"].astype(str)
     table = stated.unstack("profile").reindex(columns=profiles).fillna("–")
     return table.reset_index(["network", "trained"]).reset_index(drop=True).rename_axis(columns=None)

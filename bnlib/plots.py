@@ -5,7 +5,6 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -136,19 +135,23 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
         bins = np.linspace(*limits, 60)
         for axes, model in zip(row, networks, strict=True):
             for trainable, values in channels[channels["model"] == model].groupby("trainable"):
-                axes.hist(values[part].clip(*limits), bins, density=True, histtype="stepfilled", alpha=0.35,
-                          color=COLOURS[trainable])
-                axes.hist(values[part].clip(*limits), bins, density=True, histtype="step", color=COLOURS[trainable],
-                          label=TRAINED[trainable])
+                look = {"bins": bins, "density": True, "color": COLOURS[trainable]}
+                axes.hist(values[part], histtype="stepfilled", alpha=0.35, **look)
+                axes.hist(values[part], histtype="step", label=TRAINED[trainable], **look)
             axes.set(xlabel=SYMBOL[part], yticks=[])
             axes.spines["left"].set_visible(False)
             if part == "gamma":
                 axes.plot([0, 0, 1, 1], [0, 1, 1, 0], ":", color="#333333", linewidth=1, label="γ at the start")
-                axes.set_title(name(model))
+                axes.set_title(_titled(channels, model))
         row[0].set_ylabel("density of channels")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
     return figure
+
+
+def _titled(channels: pd.DataFrame, model: str) -> str:
+    seeds = channels[channels["model"] == model].groupby("trainable")["seed"].nunique()
+    return f"{name(model)}  (seeds: {', '.join(str(n) for n in dict.fromkeys(seeds))})"
 
 
 def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
@@ -162,7 +165,7 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
             axes.fill_between(low.index, low, high, color=COLOURS[trainable], alpha=0.18, linewidth=0)
             axes.plot(middle.index, middle, color=COLOURS[trainable], label=TRAINED[trainable])
             axes.scatter(values["number"], values[part], s=2, color=COLOURS[trainable], alpha=0.25, linewidths=0)
-        axes.set(xlabel="batch-norm layer, from the image on", title=name(model))
+        axes.set(xlabel="batch-norm layer, from the image on", title=_titled(channels, model))
         axes.set_ylim(*np.quantile(channels[part].astype(float), [0.001, 0.999]))
     grid[0][0].set_ylabel(SYMBOL[part])
     handles, labels = grid[0][0].get_legend_handles_labels()
@@ -196,6 +199,3 @@ def dead_share(table: pd.DataFrame) -> Figure:
     axes.set_title(_seeds_stated(table), loc="left", color="#555555", fontsize=8)
     axes.legend()
     return figure
-
-
-sns.set_palette(list(COLOURS.values()))

@@ -32,7 +32,8 @@ def trace_faults(file: Path) -> list[str]:
 
 def size_faults() -> list[str]:
     faults, runs = [], []
-    total = sum(f.stat().st_size for folder in ("results", "figures") for f in (ROOT / folder).rglob("*") if f.is_file())
+    files = [f for folder in ("results", "figures") for f in (ROOT / folder).rglob("*") if f.is_file()]
+    total = sum(f.stat().st_size for f in files)
     if total > MEGABYTES * 1e6:
         faults.append(f"results/ and figures/ take {total / 1e6:.1f} MB; at most {MEGABYTES}")
     for record in (ROOT / "results/runs").glob("*/run.json"):

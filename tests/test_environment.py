@@ -20,8 +20,8 @@ def locked() -> dict[str, str]:
 
 def required() -> set[str]:
     project = tomllib.loads(resolve("pyproject.toml").read_text())["project"]
-    lines = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
-    return {re.match(r"[\w-]+", line)[0] for line in lines}
+    lines = [project["dependencies"], *project["optional-dependencies"].values()]
+    return {re.match(r"[\w-]+", line)[0] for group in lines for line in group}
 
 
 def test_environment_yml_has_the_locked_versions_of_all_that_is_required():

@@ -39,7 +39,12 @@ def test_a_budget_stops_at_a_checkpoint_and_the_begun_run_goes_on_first(tiny, tm
     assert runs == [] and runs.missing == [long] and time.time() - began < 10
     assert grid.started(long, tmp_path / "results")
     order = []
-    monkeypatch.setattr(grid, "run", lambda config, **options: order.append(config) or (_ for _ in ()).throw(grid.Paused))
+
+    def pause(config, **options):
+        order.append(config)
+        raise grid.Paused
+
+    monkeypatch.setattr(grid, "run", pause)
     run_all([short, long], results=tmp_path / "results")
     assert order == [long]
 

@@ -41,7 +41,7 @@ def test_initial_weights_are_he_normal_and_gamma_uniform():
             assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_in), rel=0.02)
             assert abs(module.weight.mean().item()) < 0.02 * math.sqrt(2 / fan_in)
     gamma = torch.cat([m.weight for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)])
-    assert 0 <= gamma.min() and gamma.max() < 1 and gamma.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert gamma.min() >= 0 and gamma.max() < 1 and gamma.mean().item() == pytest.approx(0.5, abs=0.02)
     assert all(not m.bias.any() for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 

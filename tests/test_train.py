@@ -43,7 +43,8 @@ def test_frozen_parameters_are_bit_identical_and_have_no_gradient_buffers(traina
 
 def same(a: store.Run, b: store.Run) -> bool:
     """Whether two runs have the same bytes in all that is measured; only seconds may differ."""
-    pd.testing.assert_frame_equal(a.history.drop(columns="seconds"), b.history.drop(columns="seconds"), check_exact=True)
+    measured = (run.history.drop(columns="seconds") for run in (a, b))
+    pd.testing.assert_frame_equal(*measured, check_exact=True)
     files = ("tensors.safetensors", "trajectory.safetensors", "predictions.csv.gz")
     return all((a.folder / f).read_bytes() == (b.folder / f).read_bytes() for f in files)
 
@@ -161,7 +162,7 @@ def test_a_device_that_is_not_there_is_named(tiny, tmp_path):
     with pytest.raises(InputError, match="did you mean 'cuda'"):
         run(tiny, results=tmp_path, device="coda")
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="there is .*cpu"):
+        with pytest.raises(InputError, match=r"there is .*cpu"):
             run(tiny, results=tmp_path, device="cuda")
 
 
