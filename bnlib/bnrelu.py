@@ -25,8 +25,8 @@ def fast_path() -> str:
     if os.environ.get("BNLIB_CPP") == "0":
         return "switched off by BNLIB_CPP=0"
     try:
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)      # not: "No CUDA runtime is found"
         from torch.utils import cpp_extension
-        logging.getLogger(cpp_extension.__name__).setLevel(logging.ERROR)      # not: "No CUDA runtime is found"
         scripts = str(Path(sys.executable).parent)          # ninja is installed beside python
         if scripts not in os.environ["PATH"].split(os.pathsep):
             os.environ["PATH"] = scripts + os.pathsep + os.environ["PATH"]
