@@ -27,6 +27,9 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kLanes = 16;
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef double Doubles __attribute__((vector_size(8 * kLanes)));
+typedef int32_t Masks __attribute__((vector_size(4 * kLanes)));
+typedef int64_t WideMasks __attribute__((vector_size(8 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 
@@ -34,8 +37,27 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline Floats load(const float* p) {
-  Floats value;
+// For elements of type T: the type that is computed in, 16 of it, and 16 masks.
+template <typename T>
+struct Computing {
+  using Scalar = float;
+  using Vector = Floats;
+  using Mask = Masks;
+};
+template <>
+struct Computing<double> {
+  using Scalar = double;
+  using Vector = Doubles;
+  using Mask = WideMasks;
+};
+template <typename T>
+using Scalar = typename Computing<T>::Scalar;
+template <typename T>
+using Vector = typename Computing<T>::Vector;
+
+template <typename T>
+inline Vector<T> load(const T* p) {
+  Vector<T> value;
   std::memcpy(&value, p, sizeof value);
   return value;
 }
@@ -44,11 +66,19 @@ inline Floats load(const BFloat16* p) {
   std::memcpy(&bits, p, sizeof bits);
   return (Floats)(__builtin_convertvector(bits, Words) << 16);
 }
-inline void store(float* p, Floats value) { std::memcpy(p, &value, sizeof value); }
+template <typename T>
+inline void store(T* p, Vector<T> value) {
+  std::memcpy(p, &value, sizeof value);
+}
 inline void store(BFloat16* p, Floats value) {  // to the nearest, ties to even
   const Words wide = (Words)value;
   const Halves bits = __builtin_convertvector((wide + 0x7fff + ((wide >> 16) & 1)) >> 16, Halves);
   std::memcpy(p, &bits, sizeof bits);
+}
+// The values where the mask is set, else 0.
+template <typename V, typename M>
+inline V masked(V values, M mask) {
+  return (V)((M)values & mask);
 }
 
 // ------------------------------------------------------------------------------------ blocks of rows and columns
@@ -71,28 +101,29 @@ void for_tiles(int64_t rows, int64_t channels, const Body& body) {
 }
 
 // V vectors of one value a channel, from channel c on.
-template <int V>
+template <typename S, int V>
 struct Columns {
-  Floats v[V];
+  Vector<S> v[V];
   Columns() : v{} {}
-  Columns(const float* values, int64_t c) {
+  Columns(const S* values, int64_t c) {
     for (int i = 0; i < V; ++i) v[i] = load(values + c + i * kLanes);
   }
   void add(const Columns& other) {
     for (int i = 0; i < V; ++i) v[i] += other.v[i];
   }
-  void copy_to(float* values) const {
+  void copy_to(S* values) const {
     for (int i = 0; i < V; ++i) store(values + i * kLanes, v[i]);
   }
 };
 
 // Two sums of each channel over each block, and both added up over the blocks.
+template <typename S>
 struct BlockSums {
   int64_t rows, channels;
-  std::vector<float> sums;
+  std::vector<S> sums;
   BlockSums(int64_t rows, int64_t channels)
       : rows(rows), channels(channels), sums(2 * blocks_of(rows) * channels) {}
-  float* at(int64_t block, int which, int64_t c) { return &sums[(2 * block + which) * channels + c]; }
+  S* at(int64_t block, int which, int64_t c) { return &sums[(2 * block + which) * channels + c]; }
   void add_up(std::vector<double>& a, std::vector<double>& b) {
     for (int64_t block = 0; block < blocks_of(rows); ++block)
       for (int64_t c = 0; c < channels; ++c) {
@@ -107,18 +138,19 @@ struct BlockSums {
 // Mean and (biased) variance of each channel, by sums of distances from the first row, which cancel less.
 template <typename T>
 void moments(const T* x, int64_t rows, int64_t channels, std::vector<double>& mean, std::vector<double>& var) {
-  BlockSums sums(rows, channels);
-  std::vector<float> origin(channels);
+  using S = Scalar<T>;
+  BlockSums<S> sums(rows, channels);
+  std::vector<S> origin(channels);
   for (int64_t c = 0; c < channels; c += kLanes) store(&origin[c], load(x + c));
   for_tiles(rows, channels, [&](int64_t block, int64_t first, int64_t last, int64_t c, auto vectors) {
     constexpr int V = vectors;
-    const Columns<V> o(origin.data(), c);
-    Columns<V> sum, squares;
+    const Columns<S, V> o(origin.data(), c);
+    Columns<S, V> sum, squares;
     for (int64_t start = first; start < last; start += kRun) {
-      Columns<V> s, q;
+      Columns<S, V> s, q;
       for (int64_t r = start; r < std::min(last, start + kRun); ++r)
         for (int i = 0; i < V; ++i) {
-          const Floats distance = load(x + r * channels + c + i * kLanes) - o.v[i];
+          const auto distance = load(x + r * channels + c + i * kLanes) - o.v[i];
           s.v[i] += distance;
           q.v[i] += distance * distance;
         }
@@ -138,50 +170,46 @@ void moments(const T* x, int64_t rows, int64_t channels, std::vector<double>& me
 
 // y = relu(x · scale + shift + add); a NaN stays one, so that a run that diverges is seen to.
 template <typename T, bool Add, bool Relu>
-void normalise(const T* x, const T* add, T* y, int64_t rows, int64_t channels, const float* scale,
-               const float* shift) {
+void normalise(const T* x, const T* add, T* y, int64_t rows, int64_t channels, const Scalar<T>* scale,
+               const Scalar<T>* shift) {
   for_tiles(rows, channels, [&](int64_t, int64_t first, int64_t last, int64_t c, auto vectors) {
     constexpr int V = vectors;
-    const Columns<V> a(scale, c), b(shift, c);
+    const Columns<Scalar<T>, V> a(scale, c), b(shift, c);
     for (int64_t r = first; r < last; ++r)
       for (int i = 0; i < V; ++i) {
         const int64_t at = r * channels + c + i * kLanes;
-        Floats value = load(x + at) * a.v[i] + b.v[i];
+        auto value = load(x + at) * a.v[i] + b.v[i];
         if (Add) value += load(add + at);
-        if (Relu) value = (Floats)((Words)value & ~(Words)(value < 0));
+        if (Relu) value = masked(value, ~(value < 0));
         store(y + at, value);
       }
   });
 }
 
-// The gradient that passes the ReLU: gy where the output was positive, else 0. Without an addition the output has the
-// sign of x · scale + shift, so that y need be neither kept nor read.
+// Sums over the rows of g, the gradient that passes the ReLU, and of g times the distance of x from its mean.
+// g is gy where the output was positive. With an addition that is read off y, and g is written to `g`, being the
+// gradient of the addition too; without one the output has the sign of x · scale + shift, and y is not needed.
 template <typename T, bool Add, bool Relu>
-inline Floats through_relu(const T* gy, const T* y, int64_t at, Floats x, Floats scale, Floats shift) {
-  const Floats g = load(gy + at);
-  if (!Relu) return g;
-  const Floats output = Add ? load(y + at) : x * scale + shift;
-  return (Floats)((Words)g & (Words)(output > 0));
-}
-
-// Sums over the rows of the gradient g, and of g times the distance of x from its mean.
-template <typename T, bool Add, bool Relu>
-void gradient_sums(const T* gy, const T* x, const T* y, int64_t rows, int64_t channels, const float* scale,
-                   const float* shift, const float* mean, std::vector<double>& sum_g, std::vector<double>& sum_gx) {
-  BlockSums sums(rows, channels);
+void gradient_sums(const T* gy, const T* x, const T* y, T* g, int64_t rows, int64_t channels, const Scalar<T>* scale,
+                   const Scalar<T>* shift, const Scalar<T>* mean, std::vector<double>& sum_g,
+                   std::vector<double>& sum_gx) {
+  using S = Scalar<T>;
+  BlockSums<S> sums(rows, channels);
   for_tiles(rows, channels, [&](int64_t block, int64_t first, int64_t last, int64_t c, auto vectors) {
     constexpr int V = vectors;
-    const Columns<V> a(scale, c), b(shift, c), m(mean, c);
-    Columns<V> sum, products;
+    const Columns<S, V> a(scale, c), b(shift, c), m(mean, c);
+    Columns<S, V> sum, products;
     for (int64_t start = first; start < last; start += kRun) {
-      Columns<V> s, p;
+      Columns<S, V> s, p;
       for (int64_t r = start; r < std::min(last, start + kRun); ++r)
         for (int i = 0; i < V; ++i) {
           const int64_t at = r * channels + c + i * kLanes;
-          const Floats value = load(x + at);
-          const Floats g = through_relu<T, Add, Relu>(gy, y, at, value, a.v[i], b.v[i]);
-          s.v[i] += g;
-          p.v[i] += g * (value - m.v[i]);
+          const auto value = load(x + at);
+          auto passed = load(gy + at);
+          if (Relu) passed = masked(passed, (Add ? load(y + at) : value * a.v[i] + b.v[i]) > 0);
+          if (Add && Relu) store(g + at, passed);
+          s.v[i] += passed;
+          p.v[i] += passed * (value - m.v[i]);
         }
       sum.add(s);
       products.add(p);
@@ -192,20 +220,20 @@ void gradient_sums(const T* gy, const T* x, const T* y, int64_t rows, int64_t ch
   sums.add_up(sum_g, sum_gx);
 }
 
-// gx = scale · g + along · x + across where gx is wanted, and the gradient of the addition, which is g.
-template <typename T, bool Add, bool Relu>
-void gradients(const T* gy, const T* x, const T* y, T* gx, T* gadd, int64_t rows, int64_t channels,
-               const float* scale, const float* shift, const float* along, const float* across) {
+// gx = scale · g + along · x + across; Relu: g has not yet passed the ReLU, whose sign is that of x · scale + shift.
+template <typename T, bool Relu>
+void gradient(const T* g, const T* x, T* gx, int64_t rows, int64_t channels, const Scalar<T>* scale,
+              const Scalar<T>* shift, const Scalar<T>* along, const Scalar<T>* across) {
   for_tiles(rows, channels, [&](int64_t, int64_t first, int64_t last, int64_t c, auto vectors) {
     constexpr int V = vectors;
-    const Columns<V> a(scale, c), b(shift, c), k(along, c), d(across, c);
+    const Columns<Scalar<T>, V> a(scale, c), b(shift, c), k(along, c), d(across, c);
     for (int64_t r = first; r < last; ++r)
       for (int i = 0; i < V; ++i) {
         const int64_t at = r * channels + c + i * kLanes;
-        const Floats value = load(x + at);
-        const Floats g = through_relu<T, Add, Relu>(gy, y, at, value, a.v[i], b.v[i]);
-        store(gx + at, a.v[i] * g + k.v[i] * value + d.v[i]);
-        if (Add) store(gadd + at, g);
+        const auto value = load(x + at);
+        auto passed = load(g + at);
+        if (Relu) passed = masked(passed, value * a.v[i] + b.v[i] > 0);
+        store(gx + at, a.v[i] * passed + k.v[i] * value + d.v[i]);
       }
   });
 }
@@ -227,6 +255,7 @@ void specialise(const Tensor& x, bool add, bool relu, const Body& body) {
     return body(element, std::false_type(), std::false_type());
   };
   if (x.scalar_type() == at::kBFloat16) return with_type(BFloat16());
+  if (x.scalar_type() == at::kDouble) return with_type(double());
   with_type(float());
 }
 
@@ -236,20 +265,21 @@ struct BatchNormReLU : torch::autograd::Function<BatchNormReLU> {
                         double eps, bool relu) {
     const int64_t C = x.size(1), rows = x.numel() / C;
     const Tensor y = at::empty_like(x), sum = add.value_or(Tensor()), saved = at::empty({4, C}, gamma.options());
-    float *scale = data<float>(saved), *shift = scale + C, *mean = scale + 2 * C, *inverse = scale + 3 * C;
-    const float *g = data<float>(gamma), *b = data<float>(beta);
-    float *running_m = data<float>(running_mean), *running_v = data<float>(running_var);
     specialise(x, add.has_value(), relu, [&](auto element, auto adds, auto relus) {
       using T = decltype(element);
+      using S = Scalar<T>;
+      S *scale = data<S>(saved), *shift = scale + C, *mean = scale + 2 * C, *inverse = scale + 3 * C;
+      const S *g = data<S>(gamma), *b = data<S>(beta);
+      S *running_m = data<S>(running_mean), *running_v = data<S>(running_var);
       std::vector<double> m(C), v(C);
       moments(data<T>(x), rows, C, m, v);
       for (int64_t c = 0; c < C; ++c) {
-        inverse[c] = float(1 / std::sqrt(v[c] + eps));
-        mean[c] = float(m[c]);
+        inverse[c] = S(1 / std::sqrt(v[c] + eps));
+        mean[c] = S(m[c]);
         scale[c] = g[c] * inverse[c];
-        shift[c] = float(b[c] - m[c] * scale[c]);
-        running_m[c] += float(momentum * (m[c] - running_m[c]));
-        running_v[c] += float(momentum * (v[c] * rows / (rows - 1) - running_v[c]));
+        shift[c] = S(b[c] - m[c] * scale[c]);
+        running_m[c] += S(momentum * (m[c] - running_m[c]));
+        running_v[c] += S(momentum * (v[c] * rows / (rows - 1) - running_v[c]));
       }
       normalise<T, adds.value, relus.value>(data<T>(x), data<T>(sum), data<T>(y), rows, C, scale, shift);
     });
@@ -259,34 +289,40 @@ struct BatchNormReLU : torch::autograd::Function<BatchNormReLU> {
     return y;
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list output_gradients) {
+  static variable_list backward(AutogradContext* ctx, variable_list& output_gradients) {
     const auto kept = ctx->get_saved_variables();
     const Tensor &x = kept[0], &y = kept[1], &saved = kept[2];
     const int64_t C = x.size(1), rows = x.numel() / C;
     const bool add = ctx->saved_data["add"].toBool(), relu = ctx->saved_data["relu"].toBool();
     const Tensor gy = output_gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
-    const Tensor gx = ctx->needs_input_grad(0) ? at::empty_like(x) : Tensor();  // none behind a frozen first layer
-    const Tensor gadd = add ? at::empty_like(x) : Tensor();
+    output_gradients.clear();
     const Tensor ggamma = at::empty({C}, saved.options()), gbeta = at::empty({C}, saved.options());
-    const float *scale = data<float>(saved), *shift = scale + C, *mean = scale + 2 * C, *inverse = scale + 3 * C;
+    // A gradient that nobody else holds is written over: its memory is in the cache, new memory is not.
+    const bool free = gy.use_count() == 1 && gy.storage().use_count() == 1;
+    const auto reuse = [&] { return free ? gy : at::empty_like(x); };
+    const Tensor g = add && relu ? reuse() : gy;
+    const bool wanted = ctx->needs_input_grad(0);  // not behind a frozen first layer
+    const Tensor gx = !wanted ? Tensor() : add ? at::empty_like(x) : reuse();
     specialise(x, add, relu, [&](auto element, auto adds, auto relus) {
       using T = decltype(element);
+      using S = Scalar<T>;
+      const S *scale = data<S>(saved), *shift = scale + C, *mean = scale + 2 * C, *inverse = scale + 3 * C;
       std::vector<double> sum_g(C), sum_gx(C);
-      std::vector<float> along(C), across(C);
-      gradient_sums<T, adds.value, relus.value>(data<T>(gy), data<T>(x), data<T>(y), rows, C, scale, shift, mean,
-                                                sum_g, sum_gx);
+      std::vector<S> along(C), across(C);
+      gradient_sums<T, adds.value, relus.value>(data<T>(gy), data<T>(x), data<T>(y), data<T>(g), rows, C, scale, shift,
+                                                mean, sum_g, sum_gx);
       for (int64_t c = 0; c < C; ++c) {
-        data<float>(ggamma)[c] = float(sum_gx[c] * inverse[c]);
-        data<float>(gbeta)[c] = float(sum_g[c]);
+        data<S>(ggamma)[c] = S(sum_gx[c] * inverse[c]);
+        data<S>(gbeta)[c] = S(sum_g[c]);
         const double slope = -scale[c] * sum_gx[c] * inverse[c] * inverse[c] / rows;
-        along[c] = float(slope);
-        across[c] = float(-scale[c] * sum_g[c] / rows - slope * mean[c]);
+        along[c] = S(slope);
+        across[c] = S(-scale[c] * sum_g[c] / rows - slope * mean[c]);
       }
-      if (gx.defined())
-        gradients<T, adds.value, relus.value>(data<T>(gy), data<T>(x), data<T>(y), data<T>(gx), data<T>(gadd), rows, C,
-                                              scale, shift, along.data(), across.data());
+      if (wanted)
+        gradient<T, relus.value && !adds.value>(data<T>(g), data<T>(x), data<T>(gx), rows, C, scale, shift,
+                                                along.data(), across.data());
     });
-    return {gx, gadd, ggamma, gbeta, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    return {gx, add ? g : Tensor(), ggamma, gbeta, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -300,15 +336,15 @@ Tensor evaluate(const Tensor& x, const std::optional<Tensor>& add, const Tensor&
                 const Tensor& running_mean, const Tensor& running_var, double eps, bool relu) {
   const int64_t C = x.size(1), rows = x.numel() / C;
   const Tensor y = at::empty_like(x), sum = add.value_or(Tensor());
-  const float *g = data<float>(gamma), *b = data<float>(beta);
-  const float *m = data<float>(running_mean), *v = data<float>(running_var);
-  std::vector<float> scale(C), shift(C);
-  for (int64_t c = 0; c < C; ++c) {
-    scale[c] = float(g[c] / std::sqrt(v[c] + eps));
-    shift[c] = float(b[c] - double(m[c]) * scale[c]);
-  }
   specialise(x, add.has_value(), relu, [&](auto element, auto adds, auto relus) {
     using T = decltype(element);
+    using S = Scalar<T>;
+    const S *g = data<S>(gamma), *b = data<S>(beta), *m = data<S>(running_mean), *v = data<S>(running_var);
+    std::vector<S> scale(C), shift(C);
+    for (int64_t c = 0; c < C; ++c) {
+      scale[c] = S(g[c] / std::sqrt(v[c] + eps));
+      shift[c] = S(b[c] - double(m[c]) * scale[c]);
+    }
     normalise<T, adds.value, relus.value>(data<T>(x), data<T>(sum), data<T>(y), rows, C, scale.data(), shift.data());
   });
   return y;

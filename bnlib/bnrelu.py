@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SOURCE = Path(__file__).with_name("bnrelu.cpp")
-WIDEST = 2048          # channels the C++ operation keeps on its stack
+TYPES = {(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)}
 
 
 @cache
@@ -71,10 +71,10 @@ class BN(nn.BatchNorm2d):
 
     def _is_fast(self, x: torch.Tensor, add: torch.Tensor | None) -> bool:
         return (x.device.type == "cpu"
-                and x.dtype in (torch.bfloat16, torch.float32)
-                and self.weight is not None and self.weight.dtype == torch.float32
+                and self.weight is not None
+                and (x.dtype, self.weight.dtype) in TYPES
                 and self.running_mean is not None and self.momentum is not None
-                and x.shape[1] % 16 == 0 and x.shape[1] <= WIDEST
+                and x.shape[1] % 16 == 0
                 and x.is_contiguous(memory_format=torch.channels_last)
                 and (add is None or (add.dtype == x.dtype and add.shape == x.shape
                                      and add.is_contiguous(memory_format=torch.channels_last)))

@@ -38,6 +38,12 @@ class Dataset:
     classes: tuple[str, ...]
     fingerprint: str          # SHA-256 over the four arrays
 
+    def part(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """The training images and labels at `indices`; all of them without a copy."""
+        if len(indices) == len(self.x_train):
+            return self.x_train, self.y_train
+        return self.x_train[indices], self.y_train[indices]
+
     @cached_property
     def moments(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over all training images, in [0, 1]; exact, from counts."""
@@ -202,20 +208,21 @@ class Normalise:
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        floats = (images.float() * self.scale + self.shift).to(self.dtype)
+        floats = torch.addcmul(self.shift, images.float(), self.scale).to(self.dtype)
         return floats.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def crop_and_flip(padded: torch.Tensor, index, top, left, flip, size: tuple[int, int]) -> torch.Tensor:
-    """Image `index[i]` of `padded` (N, H', W', C), cut at (`top[i]`, `left[i]`) to `size`, mirrored where `flip[i]`.
+def crop_and_flip(padded: torch.Tensor, top, left, flip, size: tuple[int, int]) -> torch.Tensor:
+    """Each image i of `padded` (N, H', W', C) cut at (`top[i]`, `left[i]`) to `size`, mirrored where `flip[i]`.
 
     One gather for the whole batch; equals torchvision's pad, crop and flip at the same offsets.
     """
-    height, width = size
-    rows = top[:, None] + torch.arange(height, device=top.device)
-    columns = torch.arange(width, device=top.device).expand(len(top), width)
+    (height, width), image = size, torch.arange(len(padded), device=padded.device)
+    rows = image[:, None] * padded.shape[1] + top[:, None] + torch.arange(height, device=padded.device)
+    columns = torch.arange(width, device=padded.device).expand(len(padded), width)
     columns = left[:, None] + torch.where(flip[:, None], width - 1 - columns, columns)
-    return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+    pixels = rows[:, :, None] * padded.shape[2] + columns[:, None, :]
+    return padded.view(-1, padded.shape[3]).index_select(0, pixels.view(-1)).view(*pixels.shape, -1)
 
 
 class TrainingBatches:
@@ -229,8 +236,7 @@ class TrainingBatches:
                  device: torch.device):
         self.config, self.normalise, self.device = config, normalise, device
         self.size, self.pad = tuple(images.shape[1:3]), PAD if "crop" in config.augment else 0
-        self.images = F.pad(images.to(device), (0, 0, self.pad, self.pad, self.pad, self.pad))
-        self.labels = labels.to(device)
+        self.images, self.labels = images.to(device), labels.to(device)
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.config.batch_size)
@@ -242,5 +248,5 @@ class TrainingBatches:
         flip = draws.random(n) < 0.5 * ("flip" in self.config.augment)
         columns = [torch.from_numpy(a).to(self.device, non_blocking=True) for a in (order, top, left, flip)]
         for index, *offsets in zip(*(c.split(self.config.batch_size) for c in columns), strict=True):
-            images = crop_and_flip(self.images, index, *offsets, self.size)
-            yield self.normalise(images), self.labels[index]
+            padded = F.pad(self.images.index_select(0, index), (0, 0, *4 * (self.pad,)))
+            yield self.normalise(crop_and_flip(padded, *offsets, self.size)), self.labels[index]

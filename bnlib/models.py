@@ -54,7 +54,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.blocks(self.bn(self.conv(x)))
-        return self.output(x.mean((2, 3)))
+        return self.output(x.permute(0, 2, 3, 1).flatten(1, 2).mean(1))      # so that its gradient is channels-last
 
 
 def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal", bn_init: str = "uniform") -> ResNet:

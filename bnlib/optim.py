@@ -12,7 +12,8 @@ def optimizer(parameters, config: Config) -> torch.optim.Optimizer:
     The paper's protocol (Frankle et al. 2021, App. A). With nothing to train it steps over nothing.
     """
     parameters = list(parameters) or [torch.nn.Parameter(torch.empty(0))]
-    return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
+    fused = parameters[0].device.type in ("cpu", "cuda")          # one kernel for all parameters
+    return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay, fused=fused)
 
 
 def schedule(optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int) -> LRScheduler:

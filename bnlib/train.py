@@ -111,11 +111,10 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
 
     normalise = data.Normalise(dataset, device, torch.bfloat16 if precision == "bf16" else torch.float32)
     in_training, in_validation = data.split(config, len(dataset.x_train))
-    batches = data.TrainingBatches(dataset.x_train[in_training], dataset.y_train[in_training], config, normalise,
-                                   device)
+    batches = data.TrainingBatches(*dataset.part(in_training), config, normalise, device)
     held_out = {"test": (dataset.x_test.to(device), dataset.y_test.to(device))}
     if config.n_val:
-        held_out["val"] = (dataset.x_train[in_validation].to(device), dataset.y_train[in_validation].to(device))
+        held_out["val"] = tuple(part.to(device) for part in dataset.part(in_validation))
 
     optimizer = optim.optimizer(trainable, config)
     schedule = optim.schedule(optimizer, config, len(batches))
@@ -182,17 +181,24 @@ def train_epoch(network: nn.Module, batches: data.TrainingBatches, epoch: int, o
     loss_sum = torch.zeros((), device=batches.device)
     correct = torch.zeros((), device=batches.device, dtype=torch.int64)
     for images, labels in batches.epoch(epoch):
-        with autocast(batches.device, precision):
-            logits = network(images)
-        loss = F.cross_entropy(logits.float(), labels)
-        if loss.requires_grad:                       # not where nothing trains
-            optimizer.zero_grad()
-            loss.backward()
-        optimizer.step()
+        loss, logits = train_step(network, images, labels, optimizer, precision)
         schedule.step()
-        loss_sum += loss.detach() * len(labels)
+        loss_sum += loss * len(labels)
         correct += (logits.argmax(1) == labels).sum()
     return {"train_loss": loss_sum.item() / len(batches.labels), "train_accuracy": correct.item() / len(batches.labels)}
+
+
+def train_step(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, optimizer,
+               precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Forward, loss, backward, step; returns the batch's mean loss and its logits, detached."""
+    with autocast(images.device, precision):
+        logits = network(images)
+    loss = F.cross_entropy(logits.float(), labels)
+    optimizer.zero_grad()
+    if loss.requires_grad:                           # not where nothing trains
+        loss.backward()
+    optimizer.step()
+    return loss.detach(), logits.detach()
 
 
 @dataclass

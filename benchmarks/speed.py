@@ -1,0 +1,264 @@
+"""How fast training is, side by side with the plain loop: `make bench`.
+
+The lanes of a comparison take turns of a second or two, so that a noisy machine favours none. Each has a process of
+its own, so that none profits from another's settings, and waits while another runs.
+
+    plain    eager fp32, gradients of all weights, DataLoader with 2 workers, torchvision's transforms
+    ours     as `bnlib.run` trains
+    ours-    the same without the C++ operation
+"""
+
+import argparse
+import multiprocessing
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from bnlib import Config, bnrelu, data, models, optim
+from bnlib.config import resolve
+from bnlib.freeze import select
+from bnlib.train import choose_device, choose_precision, device_name, evaluate, keep_memory, place, train_step
+
+BATCH = 128
+
+
+def synthetic(n: int = 50_000) -> data.Dataset:
+    """Random images of CIFAR-10's shape and number; a step takes as long on them as on real ones."""
+    draws = np.random.default_rng(0)
+    images = torch.from_numpy(draws.integers(0, 256, (n, 32, 32, 3), np.uint8))
+    labels = torch.from_numpy(draws.integers(0, 10, n))
+    return data.Dataset("synthetic", images, labels, images[:10_000], labels[:10_000], tuple("0123456789"), "")
+
+
+# ------------------------------------------------------------------------------------------- lanes
+
+def plain_lane(config: Config, dataset: data.Dataset, device: torch.device) -> Iterator[None]:
+    """The loop that earlier studies use; each `next` is one step."""
+    from PIL import Image
+    from torchvision import transforms
+    mean, std = dataset.moments
+    transform = transforms.Compose([transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip(),
+                                    transforms.ToTensor(), transforms.Normalize(mean, std)])
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(dataset.x_train)
+
+        def __getitem__(self, i):
+            return transform(Image.fromarray(dataset.x_train[i].numpy())), dataset.y_train[i]
+
+    network = without_cpp(models.build(config.model, 10, seed=config.seed)).to(device).train()
+    optimizer = torch.optim.SGD(select(network, config.trainable).values(), 0.1, 0.9, weight_decay=1e-4)
+    loader = torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, num_workers=2, drop_last=True,
+                                         multiprocessing_context="fork")
+    while True:
+        for images, labels in loader:
+            loss = F.cross_entropy(network(images.to(device)), labels.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            yield
+
+
+def our_lane(config: Config, dataset: data.Dataset, device: torch.device, cpp: bool = True) -> Iterator[None]:
+    """Training as `bnlib.run` does it; each `next` is one step."""
+    precision = choose_precision(device)
+    network = models.build(config.model, 10, seed=config.seed)
+    network = (network if cpp else without_cpp(network)).train()
+    trainable = place(network, config, device, precision)
+    normalise = data.Normalise(dataset, device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    batches = data.TrainingBatches(dataset.x_train, dataset.y_train, config, normalise, device)
+    optimizer = optim.optimizer(trainable, config)
+    schedule = optim.schedule(optimizer, config, len(batches))
+    for epoch in range(1, 1000):
+        for images, labels in batches.epoch(epoch):
+            train_step(network, images, labels, optimizer, precision)
+            schedule.step()
+            yield
+
+
+def without_cpp(network: torch.nn.Module) -> torch.nn.Module:
+    for module in network.modules():
+        if isinstance(module, bnrelu.BN):
+            module._is_fast = lambda *_: False
+    return network
+
+
+LANES = {"plain": plain_lane, "ours": our_lane, "ours-": lambda *setting: our_lane(*setting, cpp=False)}
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def turn_of(lane: Iterator[None], device: torch.device, turn: float) -> float:
+    """Images/s of a lane over `turn` seconds, after a few steps that use up what was prepared while it waited."""
+    for _ in range(5):
+        next(lane)
+    synchronise(device)
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < turn:
+        next(lane)
+        steps += 1
+    synchronise(device)
+    return steps * BATCH / (time.perf_counter() - began)
+
+
+def serve(connection, name: str, config: Config) -> None:
+    """A lane in its own process: sends the seconds to its first step, then images/s a turn, at last its peak memory."""
+    began, device = time.perf_counter(), choose_device()
+    if name != "plain":
+        keep_memory()
+    lane = LANES[name](config, synthetic(), device)
+    next(lane)
+    synchronise(device)
+    connection.send(time.perf_counter() - began)
+    while (turn := connection.recv()) is not None:
+        connection.send(turn_of(lane, device, turn))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if platform.system() == "Linux" else 1024**2)
+    connection.send(peak)
+    lane.close()
+
+
+def compare(config: Config, rounds: int, turn: float) -> pd.DataFrame:
+    """A row a lane: median images/s over its turns, ratio to plain within each round, first step, peak memory."""
+    context, ends, processes = multiprocessing.get_context("spawn"), {}, []
+    for name in LANES:
+        ends[name], other = context.Pipe()
+        processes.append(context.Process(target=serve, args=(other, name, config)))
+        processes[-1].start()
+        other.close()                                # so that a lane that dies is an error here, not a wait for ever
+        first = ends[name].recv()                    # one after the other, or they would share the processor
+        ends[name] = (ends[name], first)
+    turns = {name: [] for name in LANES}
+    for _ in range(rounds):
+        for name, (end, _) in ends.items():
+            end.send(turn)
+            turns[name].append(end.recv())
+    rows = []
+    for name, (end, first) in ends.items():
+        end.send(None)
+        ratio = np.median(np.divide(turns[name], turns["plain"]))
+        rows.append({"network": config.model, "trained": config.trainable, "lane": name,
+                     "images/s": round(np.median(turns[name])), "against plain": round(ratio, 2),
+                     "first step, s": round(first, 2), "peak memory, MB": round(end.recv())})
+    for process in processes:
+        process.join()
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+def speed(rounds: int, turn: float) -> pd.DataFrame:
+    """The three lanes for each network and what trains in it."""
+    return pd.concat([compare(Config(model=model, trainable=trainable, batch_size=BATCH), rounds, turn)
+                      for model in ("resnet14", "resnet56", "resnet14x4") for trainable in ("bn", "all")])
+
+
+def scaling(dataset, device, turn: float) -> pd.DataFrame:
+    """Seconds an epoch of 50,000 images, BN only, against depth and width; for depth, also what each block adds."""
+    rows, base = [], None
+    for model in ("resnet14", "resnet32", "resnet56", "resnet110", "resnet14x2", "resnet14x4", "resnet14x8"):
+        config = Config(model=model, batch_size=BATCH)
+        lane = our_lane(config, dataset, device)
+        seconds = 50_000 / max(turn_of(lane, device, turn) for _ in range(2))
+        base = base or seconds
+        linear = base * models.multiply_adds(model) / models.multiply_adds("resnet14")
+        rows.append({"network": model, "seconds an epoch": round(seconds, 2), "against ResNet-14": seconds / base,
+                     "against its multiply–adds": seconds / linear})
+    return pd.DataFrame(rows)
+
+
+def ceiling(dataset, device, per_second: float) -> pd.DataFrame:
+    """What the step of ResNet-14, BN only, reaches of the machine's matrix product and copy speed.
+
+    Operations: a forward pass, and as much again for the gradients of all but the first convolution's input. Bytes:
+    bf16 activations that each convolution and the batch norm behind it read and write: 2 + 3 forward, 2 + 5 backward.
+    """
+    n, dtype = 4096 if device.type == "cuda" else 2048, torch.bfloat16
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    buffer = torch.empty(2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(buffer)
+    flops = 2 * n**3 / best_time(lambda: a @ b, device)
+    bandwidth = 2 * buffer.numel() / best_time(lambda: target.copy_(buffer), device)
+    operations, elements, network = 0, 0, models.build("resnet14", 10)
+
+    def count(module, inputs, output):
+        nonlocal operations, elements
+        operations += 2 * output[0].numel() * module.weight[0].numel() * (1 if module is network.conv else 2)
+        elements += output[0].numel()
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(count)
+    network(torch.zeros(1, 3, 32, 32))
+    moved = 2 * elements * (2 + 3 + 2 + 5)
+    return pd.DataFrame([
+        {"of the machine": "matrix product, bf16", "ceiling": f"{flops / 1e9:,.0f} GFLOP/s",
+         "a training image needs": f"{operations / 1e6:,.1f} MFLOP", "limit, images/s": round(flops / operations),
+         "reached": f"{per_second * operations / flops:.0%}"},
+        {"of the machine": "copy", "ceiling": f"{bandwidth / 1e9:,.1f} GB/s",
+         "a training image needs": f"{moved / 1e6:,.2f} MB", "limit, images/s": round(bandwidth / moved),
+         "reached": f"{per_second * moved / bandwidth:.0%}"}])
+
+
+def best_time(operation, device, times: int = 12) -> float:
+    found = []
+    for _ in range(times):
+        synchronise(device)
+        began = time.perf_counter()
+        operation()
+        synchronise(device)
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def evaluation_speed(dataset, device) -> float:
+    """Images/s of an evaluation of ResNet-14 during training."""
+    config, precision = Config(batch_size=BATCH), choose_precision(device)
+    network = models.build(config.model, 10)
+    place(network, config, device, precision)
+    normalise = data.Normalise(dataset, device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    images, labels = dataset.x_test.to(device), dataset.y_test.to(device)
+    return len(images) / best_time(lambda: evaluate(network, images, labels, normalise, precision), device, 3)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=4, help="turns of each lane (4)")
+    options.add_argument("--turn", type=float, default=1.5, help="seconds a turn (1.5)")
+    options = options.parse_args()
+
+    device = choose_device()
+    keep_memory()
+    print(f"{device_name(device)}, torch {torch.__version__}, {choose_precision(device)}, "
+          f"C++ operation: {bnrelu.fast_path() or 'yes'}\n")
+    dataset, tables = synthetic(), {}
+    tables["speed"] = speed(options.rounds, options.turn)
+    tables["scaling"] = scaling(dataset, device, options.turn)
+    tables["ceiling"] = ceiling(dataset, device, tables["speed"]["images/s"].iloc[1])
+    tables["evaluation"] = pd.DataFrame([{"network": "resnet14", "images/s": round(evaluation_speed(dataset, device))}])
+    folder = resolve("results/tables")
+    folder.mkdir(parents=True, exist_ok=True)
+    slug = "".join(c if c.isalnum() else "-" for c in device_name(device).lower().replace(",", ""))
+    with (folder / f"bench-{slug}.csv").open("w") as file:
+        for name, table in tables.items():
+            print(f"{name}\n{table.to_string(index=False, float_format=lambda x: f'{x:.2f}')}\n")
+            keys = [c for c in ("network", "trained", "lane", "of the machine") if c in table]
+            what = table[keys].agg(" ".join, axis=1)
+            long = table.drop(columns=keys).assign(what=what).melt("what", var_name="figure")
+            long = long.assign(table=name)[["table", "what", "figure", "value"]]
+            long.to_csv(file, index=False, header=name == "speed")
+    print(f"written to {os.path.relpath(file.name)}")
+
+
+if __name__ == "__main__":
+    main()
