@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from bnlib import Config, bnrelu, data, models, optim
 from bnlib.config import resolve
 from bnlib.freeze import select
-from bnlib.train import choose_device, choose_precision, device_name, evaluate, keep_memory, place, train_step
+from bnlib.train import choose_device, choose_precision, device_name, evaluate, keep_memory, make_step, place
 
 BATCH = 128
 
@@ -77,9 +77,10 @@ def our_lane(config: Config, dataset: data.Dataset, device: torch.device, cpp: b
     batches = data.TrainingBatches(dataset.x_train, dataset.y_train, config, normalise, device)
     optimizer = optim.optimizer(trainable, config)
     schedule = optim.schedule(optimizer, config, len(batches))
+    step = make_step(network, optimizer, precision, device)
     for epoch in range(1, 1000):
         for images, labels in batches.epoch(epoch):
-            train_step(network, images, labels, optimizer, precision)
+            step(images, labels)
             schedule.step()
             yield
 

@@ -12,8 +12,14 @@ def optimizer(parameters, config: Config) -> torch.optim.Optimizer:
     The paper's protocol (Frankle et al. 2021, App. A). With nothing to train it steps over nothing.
     """
     parameters = list(parameters) or [torch.nn.Parameter(torch.empty(0))]
-    fused = parameters[0].device.type in ("cpu", "cuda")          # one kernel for all parameters
-    return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay, fused=fused)
+    device = parameters[0].device
+    return torch.optim.SGD(parameters, rate(config.lr, device), config.momentum, weight_decay=config.weight_decay,
+                           fused=device.type in ("cpu", "cuda"))            # one kernel for all parameters
+
+
+def rate(value: float, device: torch.device) -> float | torch.Tensor:
+    """A learning rate as the optimizer holds it: on a GPU a tensor there, which a CUDA graph reads at each replay."""
+    return torch.tensor(value, device=device) if device.type == "cuda" else value
 
 
 def schedule(optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int) -> LRScheduler:

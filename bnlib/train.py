@@ -20,6 +20,7 @@ from torch import nn
 
 from bnlib import bnrelu, data, models, optim, store
 from bnlib.config import Config, InputError, choose
+from bnlib.cuda import GraphedStep
 from bnlib.freeze import count, freeze, select
 
 PRECISIONS = ("bf16", "fp32")
@@ -118,6 +119,7 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
 
     optimizer = optim.optimizer(trainable, config)
     schedule = optim.schedule(optimizer, config, len(batches))
+    step = make_step(network, optimizer, precision, device)
     progress = Progress(network, optimizer, schedule)
     checkpoint = store.checkpoint_file(config, results)
     progress.load(checkpoint, device)
@@ -134,8 +136,8 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
                 break
             stop_in_time(deadline, progress.history)
             epoch_began = time.time()
-            row = {"epoch": epoch, "lr": round(optimizer.param_groups[0]["lr"], 12)}
-            row |= train_epoch(network, batches, epoch, optimizer, schedule, precision)
+            row = {"epoch": epoch, "lr": round(float(optimizer.param_groups[0]["lr"]), 9)}
+            row |= train_epoch(network, batches, epoch, step, schedule)
             row["seconds"] = time.time() - epoch_began
             if epoch < config.epochs:                # the last epoch's evaluation is the record's, below
                 for name, (images, labels) in held_out.items():
@@ -171,8 +173,7 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
     return finished
 
 
-def train_epoch(network: nn.Module, batches: data.TrainingBatches, epoch: int, optimizer, schedule,
-                precision: str) -> dict[str, float]:
+def train_epoch(network: nn.Module, batches: data.TrainingBatches, epoch: int, step, schedule) -> dict[str, float]:
     """One pass over the training images; their mean loss and accuracy while it went on.
 
     Nothing is read back from the device before the end of the epoch.
@@ -181,24 +182,30 @@ def train_epoch(network: nn.Module, batches: data.TrainingBatches, epoch: int, o
     loss_sum = torch.zeros((), device=batches.device)
     correct = torch.zeros((), device=batches.device, dtype=torch.int64)
     for images, labels in batches.epoch(epoch):
-        loss, logits = train_step(network, images, labels, optimizer, precision)
+        loss, logits = step(images, labels)
         schedule.step()
         loss_sum += loss * len(labels)
         correct += (logits.argmax(1) == labels).sum()
     return {"train_loss": loss_sum.item() / len(batches.labels), "train_accuracy": correct.item() / len(batches.labels)}
 
 
-def train_step(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, optimizer,
-               precision: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Forward, loss, backward, step; returns the batch's mean loss and its logits, detached."""
-    with autocast(images.device, precision):
-        logits = network(images)
-    loss = F.cross_entropy(logits.float(), labels)
-    optimizer.zero_grad()
-    if loss.requires_grad:                           # not where nothing trains
-        loss.backward()
-    optimizer.step()
-    return loss.detach(), logits.detach()
+def make_step(network: nn.Module, optimizer, precision: str, device: torch.device):
+    """`step(images, labels) -> (mean loss, logits)`: forward, loss, backward, optimizer; on a GPU as one graph.
+
+    `BNLIB_GRAPHS=0` in the environment keeps the plain step on a GPU too.
+    """
+    def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with autocast(device, precision):
+            logits = network(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad()
+        if loss.requires_grad:                       # not where nothing trains
+            loss.backward()
+        optimizer.step()
+        return loss.detach(), logits.detach()
+
+    graphs = device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0"
+    return GraphedStep(step, network, optimizer) if graphs else step
 
 
 @dataclass
@@ -289,6 +296,8 @@ class Progress:
         self.network.load_state_dict(state["network"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.rate(float(group["lr"]), device)
         self.history, self.affine, self.seconds_before = state["history"], state["affine"], state["seconds"]
 
 

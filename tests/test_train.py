@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bnlib import Config, InputError, data, freeze, models, optim, run, store, train
-from bnlib.train import Paused, evaluate, evaluate_on_test_set, place, train_epoch
+from bnlib.train import Paused, evaluate, evaluate_on_test_set, make_step, place, train_epoch
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,8 @@ def one_epoch(config: Config, precision="bf16"):
     batches = data.TrainingBatches(dataset.x_train[:config.n_train], dataset.y_train[:config.n_train], config,
                                    normalise, CPU)
     optimizer = optim.optimizer(trainable, config)
-    train_epoch(network, batches, 1, optimizer, optim.schedule(optimizer, config, len(batches)), precision)
+    step = make_step(network, optimizer, precision, CPU)
+    train_epoch(network, batches, 1, step, optim.schedule(optimizer, config, len(batches)))
     return network, before, optimizer
 
 
@@ -164,6 +165,16 @@ def test_a_device_that_is_not_there_is_named(tiny, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match=r"there is .*cpu"):
             run(tiny, results=tmp_path, device="cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_the_graph_changes_speed_and_nothing_else(tiny, tmp_path, monkeypatch):
+    config = dataclasses.replace(tiny, n_train=130, warmup_epochs=1)       # the last batch has another shape
+    graphed = run(config, results=tmp_path / "graphed/results", device="cuda")
+    monkeypatch.setenv("BNLIB_GRAPHS", "0")
+    plain = run(config, results=tmp_path / "plain/results", device="cuda")
+    assert np.allclose(graphed.history["train_loss"], plain.history["train_loss"], rtol=1e-2)
+    assert all(np.allclose(graphed.gamma[layer], plain.gamma[layer], atol=1e-2) for layer in plain.gamma)
 
 
 def test_batch_norm_alone_learns_the_digits(tmp_path):
