@@ -201,7 +201,7 @@ def _number_claim(table: pd.DataFrame, claim) -> tuple:
     ours = table[(table["model"] == claim.model) & (table["trainable"] == claim.trainable)]
     verdict, stated = NOT_RUN, "–"
     for row in ours.sort_values("epochs").itertuples():
-        stated = f"{spread(row)} after {row.epochs} epochs"
+        stated = f"{spread(row)} after {row.epochs} epochs on {row.devices}"
         if row.epochs == PROTOCOL_EPOCHS["paper"] and row.n:
             allowed = 2 * (0 if np.isnan(row.std) else row.std / np.sqrt(row.n)) + 2
             away = abs(row.mean - claim.value)
@@ -251,9 +251,9 @@ def _dead_share_claim(runs: list[Run]) -> tuple:
     ours = ", ".join(f"{name(row.model)}: {row.mean:.0f} % ({row.epochs} epochs)"
                      for row in table.sort_values(["epochs", "depth", "width"]).itertuples()) or "–"
     final = table[table["epochs"] == PROTOCOL_EPOCHS["paper"]]["mean"]
-    holds = list((final >= 25 - 5) & (final <= claim.value + 5))
+    holds = list((final >= 25 - 5) & (final <= claim["value"] + 5))
     title = f"BN only switches features off: share of |γ| < {DEAD}"
-    return title, claim.where, f"{claim.value:g} %", ours, _pairs_verdict(holds)
+    return title, claim["where"], f"{claim['value']:g} %", ours, _pairs_verdict(holds)
 
 
 def _fewer_dead_in_full_training(runs: list[Run]) -> tuple:
@@ -272,7 +272,7 @@ def _fewer_dead_in_full_training(runs: list[Run]) -> tuple:
 def provenance(runs: Iterable[Run]) -> pd.DataFrame:
     """Where the numbers come from, one row a network, mode and device: epochs, seeds, hours, images/s, versions."""
     rows = pd.DataFrame([{
-        "network": name(run.config.model), "trained": TRAINED.get(run.config.trainable, run.config.trainable),
+        "network": run.config.model, "trained": run.config.trainable,
         "epochs": run.config.epochs, "seed": run.config.seed, "hours": run.provenance["seconds"] / 3600,
         "images/s": run.provenance["images_per_second"], "device": run.provenance["device"],
         "precision": run.provenance["precision"], "torch": run.provenance["torch"], "code": run.provenance["commit"],

@@ -41,13 +41,21 @@ def save(figure: Figure, file_name: str, folder: str | Path) -> Figure:
 # ------------------------------------------------------------------------------------------- tables
 
 def table(styler):
-    """A table for reading: percentages with one digit, no index; for `DataFrame.style.pipe(plots.table)`."""
-    columns = styler.data.columns
-    digits = {c: "{:.1f}" for c in ("mean", "std", "images/s") if c in columns} | {"hours": "{:.2f}"}
-    thousands = {c: "{:,}" for c in ("parameters",) if c in columns}
-    titles = {"mean": "mean (%)", "std": "± std (%)", "n": "seeds done"}
-    styler = styler.format({c: f for c, f in (digits | thousands).items() if c in columns}, na_rep="–")
-    return styler.format_index(lambda c: titles.get(c, c), axis=1).hide(axis="index")
+    """A table for reading: few digits, units, no index; for `DataFrame.style.pipe(plots.table)`.
+
+    Columns that say nothing (no seed diverged, one dataset) or that the provenance table repeats are left out.
+    """
+    data = styler.data
+    formats = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
+               "model": name, "network": name, "trainable": lambda t: TRAINED.get(t, t),
+               "trained": lambda t: TRAINED.get(t, t)}
+    titles = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
+              "parameters": "parameters trained"}
+    silent = [c for c in ("dataset", "depth", "width", "seeds", "devices") if c in data and "mean" in data]
+    silent += ["diverged"] if "diverged" in data and not data["diverged"].any() else []
+    styler = styler.format({c: f for c, f in formats.items() if c in data}, na_rep="–")
+    styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
+    return styler.hide(axis="index").set_properties(**{"text-align": "right"})
 
 
 def verdicts(styler):

@@ -118,17 +118,17 @@ def affine_gradients(precision: str, fast: bool, images, labels) -> torch.Tensor
 
 
 @needs_cpp
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_gradients_of_a_network_agree_with_fp64_as_well_as_torchs_own(precision, seeded):
+def test_bf16_gradients_of_a_network_agree_with_fp64_as_well_as_torchs_own(seeded):
     """bf16 gradients at initialisation are noisy in torch's modules and in ours; so the error is compared with theirs.
 
-    In the mean over several batches, since each path rounds otherwise.
+    In the mean over several batches, since each path rounds otherwise. In fp32 a network's error is that of the few
+    ReLUs whose input rounds to the other sign, which is chance; there the single layer's test above decides.
     """
     ours, torchs = [], []
     for _ in range(6):
         images, labels = torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,))
         exact = affine_gradients("fp64", False, images, labels)
         for errors, fast in ((ours, True), (torchs, False)):
-            found = affine_gradients(precision, fast, images, labels)
+            found = affine_gradients("bf16", fast, images, labels)
             errors.append(float((found - exact).norm() / exact.norm()))
     assert sum(ours) <= 1.1 * sum(torchs)
