@@ -194,11 +194,14 @@ def make_step(network: nn.Module, optimizer, precision: str, device: torch.devic
 
     `BNLIB_GRAPHS=0` in the environment keeps the plain step on a GPU too.
     """
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
     def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(device, precision):
             logits = network(images)
         loss = F.cross_entropy(logits.float(), labels)
-        optimizer.zero_grad()
+        for parameter in trained:                    # a tenth of the time of `optimizer.zero_grad()`
+            parameter.grad = None
         if loss.requires_grad:                       # not where nothing trains
             loss.backward()
         optimizer.step()
