@@ -161,6 +161,7 @@ def write(results: str | Path, record: dict, history: pd.DataFrame, tensors: dic
     try:
         for name, content in files.items():
             (partial / name).write_bytes(content)
+        shutil.rmtree(folder, ignore_errors=True)        # a record of an older protocol, or `find` had returned it
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
