@@ -5,6 +5,7 @@ PROFILE  ?= demo
 NOTEBOOKS ?=
 BUDGET   ?=
 FRESH    ?=
+SET      ?=
 ARGS     ?= resnet14 --trainable bn --epochs 16 --seed 0
 
 BIN   := .venv/bin
@@ -14,9 +15,9 @@ READY := .venv/ready
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/' | column -t -s '|'
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-setup: $(READY)  ## create .venv with the locked packages (2 minutes, 6 GB)
+setup: $(READY)  ## create .venv with the locked packages: 2 minutes, 6 GB
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bnlib needs Python 3.11 or newer; set PYTHON=python3.12, say")'
@@ -25,9 +26,9 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-reproduce: $(READY)  ## train what is missing, make all figures: PROFILE=demo|short|paper BUDGET=30m FRESH=1 NOTEBOOKS="01_depth summary"
+reproduce: $(READY)  ## train what is missing, make all figures; PROFILE=demo, short or paper, BUDGET=30m, FRESH=1, NOTEBOOKS="01_depth summary", SET="depths=[14,20]"
 	@$(BIN)/python -m bnlib reproduce --profile $(PROFILE) $(if $(NOTEBOOKS),--notebooks "$(NOTEBOOKS)") \
-		$(if $(BUDGET),--budget $(BUDGET)) $(if $(FRESH),--fresh)
+		$(if $(BUDGET),--budget $(BUDGET)) $(if $(FRESH),--fresh) $(if $(SET),--set $(SET))
 
 report: $(READY)  ## render all notebooks and figures from results/, training nothing
 	@$(BIN)/python -m bnlib report
@@ -45,12 +46,12 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 train: $(READY)  ## train one network: ARGS="resnet14 --trainable bn --epochs 16 --seed 0"
 	@$(BIN)/python -m bnlib train $(ARGS)
 
-bench: $(READY)  ## measure the speed of training, side by side (3 minutes)
+bench: $(READY)  ## measure the speed of training, side by side: 4 minutes
 	@$(BIN)/python -m benchmarks.speed
 
 lock:  # resolve requirements.lock anew (needs uv), for maintainers
 	uv pip compile pyproject.toml --extra report --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --upgrade -o requirements.lock
 
-clean:  ## remove build/; records in results/ and data/ stay
+clean:  ## remove build/ with its checkpoints; records in results/ and data/ stay
 	rm -rf build

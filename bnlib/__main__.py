@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import inspect
 import json
 import re
@@ -55,8 +56,8 @@ def parser() -> argparse.ArgumentParser:
                              help=f"{_comments()[field.name]} ({field.default})".replace("%", "%%"))
     add(test_, "test cifar10-resnet14-bn-s0-78e9d3a6",
         run_or_model={"positional": True, "help": "a run's id, or a network's name for one that is not trained"},
-        dataset={"default": "cifar10", "help": "the set to test an untrained network on (cifar10)"},
-        seed={"default": 0, "type": int, "help": "draws the untrained network (0)"}, results=dict(results),
+        dataset={"default": "cifar10", "help": "for an untrained network: the set to test it on (cifar10)"},
+        seed={"default": 0, "type": int, "help": "for an untrained network: draws it (0)"}, results=dict(results),
         device=device)
     add(list_, 'list --model "resnet*" --trainable bn', results=dict(results),
         **{name: {"default": None, "help": f"only this {name}; * and ? are wildcards"}
@@ -64,10 +65,13 @@ def parser() -> argparse.ArgumentParser:
     add(show, "show cifar10-resnet14-bn-s0-78e9d3a6", run_id={"positional": True, "help": "as `list` prints it"},
         results=dict(results))
     add(data_, "data cifar10", name={"positional": True, "help": ", ".join(data.DATASETS) + ", or an image folder"})
-    add(campaign, "campaign --profile paper --budget 9m", profile=profile, budget=budget, results=dict(results))
+    add(campaign, "campaign --profile paper --budget 9m", profile=profile, budget=budget,
+        results={**results, "default": None, "help": "folder of the records; the profile's"})
     add(reproduce, 'reproduce --profile demo --notebooks "01_depth summary"', profile={**profile, "default": "demo"},
         notebooks={"default": None, "help": "which of them, in quotes; all"}, budget=budget,
-        fresh={"action": "store_true", "help": "train everything anew, below build/"})
+        fresh={"action": "store_true", "help": "forget build/<profile> and train everything anew, into it"},
+        set={"nargs": "+", "default": [], "metavar": "NAME=VALUE",
+             "help": "notebook parameters, such as depths=[14,20]"})
     add(report, "report", profile=profile)
     return top
 
@@ -97,8 +101,10 @@ def test_(run_or_model, dataset, seed, results, device):
         recorded = store.Run(folder)
         network, dataset = recorded.network(), recorded.config.dataset
     else:
-        config = Config(model=run_or_model, dataset=dataset, seed=seed)
-        network = _untrained(config)
+        ids = [r.id for r in store.all_runs(results)]
+        if "-" in run_or_model and not run_or_model.lower().startswith("resnet-"):
+            choose("run", run_or_model, _few(run_or_model, ids))
+        network = _untrained(Config(model=run_or_model, dataset=dataset, seed=seed))
     found = evaluate_on_test_set(network, dataset, device)
     print(f"{run_or_model}: {found.correct:,} of {len(found.predicted):,} test images of {dataset} right "
           f"({found.accuracy:.2%}), loss {found.loss:.4f}, on {choose_device(device).type}")
@@ -119,7 +125,7 @@ def show(run_id, results):
     """Show a run: its config, history, metrics and provenance."""
     folder = store.record_folder(results, run_id)
     if not folder.exists():
-        choose("run", run_id, [r.id for r in store.all_runs(results)])
+        choose("run", run_id, _few(run_id, [r.id for r in store.all_runs(results)]))
     _print_run(store.Run(folder), whole=True)
 
 
@@ -133,16 +139,23 @@ def data_(name):
 
 def campaign(profile, budget, results):
     """Train what the profile's notebooks still lack, cheapest first, until the budget is spent."""
-    runs = grid.run_all(grid.campaign_configs(choose("profile", profile, PROFILES)), budget=budget, results=results)
+    results = results or PROFILES[choose("profile", profile, PROFILES)]["results"]
+    runs = grid.run_all(grid.campaign_configs(profile), budget=budget, results=results)
     print(f"{len(runs)} runs of profile {profile} are there, {len(runs.missing)} are missing")
     for config in runs.missing:
         print(f"  {config.id}" + (" (begun)" if grid.started(config, results) else ""))
 
 
-def reproduce(profile, notebooks, budget, fresh):
+def reproduce(profile, notebooks, budget, fresh, set):
     """Execute the notebooks with a profile, training what is missing."""
     from bnlib import report
-    report.reproduce(profile, notebooks.split() if notebooks else None, budget, fresh)
+    parameters = {}
+    for word in set:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise InputError(f"--set {word}: must be NAME=VALUE, such as depths=[14,20]")
+        parameters[name] = _value(value)
+    report.reproduce(profile, notebooks.split() if notebooks else None, budget, fresh, **parameters)
 
 
 def report(profile):
@@ -163,6 +176,11 @@ def _print_run(found: store.Run, whole: bool = False) -> None:
     print(f"{found.id}: {found.status}" + (f", test accuracy {accuracy:.2%}" if found.status == "done" else "")
           + f", {found.metrics['parameters_trained']:,} of {found.metrics['parameters']:,} parameters trained"
           + f", {found.provenance['images_per_second']:,.0f} images/s\n{found.folder}")
+
+
+def _few(wanted: str, ids: list[str]) -> list[str]:
+    """The run ids nearest to the wanted one, for a message that fits on a line."""
+    return difflib.get_close_matches(wanted, ids, n=3, cutoff=0.0) or ["(no records there)"]
 
 
 def _untrained(config: Config):

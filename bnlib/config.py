@@ -39,26 +39,30 @@ def choose(field: str, value: str, choices) -> str:
 def parse_model(name: str) -> tuple[int, int]:
     """(depth, width) of a CIFAR ResNet's name: `resnet14` → (14, 1), `resnet14x8` → (14, 8).
 
-    Accepts the spellings `cifar_resnet_14_8` and `cifar_freeze_14_8` of an earlier study.
+    Accepts the paper's spelling `ResNet-14-8`, and `cifar_resnet_14_8` and `cifar_freeze_14_8` of an earlier study.
     Raises InputError unless the depth is 6n+2 and the width at least 1.
     """
-    found = re.fullmatch(r"(?:resnet(\d+)(?:x(\d+))?|cifar_(?:resnet|freeze)_(\d+)(?:_(\d+))?)", str(name))
+    found = re.fullmatch(r"(?:cifar_)?(?:resnet|freeze)[-_]?(\d+)(?:[-_x](\d+))?", str(name).lower())
     if not found:
-        raise InputError(f"model={name!r}: not a network; choose resnet<depth> or resnet<depth>x<width>, "
-                         "such as resnet14, resnet110 or resnet14x8")
-    depth, width = (int(found[i] or found[i + 2] or 1) for i in (1, 2))
+        numbers = [int(n) for n in re.findall(r"\d+", str(name))] or [14]
+        raise InputError(f"model={name!r}: not a network; choose resnet<depth> or resnet<depth>x<width>; nearest: "
+                         + model_name(_nearest_depth(numbers[0]), *numbers[1:2]))
+    depth, width = int(found[1]), int(found[2] or 1)
     if depth < 8 or (depth - 2) % 6:
-        nearest = 6 * max(1, round((depth - 2) / 6)) + 2
-        raise InputError(f"{name}: depth must be 6n+2 (14, 20, 26, 32, …); nearest: resnet{nearest}")
+        raise InputError(f"{name}: depth must be 6n+2 (14, 20, 26, 32, …); nearest: "
+                         + model_name(_nearest_depth(depth), width))
     if width < 1:
-        raise InputError(f"{name}: width must be at least 1; nearest: resnet{depth}")
+        raise InputError(f"{name}: width must be at least 1; nearest: {model_name(depth)}")
     return depth, width
 
 
-def canonical_model(name: str) -> str:
-    """One name a network: `resnet14x1` and `cifar_freeze_14` are `resnet14`."""
-    depth, width = parse_model(name)
-    return f"resnet{depth}" if width == 1 else f"resnet{depth}x{width}"
+def _nearest_depth(depth: int) -> int:
+    return 6 * max(1, round((depth - 2) / 6)) + 2
+
+
+def model_name(depth: int, width: int = 1) -> str:
+    """One name a network: (14, 1) → `resnet14`, (14, 8) → `resnet14x8`."""
+    return f"resnet{depth}" if width <= 1 else f"resnet{depth}x{width}"
 
 
 def canonical_trainable(what: str) -> str:
@@ -110,8 +114,8 @@ class Config:
                              "or a folder of images under the data folder")
         if self.model.startswith("cifar_freeze") and canonical_trainable(self.trainable) != "bn":
             raise InputError(f"{self.model} trains batch norm alone, but trainable={self.trainable!r}; "
-                             f"for that: {canonical_model(self.model)}")
-        object.__setattr__(self, "model", canonical_model(self.model))
+                             f"for that: {model_name(*parse_model(self.model))}")
+        object.__setattr__(self, "model", model_name(*parse_model(self.model)))
         object.__setattr__(self, "trainable", canonical_trainable(self.trainable))
         choose("conv_init", self.conv_init, CONV_INITS)
         choose("bn_init", self.bn_init, BN_INITS)

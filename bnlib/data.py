@@ -1,9 +1,11 @@
 """A dataset as uint8 tensors on the device; augmentation there, batch by batch."""
 
+import difflib
 import hashlib
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bnlib.config import DATASETS, Config, InputError, choose, generator, resolve
+from bnlib.config import DATASETS, Config, InputError, generator, resolve
 
 PAD = 4        # pixels on each side before the random crop (He et al. 2015, Sec. 4.2)
 
@@ -67,18 +69,22 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     scikit-learn. Raises InputError where nothing is found, or where what is found is not the official set.
     """
     folder = resolve(root or os.environ.get("BNLIB_DATA") or "data")
-    for source in (_from_scikit_learn, _from_npz, _from_torchvision, _from_image_folder, _from_download):
-        found = source(name, folder)
-        if found is not None:
-            place, arrays, classes = found
-            return _canonical(name, place, arrays, classes)
-    choose("dataset", name, [*DATASETS, *(p.parent.name for p in folder.glob("*/train"))])
-    raise InputError(f"{name} not found: looked in {_where(folder)}; `python -m bnlib data {name}` downloads it where "
-                     f"there is a network, or put {name}.npz or torchvision's files there yourself")
+    try:
+        for source in (_from_scikit_learn, _from_npz, _from_torchvision, _from_image_folder, _from_download):
+            found = source(name, folder)
+            if found is not None:
+                return _canonical(name, *found)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{name}: not at {folder / name}.npz, and other sources need {error.name}: "
+                         f"`pip install {error.name}`") from None
+    near = difflib.get_close_matches(name, DATASETS, n=1)
+    raise InputError(f"dataset={name!r}: neither one of {', '.join(DATASETS)} nor found as {name}.npz or as the folder "
+                     f"{name}/train in {folder}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 def _where(folder: Path) -> str:
-    return f"$BNLIB_DATA ({os.environ.get('BNLIB_DATA') or 'unset'}) and {folder}"
+    """Where a set was looked for, and by whose word."""
+    return f"{folder} ($BNLIB_DATA)" if os.environ.get("BNLIB_DATA") else f"$BNLIB_DATA (unset) and {folder}"
 
 
 def _from_scikit_learn(name, folder):
@@ -100,7 +106,7 @@ def _from_npz(name, folder):
         with np.load(file, allow_pickle=False) as npz:
             arrays = [npz[key] for key in ("x_train", "y_train", "x_test", "y_test")]
             return file, arrays, npz["classes"]
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{file} is damaged ({error}); expected arrays x_train, y_train, x_test, y_test and "
                          "classes: remove it and fetch it again") from None
 
@@ -126,24 +132,33 @@ def _from_torchvision(name, folder):
 def _from_image_folder(name, folder):
     if not (folder / name / "train").is_dir():
         return None
-    from PIL import Image
     from torchvision.datasets import ImageFolder
     try:
-        train, test = (ImageFolder(folder / name / part, loader=lambda file: np.asarray(Image.open(file)))
-                       for part in ("train", "test"))
+        train, test = (ImageFolder(folder / name / part, loader=_read_image) for part in ("train", "test"))
     except FileNotFoundError as error:
         raise InputError(f"{folder / name}: {error}; expected {{train,test}}/<class>/*.png") from None
     if train.classes != test.classes:
         raise InputError(f"{folder / name}: train has the classes {', '.join(train.classes)}; test has "
                          f"{', '.join(test.classes)}; they must be the same")
-    arrays = []
+    arrays, shapes = [], {}
     for part in (train, test):
-        shapes = {image.shape: file for (image, _), (file, _) in zip(part, part.samples, strict=True)}
+        images = [image for image, _ in part]
+        shapes |= {image.shape: file for image, (file, _) in zip(images, part.samples, strict=True)}
         if len(shapes) > 1:
-            raise InputError(f"{folder / name}: images must have one size and mode; found "
+            raise InputError(f"{folder / name}: images must have one size and be all grey or all in colour; found "
                              + ", ".join(f"{shape} ({file})" for shape, file in sorted(shapes.items())))
-        arrays += [np.stack([image for image, _ in part]), np.array(part.targets)]
+        arrays += [np.stack(images), np.array(part.targets)]
     return folder / name, arrays, train.classes
+
+
+def _read_image(file) -> np.ndarray:
+    """uint8, (H, W) for a grey image, else (H, W, 3); transparency is dropped, palettes are resolved."""
+    from PIL import Image
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except OSError as error:
+        raise InputError(f"{file} is damaged or no image ({error})") from None
 
 
 def _from_download(name, folder):
@@ -168,9 +183,9 @@ def _canonical(name, place, arrays, classes) -> Dataset:
     """The arrays sorted and checked against the known fingerprint, so that a seed sees the same batches everywhere."""
     classes, tensors, digest = tuple(map(str, classes)), [], hashlib.sha256()
     for part, x, y in (("train", *arrays[:2]), ("test", *arrays[2:])):
-        if x.dtype != np.uint8 or x.ndim not in (3, 4) or len(x) != len(y) or not len(x):
-            raise InputError(f"{place}: {part} holds {x.dtype} images {x.shape} and {len(y)} labels; expected uint8, "
-                             "N×H×W or N×H×W×C, and N labels")
+        if x.dtype != np.uint8 or x.ndim not in (3, 4) or x.shape[3:] not in ((), (1,), (3,)) or y.shape != x.shape[:1]:
+            raise InputError(f"{place}: {part} holds {x.dtype} images {x.shape} and labels {y.shape}; expected uint8, "
+                             "(N, H, W) or (N, H, W, 3), and (N,)")
         x, y = x.reshape(*x.shape[:3], -1), y.astype(np.int64)
         if y.min() < 0 or y.max() >= len(classes):
             raise InputError(f"{place}: {part} has labels {y.min()} to {y.max()}; expected 0 to {len(classes) - 1}")

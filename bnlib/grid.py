@@ -84,11 +84,19 @@ def notebook_configs(notebook: Path, **parameters) -> list[Config]:
     return names.get("configs", [])
 
 
-def campaign_configs(profile_name: str) -> list[Config]:
-    """All configs that the notebooks list for a profile, each once."""
-    notebooks = sorted(resolve("notebooks").glob("*.ipynb"))
-    return list(dict.fromkeys(config for notebook in notebooks
-                              for config in notebook_configs(notebook, profile_name=profile_name)))
+def campaign_configs(profile_name: str, notebooks: Iterable[str] | None = None, **parameters) -> list[Config]:
+    """All configs that the notebooks (None: all of them) list for a profile, each once."""
+    folder = resolve("notebooks")
+    names = sorted(file.stem for file in folder.glob("*.ipynb")) if notebooks is None else notebooks
+    return list(dict.fromkeys(
+        config for name in names
+        for config in notebook_configs(folder / f"{name}.ipynb", profile_name=profile_name, **parameters)))
+
+
+def planned_runs(profiles: list[str], results: str | Path = "results") -> Runs:
+    """What is there of the profiles' grids, and nothing else that may lie in `results`, such as somebody's tweaks."""
+    configs = [config for profile_name in profiles for config in campaign_configs(profile_name)]
+    return run_all(configs, missing="skip", results=results)
 
 
 def coverage(profiles: list[str], results: str | Path = "results") -> pd.DataFrame:
@@ -98,7 +106,7 @@ def coverage(profiles: list[str], results: str | Path = "results") -> pd.DataFra
         for config in campaign_configs(profile_name):
             rows.append({"depth": config.depth, "width": config.width, "network": config.model,
                          "trained": config.trainable, "profile": profile_name,
-                         "done": store.find(config, results) is not None})
+                         "done": (run := store.find(config, results)) is not None and run.status == "done"})
     keys = ["depth", "width", "network", "trained", "profile"]
     cells = pd.DataFrame(rows).groupby(keys)["done"].agg(["sum", "count"])
     stated = cells["sum"].astype(str) + " of " + cells["count"].astype(str)

@@ -1,6 +1,7 @@
 """The networks, plainly written, each naming its paper, and the draw of their weights from a seed."""
 
 import math
+from functools import cache
 
 import torch
 from torch import nn
@@ -92,8 +93,9 @@ def _draw_affine(module: nn.BatchNorm2d, how: str, draws) -> None:
     module.bias.zero_()
 
 
-def multiply_adds(name: str, height: int = 32, width: int = 32) -> int:
-    """Multiply–add operations of the convolutions in one forward pass over one image of `height` × `width` pixels."""
+@cache
+def multiply_adds(name: str) -> int:
+    """Multiply–add operations of the convolutions in one forward pass over one image of 32×32 pixels."""
     with torch.device("meta"):
         network = ResNet(*parse_model(name), classes=1)
     total = 0
@@ -105,5 +107,5 @@ def multiply_adds(name: str, height: int = 32, width: int = 32) -> int:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)
-    network(torch.empty(1, 3, height, width, device="meta"))
+    network(torch.empty(1, 3, 32, 32, device="meta"))
     return total

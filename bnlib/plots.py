@@ -5,16 +5,17 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from bnlib.analysis import DEAD, NOT, NOT_RUN, PARTLY, REPRODUCED, TRAINED, name
+from bnlib.analysis import DEAD, NOT, NOT_RUN, PARTLY, REPRODUCED, name, trained
 from bnlib.store import Run
 
 #: One colour a training mode, in every figure (Okabe & Ito's palette, told apart by the colour-blind).
 COLOURS = {"bn": "#0072B2", "all": "#D55E00", "gamma": "#009E73", "beta": "#CC79A7", "output": "#E69F00",
-           "bn+output": "#56B4E9", "none": "#777777"}
+           "bn+output": "#56B4E9", "gamma+output": "#F0E442", "beta+output": "#000000", "none": "#777777"}
 #: One marker a number of epochs: the paper's 160, the short profile's 16; anything else is a diamond.
 MARKERS = {160: "o", 16: "s"}
 
@@ -47,8 +48,7 @@ def table(styler):
     """
     data = styler.data
     formats = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
-               "model": name, "network": name, "trainable": lambda t: TRAINED.get(t, t),
-               "trained": lambda t: TRAINED.get(t, t)}
+               "model": name, "network": name, "trainable": trained, "trained": trained}
     titles = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
               "parameters": "parameters trained"}
     silent = [c for c in ("dataset", "depth", "width", "seeds", "devices") if c in data and "mean" in data]
@@ -71,13 +71,15 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
 
     table: from `analysis.accuracy`. Bars are one standard deviation over seeds.
     """
+    if not len(table):
+        return nothing_yet()
     figure, axes = plt.subplots(figsize=(6, 3.8))
     lines = table.sort_values(by).groupby(["trainable", "epochs"], sort=False)
     for (trainable, epochs), line in lines:
-        colour, marker = COLOURS.get(trainable, "#000000"), MARKERS.get(epochs, "D")
+        colour, marker = COLOURS[trainable], MARKERS.get(epochs, "D")
         axes.errorbar(line[by], line["mean"], yerr=line["std"].fillna(0), color=colour, marker=marker, capsize=2)
         last = line.iloc[-1]
-        axes.annotate(f"{TRAINED[trainable]},\n{epochs} epochs", (last[by], last["mean"]), xytext=(7, 0),
+        axes.annotate(f"{trained(trainable)},\n{epochs} epochs", (last[by], last["mean"]), xytext=(7, 0),
                       textcoords="offset points", va="center", color=colour)
     if published is not None:
         _hollow(axes, table, by, published)
@@ -97,31 +99,41 @@ def _hollow(axes, table: pd.DataFrame, by: str, published: pd.DataFrame) -> None
     """Published values of the networks and modes in the table, a marker a source."""
     places = table.drop_duplicates(["model", "trainable"]).merge(published, on=["dataset", "model", "trainable"])
     for marker, (source, points) in zip("ovP*", places.groupby("source", sort=False), strict=False):
-        colours = [COLOURS.get(t, "#000000") for t in points["trainable"]]
+        colours = [COLOURS[t] for t in points["trainable"]]
         axes.scatter(points[by], points["value"], marker=marker, facecolors="none", edgecolors=colours, s=45, zorder=3)
         axes.scatter([], [], marker=marker, facecolors="none", edgecolors="#555555", s=45, label=source)
     if len(places):
         figure = axes.get_figure()
-        figure.legend(loc="outside lower center", ncols=2, title="published (160 epochs or more)", fontsize=7.5,
+        figure.legend(loc="outside lower center", ncols=2, title="published", fontsize=7.5,
                       title_fontsize=7.5)
 
 
 def _seeds_stated(table: pd.DataFrame) -> str:
     least, most = table["n"].min(), table["n"].max()
+    if most == 1:
+        return "one seed"
     return f"mean over {least if least == most else f'{least} to {most}'} seeds; bars: ± 1 standard deviation"
+
+
+def nothing_yet() -> Figure:
+    """What is shown where no run has been finished."""
+    figure, axes = plt.subplots(figsize=(4, 1))
+    axes.axis("off")
+    axes.text(0, 0.5, "No finished run yet.", color="#777777")
+    return figure
 
 
 def history(run: Run) -> Figure:
     """Accuracy on training and test images against epoch, for one run."""
     figure, axes = plt.subplots(figsize=(5, 3))
-    colour = COLOURS.get(run.config.trainable, "#000000")
+    colour = COLOURS[run.config.trainable]
     for part, dashes in (("train", "--"), ("test", "-")):
         values = 100 * run.history[f"{part}_accuracy"]
         axes.plot(run.history["epoch"], values, dashes, color=colour)
         axes.annotate(part, (run.history["epoch"].iloc[-1], values.iloc[-1]), xytext=(5, 0), va="center", color=colour,
                       textcoords="offset points")
     axes.set(xlabel="epoch", ylabel="accuracy (%)")
-    axes.set_title(f"{name(run.config.model)}, {TRAINED[run.config.trainable]}, {run.config.dataset}", loc="left")
+    axes.set_title(f"{name(run.config.model)}, {trained(run.config.trainable)}, {run.config.dataset}", loc="left")
     return figure
 
 
@@ -135,6 +147,9 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
 
     channels: from `analysis.affine`. The dotted line is the distribution that training started from.
     """
+    if not len(channels):
+        return nothing_yet()
+    channels = _longest(channels)
     networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
     figure, grid = plt.subplots(2, len(networks), figsize=(1.2 + 2.1 * len(networks), 3.8), sharex="row",
                                 squeeze=False)
@@ -143,10 +158,9 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
         bins = np.linspace(*limits, 60)
         for axes, model in zip(row, networks, strict=True):
             for trainable, values in channels[channels["model"] == model].groupby("trainable"):
-                look = {"bins": bins, "density": True, "color": COLOURS[trainable]}
-                axes.hist(values[part], histtype="stepfilled", alpha=0.35, **look)
-                axes.hist(values[part], histtype="step", label=TRAINED[trainable], **look)
-            axes.set(xlabel=SYMBOL[part], yticks=[])
+                sns.histplot(values[part], bins=bins, stat="density", element="step", alpha=0.3, ax=axes,
+                             color=COLOURS[trainable], label=trained(trainable))
+            axes.set(xlabel=SYMBOL[part], ylabel=None, yticks=[])
             axes.spines["left"].set_visible(False)
             if part == "gamma":
                 axes.plot([0, 0, 1, 1], [0, 1, 1, 0], ":", color="#333333", linewidth=1, label="γ at the start")
@@ -157,13 +171,22 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
     return figure
 
 
+def _longest(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each network the rows of its longest training, so that no figure mixes 16 epochs with 160."""
+    return table[table["epochs"] == table.groupby("model")["epochs"].transform("max")]
+
+
 def _titled(channels: pd.DataFrame, model: str) -> str:
     seeds = channels[channels["model"] == model].groupby("trainable")["seed"].nunique()
-    return f"{name(model)}  (seeds: {', '.join(str(n) for n in dict.fromkeys(seeds))})"
+    epochs = channels.loc[channels["model"] == model, "epochs"].iloc[0]
+    return f"{name(model)}\n{epochs} epochs, seeds: {' / '.join(str(n) for n in dict.fromkeys(seeds))}"
 
 
 def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
     """γ or β of every channel against the number of its layer; band: the middle 90 %, line: the median."""
+    if not len(channels):
+        return nothing_yet()
+    channels = _longest(channels)
     networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
     figure, grid = plt.subplots(1, len(networks), figsize=(1.2 + 3.2 * len(networks), 3), sharey=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
@@ -171,7 +194,7 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
             of_layer = values.groupby("number")[part]
             low, middle, high = (of_layer.quantile(q) for q in (0.05, 0.5, 0.95))
             axes.fill_between(low.index, low, high, color=COLOURS[trainable], alpha=0.18, linewidth=0)
-            axes.plot(middle.index, middle, color=COLOURS[trainable], label=TRAINED[trainable])
+            axes.plot(middle.index, middle, color=COLOURS[trainable], label=trained(trainable))
             axes.scatter(values["number"], values[part], s=2, color=COLOURS[trainable], alpha=0.25, linewidths=0)
         axes.set(xlabel="batch-norm layer, from the image on", title=_titled(channels, model))
         axes.set_ylim(*np.quantile(channels[part].astype(float), [0.001, 0.999]))
@@ -186,16 +209,17 @@ def dead_share(table: pd.DataFrame) -> Figure:
 
     table: from `analysis.dead_features`. Bars are one standard deviation over seeds.
     """
-    table = table.sort_values(["depth", "width"])
+    if not len(table):
+        return nothing_yet()
+    table = _longest(table).sort_values(["depth", "width"])
     networks = table["model"].drop_duplicates().tolist()
     modes = [mode for mode in COLOURS if mode in set(table["trainable"])]
     figure, axes = plt.subplots(figsize=(1.8 + 1.1 * len(networks), 3.2))
     width = 0.8 / len(modes)
     for i, mode in enumerate(modes):
-        rows = table[table["trainable"] == mode].drop_duplicates("model", keep="last").set_index("model")
-        rows = rows.reindex(networks)
+        rows = table[table["trainable"] == mode].set_index("model").reindex(networks)
         at = np.arange(len(networks)) + (i - (len(modes) - 1) / 2) * width
-        axes.bar(at, rows["mean"], width * 0.92, color=COLOURS[mode], label=TRAINED[mode],
+        axes.bar(at, rows["mean"], width * 0.92, color=COLOURS[mode], label=trained(mode),
                  yerr=rows["std"].fillna(0), error_kw={"elinewidth": 1, "capsize": 2})
         for x, row in zip(at, rows.itertuples(), strict=True):
             if np.isfinite(row.mean):

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from bnlib.config import PROFILES, InputError, choose, resolve
-from bnlib.grid import seconds
+from bnlib.grid import campaign_configs, run_all
 
-NOTEBOOKS = "notebooks"
+NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"
 
 
 def names() -> list[str]:
@@ -16,65 +16,83 @@ def names() -> list[str]:
     return sorted(file.stem for file in resolve(NOTEBOOKS).glob("*.ipynb"))
 
 
+def parameters_of(name: str) -> set[str]:
+    """The parameters that a notebook declares."""
+    import papermill
+    return set(papermill.inspect_notebook(str(resolve(NOTEBOOKS) / f"{choose('notebook', name, names())}.ipynb")))
+
+
 def execute(name: str, output: Path, parameters: dict) -> float:
     """Executes a notebook with these parameters and writes it to `output`; returns the seconds it took.
 
-    Raises InputError for a notebook or a parameter that is not there, which papermill would only warn of.
+    Raises InputError for a notebook or a parameter that is not there, of which papermill would only warn, and for a
+    cell that fails.
     """
     import papermill
-    source = resolve(NOTEBOOKS) / f"{choose('notebook', name, names())}.ipynb"
-    declared = papermill.inspect_notebook(str(source))
     for parameter in parameters:
-        choose(f"{name}: parameter", parameter, list(declared))
+        choose(f"{name}: parameter", parameter, sorted(parameters_of(name)))
+    source = resolve(NOTEBOOKS) / f"{name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     os.environ["BNLIB_PROGRESS"] = "0"                 # no progress bars in the notebooks' outputs
     began = time.time()
-    papermill.execute_notebook(str(source), str(output), parameters, cwd=str(source.parent), progress_bar=False,
-                               kernel_name="python3", extra_arguments=["--log-level=ERROR"])
+    try:
+        papermill.execute_notebook(str(source), str(output), parameters, cwd=str(source.parent), progress_bar=False,
+                                   kernel_name="python3", extra_arguments=["--log-level=ERROR"])
+    except papermill.PapermillExecutionError as error:
+        where = f"{name}, cell {error.exec_count}"
+        raise InputError(f"{where}: {error.ename}: {error.evalue} (all of it: {output})") from None
+    finally:
+        del os.environ["BNLIB_PROGRESS"]
     return time.time() - began
 
 
-def declared_of(name: str, wanted: dict) -> dict:
-    """Those of the wanted parameters that the notebook declares and that are set."""
-    import papermill
-    declared = papermill.inspect_notebook(str(resolve(NOTEBOOKS) / f"{choose('notebook', name, names())}.ipynb"))
-    return {key: value for key, value in wanted.items() if key in declared and value is not None}
-
-
 def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget: str | None = None,
-              fresh: bool = False) -> None:
-    """Runs the notebooks with a profile, training what is missing; executed copies go to `build/<profile>/`.
+              fresh: bool = False, **parameters) -> None:
+    """Trains what the notebooks' grids lack, cheapest first, then executes them; copies go to `build/<profile>/`.
 
-    budget: time for all of them together. fresh: trains everything anew, into `build/<profile>/results`.
+    budget: time for training; when it is spent, the notebooks show what is there. fresh: forgets `build/<profile>` and
+    trains everything anew, into `build/<profile>/results`. Other parameters are set in those notebooks that declare
+    them. Raises InputError for a parameter that none of them declares.
     """
     settings = PROFILES[choose("profile", profile, PROFILES)]
     folder = resolve("build") / profile
     results = f"build/{profile}/results" if fresh else settings["results"]
-    deadline = None if budget is None else time.time() + seconds(budget)
     chosen = [choose("notebook", name, names()) for name in notebooks or names()]
+    for parameter in parameters:
+        choose("parameter", parameter, sorted(set().union(*map(parameters_of, chosen))))
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
+
+    grids = {name: {key: value for key, value in parameters.items() if key in parameters_of(name)} for name in chosen}
+    configs = [config for name in chosen for config in campaign_configs(profile, [name], **grids[name])]
+    runs = run_all(configs, budget=budget, results=results)
+    print(f"{len(runs)} runs of profile {profile} are there, {len(runs.missing)} are missing", flush=True)
     for name in chosen:
-        left = None if deadline is None else f"{max(0.0, deadline - time.time()):.0f}s"
-        wanted = {"profile_name": profile, "profiles": [profile], "budget": left, "results": results}
-        print(f"{name:16s}", end=" ", flush=True)
-        took = execute(name, folder / f"{name}.ipynb", declared_of(name, wanted))
-        print(f"{took:6.1f} s   {os.path.relpath(folder / name)}.ipynb", flush=True)
+        wanted = {"profile_name": profile, "profiles": [profile], "results": results, "missing": "skip"}
+        if name == QUICKSTART:                         # always seconds long, whatever the profile
+            wanted = {"profile_name": profile} if profile in ("demo", "smoke") else {}
+        _show(name, folder, {k: v for k, v in wanted.items() if k in parameters_of(name)} | grids[name])
     print(f"figures: {os.path.relpath(resolve(results).parent / 'figures')}")
 
 
 def render(profile: str = "short") -> None:
     """Renders all notebooks and figures from the records there are, and trains nothing.
 
-    Copies go to `build/report/`; the summary is rendered in its place, as it is committed with its outputs.
+    Copies go to `build/report/`; the summary is rendered in its place, as it is committed with its outputs. The
+    quickstart is left out, since training is all it does.
     """
     folder = resolve("build/report")
     for name in names():
-        print(f"{name:16s}", end=" ", flush=True)
-        wanted = {"profile_name": profile, "missing": "skip", "results": "results"}
-        took = execute(name, folder / f"{name}.ipynb", declared_of(name, wanted) if name != "summary" else {})
-        print(f"{took:6.1f} s   {os.path.relpath(folder / name)}.ipynb", flush=True)
-    _keep_outputs(folder / "summary.ipynb", resolve(NOTEBOOKS) / "summary.ipynb")
+        if name != QUICKSTART:
+            wanted = {"profile_name": profile, "missing": "skip", "results": "results"}
+            _show(name, folder, wanted if name != SUMMARY else {})
+    _keep_outputs(folder / f"{SUMMARY}.ipynb", resolve(NOTEBOOKS) / f"{SUMMARY}.ipynb")
+
+
+def _show(name: str, folder: Path, parameters: dict) -> None:
+    print(f"{name:16s}", end=" ", flush=True)
+    took = execute(name, folder / f"{name}.ipynb", parameters)
+    print(f"{took:6.1f} s   {os.path.relpath(folder / name)}.ipynb", flush=True)
 
 
 def _keep_outputs(executed: Path, kept: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 from torch import nn
 
 from bnlib import models
@@ -22,6 +22,8 @@ from bnlib.freeze import select
 
 FORMAT = 1               # of the record: raised when its files change
 PROTOCOL = 1             # of the science: raised when a config would give another result
+#: What a record keeps of each batch norm, and its name in `nn.BatchNorm2d`.
+BN_PARTS = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
 SMALL = 64 * 1024        # bytes of trained tensors, beside batch norm's, that a record still stores
 
 
@@ -41,7 +43,10 @@ class Run:
         if self.record.get("format") != FORMAT:
             raise InputError(f"{self.folder}: record format {self.record.get('format')!r}, this bnlib reads {FORMAT}; "
                              "remove the folder and run again, or use the bnlib that wrote it")
-        self.config = Config.from_dict(self.record["config"])
+        try:
+            self.config = Config.from_dict(self.record["config"])
+        except InputError as error:
+            raise InputError(f"{self.folder}: {error}; another version of bnlib wrote this record") from None
         self.id, self.status = self.record["id"], self.record["status"]
         self.metrics, self.provenance = self.record["metrics"], self.record["provenance"]
 
@@ -49,61 +54,81 @@ class Run:
         accuracy = self.metrics.get("test_accuracy")
         return f"Run({self.id}, {self.status}" + (f", test accuracy {accuracy:.2%})" if accuracy is not None else ")")
 
+    def _read(self, file: str) -> bytes:
+        """A file of the record. Raises InputError if it is gone or not what was written."""
+        try:
+            content = (self.folder / file).read_bytes()
+        except OSError as error:
+            raise InputError(f"{self.folder / file}: {error.strerror}; remove the record and run again") from None
+        if hashlib.sha256(content).hexdigest() != self.record["sha256"][file]:
+            raise InputError(f"{self.folder / file}: changed since it was written (its SHA-256 is not run.json's); "
+                             "remove the record and run again")
+        return content
+
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row an epoch: epoch, lr, losses, accuracies as shares of 1, seconds."""
-        return pd.read_csv(self.folder / "history.csv")
+        return pd.read_csv(io.BytesIO(self._read("history.csv")))
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """Predicted class and its confidence for each test image, in canonical order."""
-        return pd.read_csv(self.folder / "predictions.csv.gz")
+        return pd.read_csv(io.BytesIO(gzip.decompress(self._read("predictions.csv.gz"))))
 
     @cached_property
     def tensors(self) -> dict[str, np.ndarray]:
-        """The stored tensors under their names in the network."""
-        return load_file(self.folder / "tensors.safetensors")
+        """`gamma`, `beta`, `running_mean`, `running_var` of all layers in one row; other trained tensors by name."""
+        return load(self._read("tensors.safetensors"))
 
     @cached_property
-    def trajectory(self) -> dict[str, np.ndarray]:
-        """`epochs` (E,), and for each BN layer `<layer>.gamma` and `<layer>.beta` (E, channels) after them."""
-        return load_file(self.folder / "trajectory.safetensors")
+    def trajectory(self) -> dict:
+        """`epochs` (E,), and `gamma` and `beta` after each of them: dicts of layer → (E, channels), float16."""
+        logged = load(self._read("trajectory.safetensors"))
+        return {"epochs": logged["epochs"], **{part: self._of_each_layer(logged[part]) for part in ("gamma", "beta")}}
 
-    def _of_each_layer(self, part: str) -> dict[str, np.ndarray]:
-        return {layer: self.tensors[f"{layer}.{part}"] for layer in self.record["bn_layers"]}
+    def _of_each_layer(self, row: np.ndarray) -> dict[str, np.ndarray]:
+        """Values of all channels of the network, along the last axis, cut up by layer."""
+        ends = np.cumsum(list(self.record["bn_layers"].values()))
+        return dict(zip(self.record["bn_layers"], np.split(row, ends[:-1], axis=-1), strict=True))
 
     @property
     def gamma(self) -> dict[str, np.ndarray]:
-        return self._of_each_layer("weight")
+        return self._of_each_layer(self.tensors["gamma"])
 
     @property
     def beta(self) -> dict[str, np.ndarray]:
-        return self._of_each_layer("bias")
+        return self._of_each_layer(self.tensors["beta"])
 
     @property
     def running_mean(self) -> dict[str, np.ndarray]:
-        return self._of_each_layer("running_mean")
+        return self._of_each_layer(self.tensors["running_mean"])
 
     @property
     def running_var(self) -> dict[str, np.ndarray]:
-        return self._of_each_layer("running_var")
+        return self._of_each_layer(self.tensors["running_var"])
 
     def network(self) -> nn.Module:
         """The trained network, in evaluation mode and float32: frozen weights drawn from the seed, trained ones put in.
 
-        Raises InputError where the record does not hold all trained weights, as after training a whole network,
-        or where the drawn weights are not those that were trained with.
+        The record of a network trained in full lacks its weights; they are in `build/` where it was trained.
+        Raises InputError where they are not at hand, or where the drawn weights are not those of the training.
         """
+        config, weights = self.config, {}
         if not self.record["complete"]:
-            raise InputError(f"{self.id}: its trained weights are too large to store; train it again with `run`, "
-                             "or look at a run that trains batch norm alone")
-        config = self.config
+            file = weights_file(config, self.folder.parent.parent)
+            if not file.exists():
+                raise InputError(f"{self.id}: trained weights this large are kept only where they were trained, at "
+                                 f"{file}; to have them here, remove {self.folder} and run again")
+            weights = load(file.read_bytes())
         network = models.build(config.model, self.record["classes"], seed=config.seed, conv_init=config.conv_init,
                                bn_init=config.bn_init)
         if frozen_sha256(network, config.trainable) != self.provenance["frozen_sha256"]:
             raise InputError(f"{self.id}: the weights drawn from seed {config.seed} are not those of the record; "
                              "another version of NumPy or of bnlib drew them")
-        network.load_state_dict({name: torch.from_numpy(value) for name, value in self.tensors.items()}, strict=False)
+        kept = weights | {name: value for name, value in self.tensors.items() if name not in BN_PARTS}
+        for part, name in BN_PARTS.items():
+            kept |= {f"{layer}.{name}": row for layer, row in self._of_each_layer(self.tensors[part]).items()}
+        network.load_state_dict({name: torch.from_numpy(value) for name, value in kept.items()}, strict=False)
         return network.eval()
 
 
@@ -136,20 +161,25 @@ def checkpoint_file(config: Config, results: str | Path = "results") -> Path:
     return scratch_folder(results) / "checkpoints" / f"{config.id}.pt"
 
 
+def weights_file(config: Config, results: str | Path = "results") -> Path:
+    """Where the weights of a network trained in full are kept, since its record does not hold them."""
+    return scratch_folder(results) / "weights" / f"{config.id}.safetensors"
+
+
 # ------------------------------------------------------------------------------------------ write, find
 
 def write(results: str | Path, record: dict, history: pd.DataFrame, tensors: dict[str, np.ndarray],
           trajectory: dict[str, np.ndarray], predictions: pd.DataFrame | None) -> Run:
     """Writes a record whole or not at all: into a folder beside its place, then renamed to it."""
     files = {
-        "history.csv": history.to_csv(index=False).encode(),
+        "history.csv": history.to_csv(index=False, float_format="%.7g").encode(),
         "tensors.safetensors": save(tensors),
         "trajectory.safetensors": save(trajectory),
     }
     if predictions is not None:
         text = io.BytesIO()
         with gzip.GzipFile(fileobj=text, mode="wb", mtime=0) as packed:
-            packed.write(predictions.to_csv(index=False, float_format="%.3f").encode())
+            packed.write(predictions.to_csv(index=False, float_format="%.2f").encode())
         files["predictions.csv.gz"] = text.getvalue()
     checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     record = {"format": FORMAT, "protocol": PROTOCOL, **record, "sha256": checksums}
@@ -161,7 +191,7 @@ def write(results: str | Path, record: dict, history: pd.DataFrame, tensors: dic
     try:
         for name, content in files.items():
             (partial / name).write_bytes(content)
-        shutil.rmtree(folder, ignore_errors=True)        # a record of an older protocol, or `find` had returned it
+        shutil.rmtree(folder, ignore_errors=True)        # only a record of an older protocol can be there
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

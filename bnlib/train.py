@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import nn
 
 from bnlib import bnrelu, data, models, optim, store
@@ -24,7 +26,7 @@ from bnlib.cuda import GraphedStep
 from bnlib.freeze import count, freeze, select
 
 PRECISIONS = ("bf16", "fp32")
-TRAJECTORY_BYTES = 64 * 1024        # a record's logged γ and β: 20 epochs of ResNet-14, fewer of larger networks
+TRAJECTORY_BYTES = 40 * 1024        # a record's logged γ and β: 18 epochs of ResNet-14, fewer of larger networks
 
 
 class Paused(Exception):
@@ -40,14 +42,23 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
     at a checkpoint, raising Paused. bar: a progress bar to advance instead of one of its own.
     Raises InputError for a config, device or dataset that cannot be.
     """
-    return store.find(config, results) or train(config, results=results, device=device, precision=precision,
-                                                tensorboard=tensorboard, deadline=deadline, bar=bar)
+    found = store.find(config, results)
+    if found is None:
+        return train(config, results=results, device=device, precision=precision, tensorboard=tensorboard,
+                     deadline=deadline, bar=bar)
+    if config.dataset not in data.FINGERPRINTS and (
+            data.load(config.dataset).fingerprint != found.provenance["dataset_sha256"]):
+        raise InputError(f"{found.folder}: trained on other images than {config.dataset} now has; remove the record, "
+                         "or give the new images another name")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- set-up
 
 def choose_device(device: str | None = None) -> torch.device:
     """The device asked for, or the fastest there is. Raises InputError for one that is not there."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False      # fp32 means fp32
+    torch.backends.cudnn.deterministic = True                                            # and the same twice
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     device = device or next(name for name, is_there in there.items() if is_there)
     if not there[choose("device", device, there)]:
@@ -120,21 +131,22 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
     optimizer = optim.optimizer(trainable, config)
     schedule = optim.schedule(optimizer, config, len(batches))
     step = make_step(network, optimizer, precision, device)
-    progress = Progress(network, optimizer, schedule)
+    progress = Progress(network, optimizer, schedule, dataset.fingerprint)
     checkpoint = store.checkpoint_file(config, results)
     progress.load(checkpoint, device)
+    progress.passed_through({"device": device_name(device), "precision": precision, "bn_path": bn_path(device),
+                             "commit": code})
     log_at = logged_epochs(config.epochs, count(network, "bn"))
     if not progress.history:
         progress.log_affine(0)
-    work = models.multiply_adds(config.model, *batches.size) * len(batches.labels)
+    work = models.multiply_adds(config.model) * len(batches.labels)
     events = open_events(results, config) if tensorboard else None
 
-    with progress_bar(config.epochs * work, config.id, bar) as bar:
-        bar.update(len(progress.history) * work)
+    with progress_bar(config.epochs * work, config.id, len(progress.history) * work, bar) as shown:
         for epoch in range(len(progress.history) + 1, config.epochs + 1):
             if progress.diverged:
                 break
-            stop_in_time(deadline, progress.history)
+            stop_in_time(deadline, progress.epoch_seconds)
             epoch_began = time.time()
             row = {"epoch": epoch, "lr": round(float(optimizer.param_groups[0]["lr"]), 9)}
             row |= train_epoch(network, batches, epoch, step, schedule)
@@ -142,12 +154,13 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
             if epoch < config.epochs:                # the last epoch's evaluation is the record's, below
                 for name, (images, labels) in held_out.items():
                     row |= evaluate(network, images, labels, normalise, precision).row(name)
+                log_events(events, row)
             progress.history.append(row)
             if epoch in log_at:
                 progress.log_affine(epoch)
             progress.save(checkpoint)
-            show(bar, work, row, len(batches.labels))
-            log_events(events, row)
+            progress.epoch_seconds = time.time() - epoch_began
+            show(shown, work, row, len(batches.labels))
 
     # The record's numbers come from one evaluation in float32, so that another machine finds the same.
     network.float()
@@ -155,19 +168,16 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
     final = {name: evaluate(network, images, labels, normalise, "fp32") for name, (images, labels) in held_out.items()}
     for name, evaluation in final.items():
         progress.history[-1] |= evaluation.row(name)
-    log_events(events, progress.history[-1])
+    log_events(events, progress.history[-1], last=True)
     if store.frozen_sha256(network, config.trainable) != frozen_sha256:
         raise AssertionError(f"{config.id}: weights that should be frozen have changed; nothing was recorded")
 
     finished = write_record(config, results, network, dataset, progress, final["test"], {
-        "device": device_name(device),
-        "precision": precision,
-        "bn_path": bn_path(device),
+        **progress.made_with(),
         "seconds": round(time.time() - began + progress.seconds_before, 2),
         "images_per_second": round(len(batches.labels) / np.median([row["seconds"] for row in progress.history]), 1),
         "dataset_sha256": dataset.fingerprint,
         "frozen_sha256": frozen_sha256,
-        "commit": code,
     })
     checkpoint.unlink(missing_ok=True)
     return finished
@@ -259,19 +269,29 @@ class Progress:
     Order and augmentation follow from seed and epoch (`data.TrainingBatches`), so no generator's state is part of it.
     """
 
-    def __init__(self, network: nn.Module, optimizer, schedule):
+    def __init__(self, network: nn.Module, optimizer, schedule, dataset_sha256: str):
         self.network, self.optimizer, self.schedule = network, optimizer, schedule
+        self.science = {"protocol": store.PROTOCOL, "dataset": dataset_sha256}      # what a checkpoint must agree on
+        self.made: list[dict] = []                    # device, precision and code of each part of the run
+        self.epoch_seconds = 0.0                      # the last epoch with its evaluation
         self.history: list[dict] = []                 # one row an epoch
-        self.affine: dict[int, dict] = {}             # epoch → parameters of batch norm then, float16
+        self.affine: dict[int, dict] = {}             # epoch → γ and β of all layers then, float16
         self.began, self.seconds_before = time.time(), 0.0
 
     @property
     def diverged(self) -> bool:
         return bool(self.history) and not np.isfinite(self.history[-1]["train_loss"])
 
+    def passed_through(self, made: dict) -> None:
+        if made not in self.made:
+            self.made.append(made)
+
+    def made_with(self) -> dict[str, str]:
+        """Device, precision and code of the run; all of them, in order, where it moved or was gone on with."""
+        return {key: "; ".join(dict.fromkeys(str(made[key]) for made in self.made)) for key in self.made[0]}
+
     def log_affine(self, epoch: int) -> None:
-        self.affine[epoch] = {name: parameter.detach().half().cpu().clone()
-                              for name, parameter in select(self.network, "bn").items()}
+        self.affine[epoch] = {part: in_one_row(self.network, part).half() for part in ("gamma", "beta")}
 
     def changing(self) -> dict[str, torch.Tensor]:
         """The network's tensors that the seed does not give back: what trains, and the running statistics."""
@@ -287,6 +307,8 @@ class Progress:
             "history": self.history,
             "affine": self.affine,
             "seconds": self.seconds_before + time.time() - self.began,
+            "made": self.made,
+            "science": self.science,
         }
         partial = file.with_suffix(f".{os.getpid()}")
         torch.save(state, partial)
@@ -295,13 +317,27 @@ class Progress:
     def load(self, file: Path, device: torch.device) -> None:
         if not file.exists():
             return
-        state = torch.load(file, map_location=device, weights_only=True)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        if state["science"] != self.science:
+            warnings.warn(f"{file} is of another protocol or dataset; training begins anew", stacklevel=2)
+            return
         self.network.load_state_dict(state["network"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         for group in self.optimizer.param_groups:
             group["lr"] = optim.rate(float(group["lr"]), device)
-        self.history, self.affine, self.seconds_before = state["history"], state["affine"], state["seconds"]
+        self.history, self.affine, self.made = state["history"], state["affine"], state["made"]
+        self.seconds_before = state["seconds"]
+
+
+def in_one_row(network: nn.Module, part: str) -> torch.Tensor:
+    """`gamma`, `beta`, `running_mean` or `running_var` of all layers, first layer first, on the CPU."""
+    name = store.BN_PARTS[part]
+    return torch.cat([getattr(layer, name).detach().float().cpu() for layer in bn_layers(network).values()])
+
+
+def bn_layers(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    return {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
 
 
 def logged_epochs(epochs: int, parameters: int) -> set[int]:
@@ -310,9 +346,9 @@ def logged_epochs(epochs: int, parameters: int) -> set[int]:
     return {round(epoch) for epoch in np.linspace(epochs / times, epochs, times)} - {0}
 
 
-def stop_in_time(deadline: float | None, history: list[dict]) -> None:
-    """Raises Paused if another epoch would end after the deadline."""
-    if deadline is not None and time.time() + (history[-1]["seconds"] if history else 0) > deadline:
+def stop_in_time(deadline: float | None, epoch_seconds: float) -> None:
+    """Raises Paused if another epoch as long as the last would end after the deadline."""
+    if deadline is not None and time.time() + epoch_seconds > deadline:
         raise Paused
 
 
@@ -322,16 +358,17 @@ def write_record(config: Config, results, network: nn.Module, dataset: data.Data
                  final: Evaluation, provenance: dict) -> store.Run:
     """The run's record: what the seed does not give back, and where it all came from."""
     affine = select(network, "bn")
-    layers = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
-    other_bytes = sum(p.numel() * p.element_size() for name, p in trained.items() if name not in affine)
-    complete = other_bytes <= store.SMALL
-    kept = {**affine, **(trained if complete else {}), **dict(network.named_buffers())}
-    tensors = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in kept.items()}
+    others = {name: p for name, p in network.named_parameters() if p.requires_grad and name not in affine}
+    complete = sum(p.numel() * p.element_size() for p in others.values()) <= store.SMALL
+    tensors = {part: in_one_row(network, part).numpy() for part in store.BN_PARTS}
+    others = {name: p.detach().cpu().contiguous() for name, p in others.items()}
+    if complete:
+        tensors |= {name: tensor.numpy() for name, tensor in others.items()}
+    else:
+        keep_weights(store.weights_file(config, results), others)
     trajectory = {"epochs": np.array(list(progress.affine))}
-    for layer in layers:
-        for part, name in (("weight", "gamma"), ("bias", "beta")):
-            trajectory[f"{layer}.{name}"] = np.stack([at[f"{layer}.{part}"].numpy() for at in progress.affine.values()])
+    for part in ("gamma", "beta"):
+        trajectory[part] = np.stack([at[part].numpy() for at in progress.affine.values()])
 
     last = {name: value for name, value in progress.history[-1].items() if name not in ("epoch", "lr", "seconds")}
     record = {
@@ -347,7 +384,7 @@ def write_record(config: Config, results, network: nn.Module, dataset: data.Data
             "parameters": count(network),
         },
         "classes": len(dataset.classes),
-        "bn_layers": layers,
+        "bn_layers": {name: layer.num_features for name, layer in bn_layers(network).items()},
         "complete": complete,
         "provenance": provenance | {
             "finished": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -359,6 +396,14 @@ def write_record(config: Config, results, network: nn.Module, dataset: data.Data
     return store.write(results, record, pd.DataFrame(progress.history), tensors, trajectory, predictions)
 
 
+def keep_weights(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Weights too large for the repository, beside the checkpoints, where `Run.network` looks for them."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")
+    save_file(tensors, partial)
+    os.replace(partial, file)
+
+
 def device_name(device: torch.device) -> str:
     """The device's model, such as `NVIDIA H200` or `AMD EPYC, 2 threads`; never the host's name."""
     if device.type == "cuda":
@@ -366,14 +411,14 @@ def device_name(device: torch.device) -> str:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        return f"{model}, {torch.get_num_threads()} threads" if device.type == "cpu" else model
+        return f"{model}, {torch.get_num_threads()} threads"
     return f"{platform.machine()} {device.type}"
 
 
 def bn_path(device: torch.device) -> str:
     """Which of its two paths `BNReLU` takes here, and if it is torch's, why."""
     if device.type != "cpu":
-        return "torch"
+        return "torch, CUDA graph" if device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0" else "torch"
     why_not = bnrelu.fast_path()
     return f"torch ({why_not})" if why_not else "C++"
 
@@ -393,13 +438,18 @@ def commit() -> str | None:
 
 # -------------------------------------------------------------------------------------------- what is shown
 
-def progress_bar(total: float, description: str, bar=None):
-    """A bar for `total` multiply–adds; quiet where there is neither a terminal nor a notebook, or BNLIB_PROGRESS=0."""
+def progress_bar(total: float, description: str, done: float = 0, bar=None):
+    """A bar for `total` multiply–adds, or `bar` if one is given, which counts what is left of it.
+
+    Quiet where there is neither a terminal nor a notebook, and where BNLIB_PROGRESS=0.
+    """
     if bar is not None:
+        bar.total -= done
         return contextlib.nullcontext(bar)
     from tqdm.auto import tqdm
-    return tqdm(total=total, desc=description, leave=False, disable=True if os.environ.get("BNLIB_PROGRESS") == "0"
-                else None, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
+    disable = True if os.environ.get("BNLIB_PROGRESS") == "0" else None          # None: where it is no terminal
+    return tqdm(total=total, initial=done, desc=description, leave=False, disable=disable,
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
 
 
 def show(bar, work: float, row: dict, images: int) -> None:
@@ -416,9 +466,9 @@ def open_events(results, config: Config):
     return events
 
 
-def log_events(events, row: dict) -> None:
+def log_events(events, row: dict, last: bool = False) -> None:
     if events is not None:
         for name, value in row.items():
             if name != "epoch":
                 events.add_scalar(name, value, row["epoch"])
-        events.flush()
+        events.close() if last else events.flush()

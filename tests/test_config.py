@@ -17,7 +17,7 @@ def test_defaults_are_the_papers_protocol():
 
 def test_one_network_has_one_id_however_it_is_spelled():
     ids = {Config(model=m).id for m in ("resnet14", "resnet14x1", "cifar_resnet_14", "cifar_resnet_14_1",
-                                        "cifar_freeze_14_1")}
+                                        "cifar_freeze_14_1", "ResNet-14", "ResNet-14-1")}
     assert ids == {Config().id}
     assert Config(model="cifar_freeze_14_8").model == "resnet14x8"
 

@@ -1,19 +1,21 @@
 """Records: whole or absent, readable by name, and no larger than they need be."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
 
-from bnlib import Config, InputError, load_runs, store
+from bnlib import Config, InputError, load_runs, run, store
+from bnlib.train import evaluate_on_test_set
 
 
 def test_a_record_holds_what_the_seed_does_not_give_back(tiny_run):
     assert {f.name for f in tiny_run.folder.iterdir()} == {
         "run.json", "history.csv", "tensors.safetensors", "trajectory.safetensors", "predictions.csv.gz"}
-    assert set(tiny_run.tensors) == {f"{layer}.{part}" for layer in tiny_run.gamma for part in
-                                     ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
-    assert sum(f.stat().st_size for f in tiny_run.folder.iterdir()) < 40_000
+    assert set(tiny_run.tensors) == {"gamma", "beta", "running_mean", "running_var"}
+    assert sum(f.stat().st_size for f in tiny_run.folder.iterdir()) < 20_000
 
 
 def test_a_failed_write_leaves_no_record(tiny_run, tmp_path, monkeypatch):
@@ -55,8 +57,23 @@ def test_a_network_drawn_from_another_seed_is_refused(tiny_run, monkeypatch):
 
 def test_a_record_without_all_trained_weights_says_so(tiny_run, monkeypatch):
     monkeypatch.setitem(tiny_run.record, "complete", False)
-    with pytest.raises(InputError, match="too large to store"):
+    with pytest.raises(InputError, match="kept only where they were trained"):
         tiny_run.network()
+
+
+def test_a_network_trained_in_full_is_at_hand_where_it_was_trained(tiny, tmp_path):
+    r = run(dataclasses.replace(tiny, trainable="all"), results=tmp_path / "results")
+    assert evaluate_on_test_set(r.network(), "digits").correct == r.metrics["test_correct"]
+
+
+@pytest.mark.parametrize("file", ["history.csv", "tensors.safetensors", "trajectory.safetensors", "predictions.csv.gz"])
+def test_a_file_that_was_changed_is_named(file, tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run.folder, tmp_path / "copy")
+    content = bytearray((copy / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / file).write_bytes(content)
+    with pytest.raises(InputError, match=rf"copy/{file}: changed since it was written"):
+        getattr(store.Run(copy), file.split(".")[0])
 
 
 def test_reading_a_checkpoint_runs_no_code(tmp_path, tiny):
