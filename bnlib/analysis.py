@@ -97,6 +97,10 @@ def name(model: str) -> str:
     return model.replace("resnet", "ResNet-").replace("x", "-")
 
 
+#: How a dataset is called in sentences.
+SHOWN = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "digits": "scikit-learn's digits"}
+
+
 def spread(row) -> str:
     """`43.4 ± 0.3 % (3 seeds)`, or what there is of it."""
     if not row.n:
@@ -169,8 +173,9 @@ def findings(runs: Iterable[Run]) -> Sentences:
     for row in alone.iloc[sorted({0, alone["mean"].argmax()})].itertuples():
         full = of_all.get(row.model)
         rest = f"; all of them reach {spread(full)} after {full.epochs}" if full else ""
-        said.append(f"{name(row.model)} on {row.dataset}, training only γ and β, {row.parameters:,} of its "
-                    f"{total[row.model]:,} parameters ({row.parameters / total[row.model]:.1%}), reaches {spread(row)} "
+        said.append(f"{name(row.model)} on {SHOWN.get(row.dataset, row.dataset)}, training only γ and β, "
+                    f"{row.parameters:,} of its {total[row.model]:,} parameters "
+                    f"({row.parameters / total[row.model]:.1%}), reaches {spread(row)} "
                     f"after {row.epochs} epochs{rest}.")
     for by, fixed in (("depth", "width"), ("width", "depth")):
         line = max((group.sort_values(by) for _, group in of_bn.groupby([fixed, "epochs"])), key=len)
@@ -203,7 +208,7 @@ def verdicts(runs: Iterable[Run], dataset: str = "cifar10") -> pd.DataFrame:
     """
     runs = [run for run in runs if run.config.dataset == dataset]
     done = [run for run in runs if run.status == "done"]
-    paper = published().query("source == 'Frankle et al. 2021' and dataset == @dataset")
+    paper = published().query("source == 'Frankle et al. 2021' and dataset == @dataset").iloc[::-1]
     rows = [_number_claim(accuracy(runs), claim) for claim in paper.itertuples()]
     rows += [
         _ordering_claim("BN only: deeper is better", "Fig. 2", done, "depth", fixed="width"),

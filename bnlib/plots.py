@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from bnlib.analysis import DEAD, NOT, NOT_RUN, PARTLY, REPRODUCED, name, trained
+from bnlib.config import parse_model
 from bnlib.store import Run
 
 #: One colour a training mode, in every figure (Okabe & Ito's palette, told apart by the colour-blind).
@@ -79,15 +80,16 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
         colour, marker = COLOURS[trainable], MARKERS.get(epochs, "D")
         axes.errorbar(line[by], line["mean"], yerr=line["std"].fillna(0), color=colour, marker=marker, capsize=2)
         last = line.iloc[-1]
-        axes.annotate(f"{trained(trainable)},\n{epochs} epochs", (last[by], last["mean"]), xytext=(7, 0),
-                      textcoords="offset points", va="center", color=colour)
+        axes.annotate(f"{trained(trainable)}, {epochs} epochs", (last[by], last["mean"]), xytext=(8, -3), va="top",
+                      textcoords="offset points", color=colour)
+    ticks = set(table[by])
     if published is not None:
-        _hollow(axes, table, by, published)
-    ticks = sorted(table[by].unique())
+        ticks |= _hollow(axes, table, by, published)
+    ticks = sorted(ticks)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticklabels([str(t) for t in ticks])
+    axes.set_xticklabels([str(t) for t in ticks], rotation=45 if len(ticks) > 8 else 0)
     axes.margins(x=0.05)
     axes.set_xlabel({"depth": "depth (layers)", "width": "width (multiple of 16, 32, 64 channels)"}[by])
     axes.set_ylabel("test accuracy (%)")
@@ -95,17 +97,25 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     return figure
 
 
-def _hollow(axes, table: pd.DataFrame, by: str, published: pd.DataFrame) -> None:
-    """Published values of the networks and modes in the table, a marker a source."""
-    places = table.drop_duplicates(["model", "trainable"]).merge(published, on=["dataset", "model", "trainable"])
+def _hollow(axes, table: pd.DataFrame, by: str, published: pd.DataFrame) -> set[int]:
+    """Published values for the dataset and modes of the table, a marker a source; returns where they stand.
+
+    Also of depths (or widths) that the table lacks, at its width (or depth), so that the figure shows what is to come.
+    """
+    other = {"depth": "width", "width": "depth"}[by]
+    names = published["model"].str.fullmatch(r"resnet\d+(x\d+)?")
+    places = published[names & published["dataset"].isin(table["dataset"])
+                       & published["trainable"].isin(table["trainable"])].copy()
+    places["depth"], places["width"] = zip(*map(parse_model, places["model"]), strict=True) if len(places) else ((), ())
+    places = places[places[other].isin(table[other])]
     for marker, (source, points) in zip("ovP*", places.groupby("source", sort=False), strict=False):
         colours = [COLOURS[t] for t in points["trainable"]]
         axes.scatter(points[by], points["value"], marker=marker, facecolors="none", edgecolors=colours, s=45, zorder=3)
         axes.scatter([], [], marker=marker, facecolors="none", edgecolors="#555555", s=45, label=source)
     if len(places):
         figure = axes.get_figure()
-        figure.legend(loc="outside lower center", ncols=2, title="published", fontsize=7.5,
-                      title_fontsize=7.5)
+        figure.legend(loc="outside lower center", ncols=2, title="published", fontsize=7.5, title_fontsize=7.5)
+    return set(places[by])
 
 
 def _seeds_stated(table: pd.DataFrame) -> str:

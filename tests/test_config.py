@@ -4,6 +4,8 @@ import dataclasses
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bnlib import Config, InputError, profile
 from bnlib.config import PROFILES
@@ -73,6 +75,30 @@ def test_what_cannot_be_is_one_line_that_names_field_and_rule(fields, said):
     with pytest.raises(InputError) as error:
         Config(**fields)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+CONFIGS = st.builds(
+    Config,
+    dataset=st.sampled_from(["cifar10", "cifar100", "mnist", "my_images"]),
+    n_train=st.none() | st.integers(1, 30_000),
+    n_val=st.integers(0, 5000),
+    model=st.builds("resnet{}x{}".format, st.integers(1, 200).map(lambda n: 6 * n + 2), st.integers(1, 64)),
+    trainable=st.lists(st.sampled_from(["bn", "gamma", "beta", "output"]), min_size=1).map("+".join),
+    lr=st.floats(1e-6, 1e3),
+    momentum=st.floats(0, 0.999),
+    weight_decay=st.floats(0, 1),
+    batch_size=st.integers(2, 4096),
+    epochs=st.integers(1, 1000),
+    milestones=st.lists(st.floats(0.01, 0.99), unique=True).map(sorted),
+    augment=st.sampled_from(["crop+flip", "crop", "none"]),
+    seed=st.integers(0, 2**63 - 1))
+
+
+@given(CONFIGS)
+def test_any_valid_config_survives_json_and_keeps_its_id(config):
+    again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config and again.id == config.id
+    assert Config(**dataclasses.asdict(config)).id == config.id and "/" not in config.id
 
 
 def test_an_unknown_field_in_json_is_named_with_the_nearest():
