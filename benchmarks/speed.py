@@ -23,8 +23,9 @@ import torch.nn.functional as F
 
 from bnlib import Config, bnrelu, data, models, optim
 from bnlib.config import resolve
+from bnlib.device import choose_device, choose_precision, device_name, keep_memory
 from bnlib.freeze import select
-from bnlib.train import choose_device, choose_precision, device_name, evaluate, keep_memory, make_step, place
+from bnlib.train import evaluate, make_step, place
 
 BATCH = 128
 

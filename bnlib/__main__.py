@@ -10,7 +10,8 @@ import sys
 
 from bnlib import Config, InputError, data, grid, load_runs, run, store
 from bnlib.config import PROFILES, choose
-from bnlib.train import choose_device, evaluate_on_test_set
+from bnlib.device import choose_device
+from bnlib.train import evaluate_on_test_set
 
 
 def main(arguments: list[str] | None = None) -> int:

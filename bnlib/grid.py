@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from bnlib import models, store
+from bnlib.checkpoint import Paused
 from bnlib.config import DATASETS, Config, InputError, choose, profile, resolve
-from bnlib.train import Paused, progress_bar, run
+from bnlib.train import progress_bar, run
 
 
 class Runs(list):

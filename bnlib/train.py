@@ -1,15 +1,11 @@
 """One run, top to bottom: `run` loads or trains; set-up, loop, evaluation, checkpoint, resume, record."""
 
 import contextlib
-import ctypes
 import dataclasses
 import os
 import platform
-import subprocess
 import time
-import warnings
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,17 +16,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from bnlib import bnrelu, data, models, optim, store
-from bnlib.config import Config, InputError, choose
+from bnlib import data, models, optim, store
+from bnlib.checkpoint import Progress, bn_layers, in_one_row, logged_epochs, stop_in_time
+from bnlib.config import Config, InputError
 from bnlib.cuda import GraphedStep
+from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, device_name, keep_memory
 from bnlib.freeze import count, freeze, select
-
-PRECISIONS = ("bf16", "fp32")
-TRAJECTORY_BYTES = 40 * 1024        # a record's logged γ and β: 18 epochs of ResNet-14, fewer of larger networks
-
-
-class Paused(Exception):
-    """The time is up; training stopped at a checkpoint, and the next call goes on from there."""
 
 
 def run(config: Config, *, results: str | Path = "results", device: str | None = None, precision: str | None = None,
@@ -55,27 +46,6 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
 
 # ---------------------------------------------------------------------------------------------- set-up
 
-def choose_device(device: str | None = None) -> torch.device:
-    """The device asked for, or the fastest there is. Raises InputError for one that is not there."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False      # fp32 means fp32
-    torch.backends.cudnn.deterministic = True                                            # and the same twice
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    device = device or next(name for name, is_there in there.items() if is_there)
-    if not there[choose("device", device, there)]:
-        raise InputError(f"device={device!r}: not on this machine; there is {', '.join(n for n in there if there[n])}")
-    return torch.device(device)
-
-
-def choose_precision(device: torch.device, precision: str | None = None) -> str:
-    """The precision asked for, or bf16 where the device computes faster in it than in fp32."""
-    if precision is not None:
-        return choose("precision", precision, PRECISIONS)
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    fast = device.type == "cpu" and {"avx512_bf16", "amx_bf16"} & set(bnrelu.processor().split())
-    return "bf16" if fast else "fp32"
-
-
 def place(network: nn.Module, config: Config, device: torch.device, precision: str) -> list[nn.Parameter]:
     """Freezes, moves and lays out the network for training, in place; returns the parameters that train.
 
@@ -91,18 +61,6 @@ def place(network: nn.Module, config: Config, device: torch.device, precision: s
                     if not parameter.requires_grad:
                         parameter.data = parameter.data.bfloat16()
     return trainable
-
-
-def keep_memory() -> None:
-    """Tells glibc to keep freed memory: activations handed back and faulted in each step cost up to 30 %."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-3, 1 << 30)           # M_MMAP_THRESHOLD: take large blocks from the heap
-        libc.mallopt(-1, 2**31 - 1)         # M_TRIM_THRESHOLD: and keep them there
-
-
-def autocast(device: torch.device, precision: str):
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -261,97 +219,6 @@ def evaluate_on_test_set(network: nn.Module, dataset: str, device: str | None = 
                     data.Normalise(loaded, device, torch.float32), "fp32")
 
 
-# ------------------------------------------------------------------------------------ checkpoint and resume
-
-class Progress:
-    """All that changes while a run trains, saved after every epoch.
-
-    Order and augmentation follow from seed and epoch (`data.TrainingBatches`), so no generator's state is part of it.
-    """
-
-    def __init__(self, network: nn.Module, optimizer, schedule, dataset_sha256: str):
-        self.network, self.optimizer, self.schedule = network, optimizer, schedule
-        self.science = {"protocol": store.PROTOCOL, "dataset": dataset_sha256}      # what a checkpoint must agree on
-        self.made: list[dict] = []                    # device, precision and code of each part of the run
-        self.epoch_seconds = 0.0                      # the last epoch with its evaluation
-        self.history: list[dict] = []                 # one row an epoch
-        self.affine: dict[int, dict] = {}             # epoch → γ and β of all layers then, float16
-        self.began, self.seconds_before = time.time(), 0.0
-
-    @property
-    def diverged(self) -> bool:
-        return bool(self.history) and not np.isfinite(self.history[-1]["train_loss"])
-
-    def passed_through(self, made: dict) -> None:
-        if made not in self.made:
-            self.made.append(made)
-
-    def made_with(self) -> dict[str, str]:
-        """Device, precision and code of the run; all of them, in order, where it moved or was gone on with."""
-        return {key: "; ".join(dict.fromkeys(str(made[key]) for made in self.made)) for key in self.made[0]}
-
-    def log_affine(self, epoch: int) -> None:
-        self.affine[epoch] = {part: in_one_row(self.network, part).half() for part in ("gamma", "beta")}
-
-    def changing(self) -> dict[str, torch.Tensor]:
-        """The network's tensors that the seed does not give back: what trains, and the running statistics."""
-        return {name: tensor for name, tensor in self.network.state_dict(keep_vars=True).items()
-                if tensor.requires_grad or not isinstance(tensor, nn.Parameter)}
-
-    def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        state = {
-            "network": {name: tensor.detach() for name, tensor in self.changing().items()},
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "history": self.history,
-            "affine": self.affine,
-            "seconds": self.seconds_before + time.time() - self.began,
-            "made": self.made,
-            "science": self.science,
-        }
-        partial = file.with_suffix(f".{os.getpid()}")
-        torch.save(state, partial)
-        os.replace(partial, file)
-
-    def load(self, file: Path, device: torch.device) -> None:
-        if not file.exists():
-            return
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        if state["science"] != self.science:
-            warnings.warn(f"{file} is of another protocol or dataset; training begins anew", stacklevel=2)
-            return
-        self.network.load_state_dict(state["network"], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = optim.rate(float(group["lr"]), device)
-        self.history, self.affine, self.made = state["history"], state["affine"], state["made"]
-        self.seconds_before = state["seconds"]
-
-
-def in_one_row(network: nn.Module, part: str) -> torch.Tensor:
-    """`gamma`, `beta`, `running_mean` or `running_var` of all layers, first layer first, on the CPU."""
-    name = store.BN_PARTS[part]
-    return torch.cat([getattr(layer, name).detach().float().cpu() for layer in bn_layers(network).values()])
-
-
-def bn_layers(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    return {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
-
-
-def logged_epochs(epochs: int, parameters: int) -> set[int]:
-    """The epochs after which γ and β are logged: evenly spaced, the last included, fewer as networks grow."""
-    times = int(np.clip(TRAJECTORY_BYTES / (2 * parameters), 2, 20))
-    return {round(epoch) for epoch in np.linspace(epochs / times, epochs, times)} - {0}
-
-
-def stop_in_time(deadline: float | None, epoch_seconds: float) -> None:
-    """Raises Paused if another epoch as long as the last would end after the deadline."""
-    if deadline is not None and time.time() + epoch_seconds > deadline:
-        raise Paused
-
-
 # ---------------------------------------------------------------------------------------------- record
 
 def write_record(config: Config, results, network: nn.Module, dataset: data.Dataset, progress: Progress,
@@ -402,38 +269,6 @@ def keep_weights(file: Path, tensors: dict[str, torch.Tensor]) -> None:
     partial = file.with_suffix(f".{os.getpid()}")
     save_file(tensors, partial)
     os.replace(partial, file)
-
-
-def device_name(device: torch.device) -> str:
-    """The device's model, such as `NVIDIA H200` or `AMD EPYC, 2 threads`; never the host's name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        return f"{model}, {torch.get_num_threads()} threads"
-    return f"{platform.machine()} {device.type}"
-
-
-def bn_path(device: torch.device) -> str:
-    """Which of its two paths `BNReLU` takes here, and if it is torch's, why."""
-    if device.type != "cpu":
-        return "torch, CUDA graph" if device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0" else "torch"
-    why_not = bnrelu.fast_path()
-    return f"torch ({why_not})" if why_not else "C++"
-
-
-@cache
-def commit() -> str | None:
-    """The git commit of this code, with `+` where bnlib has uncommitted changes; None outside a repository."""
-    here = Path(__file__).parent
-
-    def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(here)) else "")
-    return None
 
 
 # -------------------------------------------------------------------------------------------- what is shown

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from bnlib import Config, bnrelu, freeze, models
-from bnlib.train import autocast, place
+from bnlib.device import autocast
+from bnlib.train import place
 
 needs_cpp = pytest.mark.skipif(bool(bnrelu.fast_path()), reason=f"C++ operation {bnrelu.fast_path()}")
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bnlib import Config, InputError, data, freeze, models, optim, run, store, train
-from bnlib.train import Paused, evaluate, evaluate_on_test_set, make_step, place, train_epoch
+from bnlib.checkpoint import Paused
+from bnlib.train import evaluate, evaluate_on_test_set, make_step, place, train_epoch
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,81 @@
+"""Where training runs: the device and its precision, its memory, and what the provenance says of them."""
+
+import contextlib
+import ctypes
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from bnlib import bnrelu
+from bnlib.config import InputError, choose
+
+PRECISIONS = ("bf16", "fp32")
+
+
+def choose_device(device: str | None = None) -> torch.device:
+    """The device asked for, or the fastest there is. Raises InputError for one that is not there."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False      # fp32 means fp32
+    torch.backends.cudnn.deterministic = True                                            # and the same twice
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    device = device or next(name for name, is_there in there.items() if is_there)
+    if not there[choose("device", device, there)]:
+        raise InputError(f"device={device!r}: not on this machine; there is {', '.join(n for n in there if there[n])}")
+    return torch.device(device)
+
+
+def choose_precision(device: torch.device, precision: str | None = None) -> str:
+    """The precision asked for, or bf16 where the device computes faster in it than in fp32."""
+    if precision is not None:
+        return choose("precision", precision, PRECISIONS)
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    fast = device.type == "cpu" and {"avx512_bf16", "amx_bf16"} & set(bnrelu.processor().split())
+    return "bf16" if fast else "fp32"
+
+
+def keep_memory() -> None:
+    """Tells glibc to keep freed memory: activations handed back and faulted in each step cost up to 30 %."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)           # M_MMAP_THRESHOLD: take large blocks from the heap
+        libc.mallopt(-1, 2**31 - 1)         # M_TRIM_THRESHOLD: and keep them there
+
+
+def autocast(device: torch.device, precision: str):
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def device_name(device: torch.device) -> str:
+    """The device's model, such as `NVIDIA H200` or `AMD EPYC, 2 threads`; never the host's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return f"{model}, {torch.get_num_threads()} threads"
+    return f"{platform.machine()} {device.type}"
+
+
+def bn_path(device: torch.device) -> str:
+    """Which of its two paths `BNReLU` takes here, and if it is torch's, why."""
+    if device.type != "cpu":
+        return "torch, CUDA graph" if device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0" else "torch"
+    why_not = bnrelu.fast_path()
+    return f"torch ({why_not})" if why_not else "C++"
+
+
+@cache
+def commit() -> str | None:
+    """The git commit of this code, with `+` where bnlib has uncommitted changes; None outside a repository."""
+    here = Path(__file__).parent
+
+    def git(*arguments):
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", str(here)) else "")
+    return None
