@@ -186,7 +186,7 @@ def _few(wanted: str, ids: list[str]) -> list[str]:
 
 def _untrained(config: Config):
     from bnlib import models
-    return models.build(config.model, len(data.load(config.dataset).classes), seed=config.seed)
+    return models.from_config(config, len(data.load(config.dataset).classes))
 
 
 def _value(text: str):

@@ -23,6 +23,7 @@ DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "digits": 1_
 TRAINABLE = ("all", "bn", "gamma", "beta", "output", "none")
 CONV_INITS = ("he_normal",)
 BN_INITS = ("uniform",)
+SHORTCUTS = ("A", "B")
 OPTIMIZERS = ("sgd",)
 AUGMENTATIONS = ("crop+flip", "crop", "none")
 
@@ -92,6 +93,7 @@ class Config:
     n_train: int | None = None                     # training images, drawn by the seed; None: all there are
     n_val: int = 0                                 # held out of them by the seed; the paper holds out none
     model: str = "resnet14"                        # resnet<6n+2>, resnet<6n+2>x<width>
+    shortcut: str = "B"                            # where the shape changes: B 1×1 convolution and BN, A zero padding
     trainable: str = "bn"                          # what learns: all, bn, gamma, beta, output, none; a+b for both
     conv_init: str = "he_normal"                   # convolutions and output layer; the paper's choice
     bn_init: str = "uniform"                       # γ ~ U(0, 1), β = 0; the paper's choice
@@ -119,6 +121,7 @@ class Config:
         object.__setattr__(self, "trainable", canonical_trainable(self.trainable))
         choose("conv_init", self.conv_init, CONV_INITS)
         choose("bn_init", self.bn_init, BN_INITS)
+        choose("shortcut", self.shortcut, SHORTCUTS)
         choose("optimizer", self.optimizer, OPTIMIZERS)
         choose("augment", self.augment, AUGMENTATIONS)
         self._check("n_train", self.n_train is None or self.n_train >= 1, "at least 1, or None for all")

@@ -4,10 +4,11 @@ import math
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from bnlib.bnrelu import BN, BNReLU
-from bnlib.config import BN_INITS, CONV_INITS, choose, generator, parse_model
+from bnlib.config import BN_INITS, CONV_INITS, SHORTCUTS, Config, choose, generator, parse_model
 
 
 class Shortcut(nn.Sequential):
@@ -17,17 +18,30 @@ class Shortcut(nn.Sequential):
         super().__init__(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BN(outputs))
 
 
+class PaddedShortcut(nn.Module):
+    """Every s-th pixel, and zeros for the channels that are not there: no parameters (He et al. 2015, option A)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.more, self.stride = outputs - inputs, stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padded = F.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, 0, self.more))
+        return padded.contiguous(memory_format=torch.channels_last)
+
+
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut (He et al. 2015, Fig. 2); (N, C, H, W) → (N, C', H/s, W/s)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn1 = BNReLU(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = BNReLU(outputs)
         changes = stride != 1 or inputs != outputs
-        self.shortcut = Shortcut(inputs, outputs, stride) if changes else nn.Identity()
+        kind = {"A": PaddedShortcut, "B": Shortcut}[shortcut]
+        self.shortcut = kind(inputs, outputs, stride) if changes else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.bn1(self.conv1(x))
@@ -40,7 +54,7 @@ class ResNet(nn.Module):
     Width W multiplies the channels 16, 32, 64 of the stages (Frankle et al. 2021, Table 1).
     """
 
-    def __init__(self, depth: int, width: int, classes: int):
+    def __init__(self, depth: int, width: int, classes: int, shortcut: str = "B"):
         super().__init__()
         channels = [16 * width, 32 * width, 64 * width]
         self.conv = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
@@ -48,7 +62,7 @@ class ResNet(nn.Module):
         blocks, inputs = [], channels[0]
         for stage, outputs in enumerate(channels):
             for block in range((depth - 2) // 6):
-                blocks.append(BasicBlock(inputs, outputs, stride=2 if stage and not block else 1))
+                blocks.append(BasicBlock(inputs, outputs, 2 if stage and not block else 1, shortcut))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.output = nn.Linear(channels[-1], classes)
@@ -58,16 +72,23 @@ class ResNet(nn.Module):
         return self.output(x.permute(0, 2, 3, 1).flatten(1, 2).mean(1))      # so that its gradient is channels-last
 
 
-def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal", bn_init: str = "uniform") -> ResNet:
+def from_config(config: Config, classes: int) -> ResNet:
+    """The network of a run as it is before training."""
+    return build(config.model, classes, seed=config.seed, conv_init=config.conv_init, bn_init=config.bn_init,
+                 shortcut=config.shortcut)
+
+
+def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal", bn_init: str = "uniform",
+          shortcut: str = "B") -> ResNet:
     """The network `name` for `classes` classes, its weights drawn from the seed on the CPU, in float32.
 
     The draw is independent of device and of torch's global state. Convolutions and output weights are rounded to
     bfloat16 values, so that a run in bf16 and one in fp32 train the very same network.
-    Raises InputError for an unknown network or initialisation.
+    Raises InputError for an unknown network, initialisation or shortcut.
     """
     depth, width = parse_model(name)
     with torch.device("meta"):                         # no weights drawn twice
-        network = ResNet(depth, width, classes)
+        network = ResNet(depth, width, classes, choose("shortcut", shortcut, SHORTCUTS))
     network.to_empty(device="cpu")
     draws = generator(seed, "weights")
     with torch.no_grad():

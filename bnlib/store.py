@@ -120,8 +120,7 @@ class Run:
                 raise InputError(f"{self.id}: trained weights this large are kept only where they were trained, at "
                                  f"{file}; to have them here, remove {self.folder} and run again")
             weights = load(file.read_bytes())
-        network = models.build(config.model, self.record["classes"], seed=config.seed, conv_init=config.conv_init,
-                               bn_init=config.bn_init)
+        network = models.from_config(config, self.record["classes"])
         if frozen_sha256(network, config.trainable) != self.provenance["frozen_sha256"]:
             raise InputError(f"{self.id}: the weights drawn from seed {config.seed} are not those of the record; "
                              "another version of NumPy or of bnlib drew them")

@@ -74,8 +74,7 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
     keep_memory()
 
     dataset = data.load(config.dataset)
-    network = models.build(config.model, len(dataset.classes), seed=config.seed, conv_init=config.conv_init,
-                           bn_init=config.bn_init)
+    network = models.from_config(config, len(dataset.classes))
     frozen_sha256 = store.frozen_sha256(network, config.trainable)
     trainable = place(network, config, device, precision)
 

@@ -40,7 +40,7 @@ def test_the_id_names_the_experiment_and_differs_with_every_field():
     assert base.id.startswith("cifar10-resnet14-bn-s0-")
     other = {"dataset": "mnist", "n_train": 100, "n_val": 10, "model": "resnet20", "trainable": "all", "lr": 0.2,
              "momentum": 0.5, "weight_decay": 0.0, "batch_size": 64, "epochs": 3, "milestones": (0.5,),
-             "warmup_epochs": 1.0, "augment": "none", "seed": 1}
+             "warmup_epochs": 1.0, "augment": "none", "seed": 1, "shortcut": "A"}
     assert len({base.id, *(dataclasses.replace(base, **{k: v}).id for k, v in other.items())}) == len(other) + 1
 
 

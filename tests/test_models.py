@@ -22,6 +22,18 @@ def test_parameters_are_those_of_the_papers_table(name):
     assert (freeze.count(network, "bn"), freeze.count(network)) == TABLE[name]
 
 
+def test_shortcuts_without_parameters_leave_the_counts_of_the_earlier_study():
+    network = models.build("resnet32", 10, shortcut="A")
+    assert (freeze.count(network), freeze.count(network, "bn")) == (464_154, 2_272)
+
+
+def test_the_padded_shortcut_takes_every_other_pixel_and_adds_channels_of_zeros():
+    x = torch.arange(32.0).reshape(1, 2, 4, 4)
+    expected = torch.zeros(1, 3, 2, 2)
+    expected[0, 0], expected[0, 1] = torch.tensor([[0.0, 2], [8, 10]]), torch.tensor([[16.0, 18], [24, 26]])
+    assert torch.equal(models.PaddedShortcut(2, 3, 2)(x), expected)
+
+
 def test_parameters_of_a_built_network_are_counted_by_kind():
     network = models.build("resnet14", 10)
     counts = {what: freeze.count(network, what) for what in ("bn", "gamma", "beta", "output", "none", "bn+output")}
