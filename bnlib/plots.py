@@ -62,6 +62,7 @@ def table(styler):
 def verdicts(styler):
     """The verdict table, each verdict in its colour."""
     colours = {REPRODUCED: "#009E73", PARTLY: "#E69F00", NOT: "#D55E00", NOT_RUN: "#777777"}
+    styler = styler.format(escape="html")            # a claim may hold a `<`
     return styler.hide(axis="index").map(lambda v: f"color: {colours[v]}; font-weight: bold", subset=["verdict"])
 
 

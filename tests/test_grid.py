@@ -67,6 +67,12 @@ def test_the_campaigns_grid_is_the_notebooks_own():
     assert Config(seed=3) in configs
 
 
+def test_a_tweak_beside_the_planned_runs_is_not_part_of_the_report(tmp_path):
+    planned = grid.campaign_configs("smoke")[0]
+    run_all([planned, dataclasses.replace(planned, lr=0.01)], results=tmp_path / "results")
+    assert [r.config for r in grid.planned_runs(["smoke"], tmp_path / "results")] == [planned]
+
+
 def test_coverage_counts_finished_seeds(tmp_path):
     table = grid.coverage(["short", "paper"], tmp_path / "results")
     row = table[(table["network"] == "resnet14") & (table["trained"] == "bn")].iloc[0]

@@ -76,6 +76,17 @@ def _stop(config, folder, after):
         raise Paused
 
 
+def test_a_checkpoint_of_another_protocol_is_not_gone_on_with(tiny, tmp_path, monkeypatch):
+    config = dataclasses.replace(tiny, epochs=3)
+    whole = run(config, results=tmp_path / "whole/results")
+    with pytest.raises(Paused), monkeypatch.context() as patch:
+        patch.setattr(store, "PROTOCOL", 0)
+        patch.setattr(train, "stop_in_time", lambda *_: _stop(config, tmp_path, 1))
+        run(config, results=tmp_path / "stopped/results")
+    with pytest.warns(UserWarning, match="another protocol or dataset; training begins anew"):
+        assert same(run(config, results=tmp_path / "stopped/results"), whole)
+
+
 def test_a_run_out_of_time_stops_at_a_checkpoint_and_leaves_no_record(tiny, tmp_path):
     with pytest.raises(Paused):
         run(dataclasses.replace(tiny, epochs=500), results=tmp_path / "results", deadline=time.time() + 1)
