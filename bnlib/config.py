@@ -279,6 +279,8 @@ def profile(name: str, **overrides) -> Profile:
     for key, value in overrides.items():
         choose("profile setting", key, [*settings, *config_fields])
         if value is not None:
+            if key in ("depths", "widths", "seeds") and not isinstance(value, list | tuple | range):
+                raise InputError(f"{key}={value!r}: must be a list, such as [{value}]")
             (settings if key in settings else training)[key] = value
     return Profile(name=name, training=training, **settings | {"results": resolve(settings["results"])})
 

@@ -48,7 +48,7 @@ def run_all(configs: Iterable[Config], *, budget: str | float | None = None, mis
     if missing == "train" and to_train:
         with progress_bar(sum(map(work, to_train)), f"{len(to_train)} runs") as bar:
             for number, config in enumerate(to_train, 1):
-                bar.set_description(f"{number}/{len(to_train)} {config.id}")
+                bar.set_description_str(f"{number}/{len(to_train)} {config.id}")
                 try:
                     found[config] = run(config, deadline=deadline, bar=bar, **options)
                 except Paused:

@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from bnlib.analysis import DEAD, NOT, NOT_RUN, PARTLY, REPRODUCED, name, trained
+from bnlib.analysis import DEAD, NOT, NOT_RUN, PARTLY, REPRODUCED, SHOWN, name, trained
 from bnlib.config import parse_model
 from bnlib.store import Run
 
@@ -55,6 +55,7 @@ def table(styler):
     silent = [c for c in ("dataset", "depth", "width", "seeds", "devices") if c in data and "mean" in data]
     silent += ["diverged"] if "diverged" in data and not data["diverged"].any() else []
     styler = styler.format({c: f for c, f in formats.items() if c in data}, na_rep="–")
+    styler = styler.set_uuid("-".join(map(str, data.columns[:4])))          # the same HTML each time
     styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
     return styler.hide(axis="index").set_properties(**{"text-align": "right"})
 
@@ -62,7 +63,7 @@ def table(styler):
 def verdicts(styler):
     """The verdict table, each verdict in its colour."""
     colours = {REPRODUCED: "#009E73", PARTLY: "#E69F00", NOT: "#D55E00", NOT_RUN: "#777777"}
-    styler = styler.format(escape="html")            # a claim may hold a `<`
+    styler = styler.format(escape="html").set_uuid("verdicts")       # a claim may hold a `<`
     return styler.hide(axis="index").map(lambda v: f"color: {colours[v]}; font-weight: bold", subset=["verdict"])
 
 
@@ -121,9 +122,11 @@ def _hollow(axes, table: pd.DataFrame, by: str, published: pd.DataFrame) -> set[
 
 def _seeds_stated(table: pd.DataFrame) -> str:
     least, most = table["n"].min(), table["n"].max()
+    datasets = ", ".join(SHOWN.get(d, d) for d in table["dataset"].unique())
     if most == 1:
-        return "one seed"
-    return f"mean over {least if least == most else f'{least} to {most}'} seeds; bars: ± 1 standard deviation"
+        return f"{datasets}; one seed"
+    seeds = least if least == most else f"{least} to {most}"
+    return f"{datasets}; mean over {seeds} seeds; bars: ± 1 standard deviation"
 
 
 def nothing_yet() -> Figure:

@@ -9,6 +9,7 @@ from bnlib.config import PROFILES, InputError, choose, resolve
 from bnlib.grid import campaign_configs, run_all
 
 NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"
+_OWN = ("profile_name", "profiles", "results", "missing", "budget")        # parameters that `reproduce` itself sets
 
 
 def names() -> list[str]:
@@ -59,14 +60,17 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
     results = f"build/{profile}/results" if fresh else settings["results"]
     chosen = [choose("notebook", name, names()) for name in notebooks or names()]
     for parameter in parameters:
-        choose("parameter", parameter, sorted(set().union(*map(parameters_of, chosen))))
+        choose("parameter", parameter, sorted(set().union(*map(parameters_of, chosen)) - set(_OWN)))
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
 
     grids = {name: {key: value for key, value in parameters.items() if key in parameters_of(name)} for name in chosen}
-    configs = [config for name in chosen for config in campaign_configs(profile, [name], **grids[name])]
+    configs = dict.fromkeys(c for name in chosen for c in campaign_configs(profile, [name], **grids[name]))
+    missing = run_all(configs, missing="skip", results=results).missing
+    print(f"profile {profile}: {len(configs)} runs, {len(missing)} of them to train", flush=True)
     runs = run_all(configs, budget=budget, results=results)
-    print(f"{len(runs)} runs of profile {profile} are there, {len(runs.missing)} are missing", flush=True)
+    if runs.missing:
+        print(f"the budget is spent; {len(runs.missing)} runs are still missing", flush=True)
     for name in chosen:
         wanted = {"profile_name": profile, "profiles": [profile], "results": results, "missing": "skip"}
         if name == QUICKSTART:                         # always seconds long, whatever the profile
@@ -81,6 +85,7 @@ def render(profile: str = "short") -> None:
     Copies go to `build/report/`; the summary is rendered in its place, as it is committed with its outputs. The
     quickstart is left out, since training is all it does.
     """
+    choose("profile", profile, PROFILES)
     folder = resolve("build/report")
     for name in names():
         if name != QUICKSTART:
@@ -101,6 +106,9 @@ def _keep_outputs(executed: Path, kept: Path) -> None:
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            if "text/html" in output.get("data", {}):
+                output.data.pop("text/plain", None)          # an object's address, another one each time
         cell.metadata = {"tags": tags} if (tags := cell.metadata.get("tags")) else {}
         if any(output.output_type == "error" for output in cell.get("outputs", ())):
             raise InputError(f"{executed}: holds an error; nothing was kept")
