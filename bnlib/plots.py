@@ -92,7 +92,7 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(t) for t in ticks], rotation=45 if len(ticks) > 8 else 0)
-    axes.margins(x=0.05)
+    axes.margins(x=0.05, y=0.14)
     axes.set_xlabel({"depth": "depth (layers)", "width": "width (multiple of 16, 32, 64 channels)"}[by])
     axes.set_ylabel("test accuracy (%)")
     axes.set_title(_seeds_stated(table), loc="left", color="#555555", fontsize=8)
