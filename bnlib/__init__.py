@@ -8,7 +8,7 @@ import importlib
 import os
 
 # Before torch starts its threads: one that waits for another gives up its core soon, instead of spinning on it while
-# the other is off the machine. Costs 3 % where nothing else runs; on a busy machine training is ten times faster.
+# the other is off the machine. Costs 3 % on a quiet machine; beside one busy process it is about eight times faster.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 from bnlib.config import Config, InputError, profile

@@ -183,9 +183,10 @@ def _canonical(name, place, arrays, classes) -> Dataset:
     """The arrays sorted and checked against the known fingerprint, so that a seed sees the same batches everywhere."""
     classes, tensors, digest = tuple(map(str, classes)), [], hashlib.sha256()
     for part, x, y in (("train", *arrays[:2]), ("test", *arrays[2:])):
-        if x.dtype != np.uint8 or x.ndim not in (3, 4) or x.shape[3:] not in ((), (1,), (3,)) or y.shape != x.shape[:1]:
+        shaped = x.ndim in (3, 4) and x.shape[3:] in ((), (1,), (3,)) and y.shape == x.shape[:1] and len(x) > 0
+        if x.dtype != np.uint8 or not shaped:
             raise InputError(f"{place}: {part} holds {x.dtype} images {x.shape} and labels {y.shape}; expected uint8, "
-                             "(N, H, W) or (N, H, W, 3), and (N,)")
+                             "(N, H, W) or (N, H, W, 3), and (N,), N at least 1")
         x, y = x.reshape(*x.shape[:3], -1), y.astype(np.int64)
         if y.min() < 0 or y.max() >= len(classes):
             raise InputError(f"{place}: {part} has labels {y.min()} to {y.max()}; expected 0 to {len(classes) - 1}")

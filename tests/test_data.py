@@ -153,6 +153,13 @@ def test_a_damaged_file_is_named(damage, said, arrays, tmp_path):
         data.load("cifar10")
 
 
+@pytest.mark.parametrize("n", [0, 39])
+def test_labels_must_be_as_many_as_the_images_and_there_must_be_some(n, arrays, tmp_path):
+    write_npz(tmp_path, arrays, x_train=arrays["x_train"][:n and 40], y_train=arrays["y_train"][:n])
+    with pytest.raises(InputError, match=r"train holds .* expected uint8"):
+        data.load("cifar10")
+
+
 def test_labels_outside_the_classes_are_an_error(arrays, tmp_path):
     write_npz(tmp_path, arrays, y_test=arrays["y_test"] + 1)
     with pytest.raises(InputError, match="labels 1 to 10; expected 0 to 9"):
