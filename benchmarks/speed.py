@@ -28,6 +28,7 @@ from bnlib.freeze import select
 from bnlib.train import evaluate, make_step, place
 
 BATCH = 128
+SPINCOUNT = os.environ["GOMP_SPINCOUNT"]
 
 
 def synthetic(n: int = 50_000) -> data.Dataset:
@@ -135,6 +136,10 @@ def compare(config: Config, rounds: int, turn: float) -> pd.DataFrame:
     context, ends, processes = multiprocessing.get_context("spawn"), {}, []
     for name in LANES:
         ends[name], other = context.Pipe()
+        # the plain loop waits as OpenMP does by default; ours as bnlib/__init__.py has it (read when a process starts)
+        os.environ.pop("GOMP_SPINCOUNT", None)
+        if name != "plain":
+            os.environ["GOMP_SPINCOUNT"] = SPINCOUNT
         processes.append(context.Process(target=serve, args=(other, name, config)))
         processes[-1].start()
         other.close()                                # so that a lane that dies is an error here, not a wait for ever
