@@ -11,11 +11,11 @@ ARGS     ?= resnet14 --trainable bn --epochs 16 --seed 0
 BIN   := .venv/bin
 READY := .venv/ready
 
-.PHONY: help setup reproduce report test lint lab train bench lock clean
+.PHONY: help setup reproduce report test test-faults lint lab train bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 setup: $(READY)  ## create .venv with the locked packages: 2 minutes, 6 GB
 
@@ -35,6 +35,9 @@ report: $(READY)  ## render all notebooks and figures from results/, training no
 
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest
+
+test-faults: $(READY)  ## kill, starve and damage runs at many more points: 15 minutes
+	@BNLIB_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py
 
 lint: $(READY)  ## check style, notebooks and the sizes of results/ and figures/
 	@$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The command line: python -m bnlib train | test | list | show | data | campaign | reproduce | report."""
+"""The command line: python -m bnlib train | test | list | show | verify | data | campaign | reproduce | report."""
 
 import argparse
 import dataclasses
@@ -6,26 +6,29 @@ import difflib
 import inspect
 import json
 import re
+import signal
 import sys
+import warnings
 
-from bnlib import Config, InputError, data, grid, load_runs, run, store
+from bnlib import Config, InputError, data, grid, load_runs, run, store, verify
 from bnlib.config import PROFILES, choose
 from bnlib.device import choose_device
 from bnlib.train import evaluate_on_test_set
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; a mistake in its words is one line and exit status 2, an interruption 130."""
+    """Runs one command. Exit status 0; 1: faults found; 2: a mistake, said in one line; 128 + n: ended by signal n."""
+    warnings.showwarning = _one_line
     try:
         options = vars(parser().parse_args(arguments))
-        options.pop("command")(**options)
+        return options.pop("command")(**options) or 0
     except InputError as error:
         print(f"bnlib: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("bnlib: interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
-        return 130
-    return 0
+    except KeyboardInterrupt as interruption:
+        said = str(interruption) or "interrupted; the same command goes on from the last checkpoint"
+        print(f"bnlib: {said}", file=sys.stderr)
+        return 128 + getattr(interruption, "signal", signal.SIGINT)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,8 +55,9 @@ def parser() -> argparse.ArgumentParser:
               tensorboard={"action": "store_true", "help": "write event files to build/tensorboard"})
     for field in dataclasses.fields(Config):
         if field.name != "model":
-            sub.add_argument("--" + field.name.replace("_", "-"), type=_value, default=argparse.SUPPRESS,
-                             nargs="+" if field.name == "milestones" else None, metavar="X",
+            sub.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS,
+                             type=str if isinstance(field.default, str) else _value,
+                             nargs="*" if field.name == "milestones" else None, metavar="X",
                              help=f"{_comments()[field.name]} ({field.default})".replace("%", "%%"))
     add(test_, "test cifar10-resnet14-bn-s0-78e9d3a6",
         run_or_model={"positional": True, "help": "a run's id, or a network's name for one that is not trained"},
@@ -65,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
            for name in ("dataset", "model", "trainable")})
     add(show, "show cifar10-resnet14-bn-s0-78e9d3a6", run_id={"positional": True, "help": "as `list` prints it"},
         results=dict(results))
+    add(verify_, "verify --retrain 1", results=dict(results), device=device,
+        retrain={"default": 0, "type": int, "metavar": "N", "help": "train the N cheapest records once more (0)"})
     add(data_, "data cifar10", name={"positional": True, "help": ", ".join(data.DATASETS) + ", or an image folder"})
     add(campaign, "campaign --profile paper --budget 9m", profile=profile, budget=budget,
         results={**results, "default": None, "help": "folder of the records; the profile's"})
@@ -130,6 +136,18 @@ def show(run_id, results):
     _print_run(store.Run(folder), whole=True)
 
 
+def verify_(results, retrain, device):
+    """Check every record: files, id, the network's predictions, and on request a second training."""
+    findings = []
+    for finding in verify.verify(results, retrain, device):
+        findings.append(finding)
+        print(f"{'BAD' if finding.faults else 'ok ':4s}{finding.name:44s} "
+              + "; ".join(finding.faults or [", ".join(finding.checked)]), flush=True)
+    bad = sum(bool(finding.faults) for finding in findings)
+    print(f"{len(findings)} checked, {bad or 'none'} with faults")
+    return int(bad > 0)
+
+
 def data_(name):
     """Fetch a dataset where it is not there yet, and check every pixel and label."""
     found = data.load(name)
@@ -166,6 +184,11 @@ def report(profile):
 
 
 # -------------------------------------------------------------------------------------------- details
+
+def _one_line(message, category, *_) -> None:
+    """A warning as one line, without the path and the line of code that Python puts before it."""
+    print(f"bnlib: {message}", file=sys.stderr)
+
 
 def _print_run(found: store.Run, whole: bool = False) -> None:
     if whole:

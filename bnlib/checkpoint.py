@@ -1,6 +1,10 @@
-"""All that changes while a run trains: saved after every epoch, loaded to go on."""
+"""All that changes while a run trains: saved after every epoch and whenever training is stopped, loaded to go on."""
 
+import hashlib
+import io
 import os
+import signal
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -10,32 +14,93 @@ import torch
 from torch import nn
 
 from bnlib import optim, store
+from bnlib.config import InputError
 
 TRAJECTORY_BYTES = 40 * 1024        # a record's logged γ and β: 18 epochs of ResNet-14, fewer of larger networks
+SAVE_SECONDS = 300                  # within an epoch as long as that, a checkpoint is saved every so often
 
 
 class Paused(Exception):
     """The time is up; training stopped at a checkpoint, and the next call goes on from there."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGINT (Ctrl-C, a notebook's stop button) or SIGTERM; training stopped at a checkpoint. `.signal` says which."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number
+
+
+class Stop:
+    """Whether training should stop after this step: the time is up, or a signal asks the process to end.
+
+    Inside `with Stop(deadline) as stop`, SIGINT and SIGTERM are noted and not obeyed, until training has saved a
+    checkpoint and calls `end`. A second SIGINT interrupts at once. deadline: as `time.time()` counts; None: no limit.
+    """
+
+    def __init__(self, deadline: float | None = None):
+        self.deadline, self.signal, self.before = deadline, None, {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():       # Python gives signals to no other thread
+            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame) -> None:
+        if self.signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def asked(self) -> bool:
+        return self.signal is not None or (self.deadline is not None and time.time() >= self.deadline)
+
+    def end(self, config_id: str, epoch: int) -> None:
+        """Raises Interrupted or Paused."""
+        if self.signal is None:
+            raise Paused
+        name = signal.Signals(self.signal).name
+        raise Interrupted(f"{config_id}: stopped by {name} in epoch {epoch}, at a checkpoint; the same command or cell "
+                          "goes on from there", self.signal)
+
+
+class Epoch:
+    """What has been done of one epoch: steps, and sums over its images. On the device, read back at its end."""
+
+    def __init__(self, device: torch.device, lr: float):
+        self.steps, self.seconds, self.lr = 0, 0.0, round(lr, 9)            # lr: of the first step
+        self.loss_sum = torch.zeros((), device=device)
+        self.correct = torch.zeros((), device=device, dtype=torch.int64)
+
+
 class Progress:
-    """All that changes while a run trains, saved after every epoch.
+    """All that changes while a run trains, and its checkpoint: a file and the one before it, each with its SHA-256.
 
     Order and augmentation follow from seed and epoch (`data.TrainingBatches`), so no generator's state is part of it.
     """
 
-    def __init__(self, network: nn.Module, optimizer, schedule, dataset_sha256: str):
-        self.network, self.optimizer, self.schedule = network, optimizer, schedule
+    def __init__(self, file: Path, network: nn.Module, optimizer, schedule, device: torch.device, dataset_sha256: str):
+        self.file, self.previous = file, previous(file)
+        self.network, self.optimizer, self.schedule, self.device = network, optimizer, schedule, device
         self.science = {"protocol": store.PROTOCOL, "dataset": dataset_sha256}      # what a checkpoint must agree on
         self.made: list[dict] = []                    # device, precision and code of each part of the run
-        self.epoch_seconds = 0.0                      # the last epoch with its evaluation
         self.history: list[dict] = []                 # one row an epoch
+        self.begin_epoch()
         self.affine: dict[int, dict] = {}             # epoch → γ and β of all layers then, float16
-        self.began, self.seconds_before = time.time(), 0.0
+        self.began = self.saved = time.time()
+        self.seconds_before = 0.0
 
     @property
     def diverged(self) -> bool:
-        return bool(self.history) and not np.isfinite(self.history[-1]["train_loss"])
+        """Whether loss, γ or β is no longer a finite number."""
+        if not self.history:
+            return False
+        affine = torch.cat([in_one_row(self.network, part) for part in ("gamma", "beta")])
+        return not (np.isfinite(self.history[-1]["train_loss"]) and bool(affine.isfinite().all()))
 
     def passed_through(self, made: dict) -> None:
         if made not in self.made:
@@ -48,47 +113,95 @@ class Progress:
     def log_affine(self, epoch: int) -> None:
         self.affine[epoch] = {part: in_one_row(self.network, part).half() for part in ("gamma", "beta")}
 
+    def begin_epoch(self) -> None:
+        self.epoch = Epoch(self.device, float(self.optimizer.param_groups[0]["lr"]))
+
     def changing(self) -> dict[str, torch.Tensor]:
         """The network's tensors that the seed does not give back: what trains, and the running statistics."""
         return {name: tensor for name, tensor in self.network.state_dict(keep_vars=True).items()
                 if tensor.requires_grad or not isinstance(tensor, nn.Parameter)}
 
-    def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        state = {
+    def due(self) -> bool:
+        """Whether the last checkpoint is so old that one is worth its time within an epoch."""
+        return time.time() - self.saved > SAVE_SECONDS
+
+    def save(self) -> None:
+        """Writes the checkpoint beside its place and renames it; the one before stays until the next.
+
+        Raises InputError, and leaves both as they were, where it cannot be written.
+        """
+        content = io.BytesIO()
+        torch.save({
             "network": {name: tensor.detach() for name, tensor in self.changing().items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "history": self.history,
+            "epoch": vars(self.epoch),
             "affine": self.affine,
             "seconds": self.seconds_before + time.time() - self.began,
             "made": self.made,
             "science": self.science,
-        }
-        partial = file.with_suffix(f".{os.getpid()}")
-        torch.save(state, partial)
-        os.replace(partial, file)
+        }, content)
+        partial = self.file.with_suffix(f".{os.getpid()}")
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            store.write_through(partial, hashlib.sha256(content.getbuffer()).digest(), content.getbuffer())
+            if self.file.exists():
+                os.replace(self.file, self.previous)
+            os.replace(partial, self.file)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            kept = f"the last one, after epoch {len(self.history) - 1}, stays" if self.file.exists() else "none is kept"
+            raise InputError(f"{self.file}: the checkpoint cannot be written ({error.strerror}); {kept}") from None
+        self.saved = time.time()
 
-    def load(self, file: Path, device: torch.device) -> None:
-        if not file.exists():
+    def load(self) -> None:
+        """Goes on from the checkpoint, or the one before it where that is damaged; a warning says what is lost."""
+        there = [file for file in (self.file, self.previous) if file.exists()]
+        states = [_read(file) for file in there]
+        state = next((state for state in states if state is not None), None)
+        if there and states[0] is None:
+            where = f"the one before it, after epoch {len(state['history'])}" if state else "the start"
+            warnings.warn(f"{there[0]} is damaged; training goes on from {where}", stacklevel=2)
+        if state is None:
             return
-        state = torch.load(file, map_location="cpu", weights_only=True)
         if state["science"] != self.science:
-            warnings.warn(f"{file} is of another protocol or dataset; training begins anew", stacklevel=2)
+            warnings.warn(f"{self.file} is of another protocol or dataset; training begins anew", stacklevel=2)
             return
         self.network.load_state_dict(state["network"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.rate(float(group["lr"]), device)
+            group["lr"] = optim.rate(float(group["lr"]), self.device)
         self.history, self.affine, self.made = state["history"], state["affine"], state["made"]
         self.seconds_before = state["seconds"]
+        for name, value in state["epoch"].items():
+            setattr(self.epoch, name, value.to(self.device) if isinstance(value, torch.Tensor) else value)
+
+    def remove(self) -> None:
+        """The run is recorded; its checkpoints have done their work."""
+        for file in (self.file, self.previous):
+            file.unlink(missing_ok=True)
+
+
+def previous(file: Path) -> Path:
+    """Where the checkpoint before `file` is kept."""
+    return file.with_suffix(".previous.pt")
+
+
+def _read(file: Path) -> dict | None:
+    """What a checkpoint holds, or None if it is not what was written. Reading it runs no code."""
+    content = file.read_bytes()
+    digest, state = content[:32], content[32:]
+    if hashlib.sha256(state).digest() != digest:
+        return None
+    return torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
 
 
 def in_one_row(network: nn.Module, part: str) -> torch.Tensor:
     """`gamma`, `beta`, `running_mean` or `running_var` of all layers, first layer first, on the CPU."""
     name = store.BN_PARTS[part]
-    return torch.cat([getattr(layer, name).detach().float().cpu() for layer in bn_layers(network).values()])
+    return torch.cat([getattr(layer, name).detach().float() for layer in bn_layers(network).values()]).cpu()
 
 
 def bn_layers(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
@@ -99,9 +212,3 @@ def logged_epochs(epochs: int, parameters: int) -> set[int]:
     """The epochs after which γ and β are logged: evenly spaced, the last included, fewer as networks grow."""
     times = int(np.clip(TRAJECTORY_BYTES / (2 * parameters), 2, 20))
     return {round(epoch) for epoch in np.linspace(epochs / times, epochs, times)} - {0}
-
-
-def stop_in_time(deadline: float | None, epoch_seconds: float) -> None:
-    """Raises Paused if another epoch as long as the last would end after the deadline."""
-    if deadline is not None and time.time() + epoch_seconds > deadline:
-        raise Paused

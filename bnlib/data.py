@@ -27,6 +27,12 @@ FINGERPRINTS = {
     "digits": "c7cde17d7f5d3fa719db0a978904c0728c9ec9670d29667f7fb4361735983504",
 }
 
+#: Test images that are training images too, as the official files have them.
+OVERLAP = {"cifar100": 10}
+
+#: The folders of torchvision's own files.
+TORCHVISION = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "mnist": "MNIST"}
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -68,7 +74,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     folder `<name>/{train,test}/<class>/`; CIFAR and MNIST are downloaded last of all. `digits` comes with
     scikit-learn. Raises InputError where nothing is found, or where what is found is not the official set.
     """
-    folder = resolve(root or os.environ.get("BNLIB_DATA") or "data")
+    folder = _root(root)
     try:
         for source in (_from_scikit_learn, _from_npz, _from_torchvision, _from_image_folder, _from_download):
             found = source(name, folder)
@@ -80,6 +86,16 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     near = difflib.get_close_matches(name, DATASETS, n=1)
     raise InputError(f"dataset={name!r}: neither one of {', '.join(DATASETS)} nor found as {name}.npz or as the folder "
                      f"{name}/train in {folder}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def at_hand(name: str) -> bool:
+    """Whether `load(name)` finds the set here, without a download."""
+    places = (f"{name}.npz", TORCHVISION.get(name, name), f"{name}/train")
+    return name == "digits" or any((_root() / place).exists() for place in places)
+
+
+def _root(root: str | Path | None = None) -> Path:
+    return resolve(root or os.environ.get("BNLIB_DATA") or "data")
 
 
 def _where(folder: Path) -> str:
@@ -117,7 +133,7 @@ def _torchvision_class(name):
 
 
 def _from_torchvision(name, folder):
-    inside = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "mnist": "MNIST"}.get(name)
+    inside = TORCHVISION.get(name)
     if inside is None or not (folder / inside).is_dir():
         return None
     try:                     # torchvision compares each file's checksum with the official one before it reads it
@@ -181,7 +197,7 @@ def _from_download(name, folder):
 
 def _canonical(name, place, arrays, classes) -> Dataset:
     """The arrays sorted and checked against the known fingerprint, so that a seed sees the same batches everywhere."""
-    classes, tensors, digest = tuple(map(str, classes)), [], hashlib.sha256()
+    classes, tensors, digest, seen = tuple(map(str, classes)), [], hashlib.sha256(), []
     for part, x, y in (("train", *arrays[:2]), ("test", *arrays[2:])):
         shaped = x.ndim in (3, 4) and x.shape[3:] in ((), (1,), (3,)) and y.shape == x.shape[:1] and len(x) > 0
         if x.dtype != np.uint8 or not shaped:
@@ -193,12 +209,15 @@ def _canonical(name, place, arrays, classes) -> Dataset:
         rows = np.hstack([x.reshape(len(x), -1), y.astype(">u2").view(np.uint8).reshape(-1, 2)])
         order = np.argsort(rows.view(f"S{rows.shape[1]}").ravel(), kind="stable")
         x, y = np.ascontiguousarray(x[order]), y[order]
+        seen.append({hashlib.blake2b(image.data).digest() for image in x})
         digest.update(f"{x.shape}".encode() + x.tobytes() + y.tobytes())
         tensors += [torch.from_numpy(x), torch.from_numpy(y)]
     expected = FINGERPRINTS.get(name, digest.hexdigest())
     if digest.hexdigest() != expected:
         raise InputError(f"{place} is not the official {name}: fingerprint {digest.hexdigest()[:16]}…, expected "
                          f"{expected[:16]}…; some pixel or label differs: remove it and fetch it again")
+    if (overlap := len(seen[0] & seen[1])) > OVERLAP.get(name, 0):
+        raise InputError(f"{place}: {overlap} test images are training images too; accuracy on them is no test")
     return Dataset(name, *tensors, classes, digest.hexdigest())
 
 
@@ -259,12 +278,14 @@ class TrainingBatches:
     def __len__(self) -> int:
         return -(-len(self.labels) // self.config.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of an epoch (1, 2, …), from batch number `first` on (0, 1, …)."""
         draws, n = generator(self.config.seed, "batches", epoch), len(self.labels)
         order = draws.permutation(n)
         top, left = draws.integers(0, 2 * self.pad + 1, (2, n))
         flip = draws.random(n) < 0.5 * ("flip" in self.config.augment)
-        columns = [torch.from_numpy(a).to(self.device, non_blocking=True) for a in (order, top, left, flip)]
+        done = first * self.config.batch_size
+        columns = [torch.from_numpy(a[done:]).to(self.device, non_blocking=True) for a in (order, top, left, flip)]
         for index, *offsets in zip(*(c.split(self.config.batch_size) for c in columns), strict=True):
             padded = F.pad(self.images.index_select(0, index), (0, 0, *4 * (self.pad,)))
             yield self.normalise(crop_and_flip(padded, *offsets, self.size)), self.labels[index]

@@ -3,13 +3,14 @@
 import json
 import re
 import time
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
 from bnlib import models, store
-from bnlib.checkpoint import Paused
+from bnlib.checkpoint import Paused, previous
 from bnlib.config import DATASETS, Config, InputError, choose, profile, resolve
 from bnlib.train import progress_bar, run
 
@@ -35,6 +36,8 @@ def work(config: Config) -> float:
 def run_all(configs: Iterable[Config], *, budget: str | float | None = None, missing: str = "train", **options) -> Runs:
     """The runs of all configs, cheapest first, with one progress bar and an estimate of the time left.
 
+    What another process is training comes last; a damaged record is named in a warning and counts as missing.
+
     budget: seconds, or a text such as `90s`, `30m`, `2h`; when it is spent, training stops at a checkpoint, and the
     next call goes on from there. missing: `train`, or `skip` to return only what is there. Other options as for
     `run`. Raises InputError for a budget or option that cannot be.
@@ -43,22 +46,33 @@ def run_all(configs: Iterable[Config], *, budget: str | float | None = None, mis
     results = options.get("results", "results")
     deadline = None if budget is None else time.time() + seconds(budget)
     configs = list(dict.fromkeys(configs))
-    found = {config: store.find(config, results) for config in configs}
+    found = {config: store.find_sound(config, results) for config in configs}
     to_train = sorted((c for c in configs if not found[c]), key=lambda c: (not started(c, results), work(c)))
     if missing == "train" and to_train:
+        queue, busy = deque(to_train), 0           # busy: how many in a row are being trained by other processes
         with progress_bar(sum(map(work, to_train)), f"{len(to_train)} runs") as bar:
-            for number, config in enumerate(to_train, 1):
-                bar.set_description_str(f"{number}/{len(to_train)} {config.id}")
+            while queue:
+                config = queue.popleft()
+                bar.set_description_str(f"{len(to_train) - len(queue)}/{len(to_train)} {config.id}")
                 try:
-                    found[config] = run(config, deadline=deadline, bar=bar, **options)
+                    found[config] = run(config, deadline=deadline, bar=bar, wait=busy > len(queue), **options)
+                    busy = 0
+                except store.Busy:
+                    if deadline is not None and time.time() >= deadline:
+                        break
+                    queue.append(config)
+                    busy += 1
                 except Paused:
                     break
+                except store.RecordError:          # named by find_sound above; somebody must look at it
+                    pass
     return Runs([found[c] for c in configs if found[c]], [c for c in configs if not found[c]])
 
 
 def started(config: Config, results: str | Path = "results") -> bool:
     """Whether a checkpoint of this config waits to be gone on with."""
-    return store.checkpoint_file(config, results).exists()
+    file = store.checkpoint_file(config, results)
+    return file.exists() or previous(file).exists()
 
 
 def seconds(budget: str | float) -> float:
@@ -107,7 +121,7 @@ def coverage(profiles: list[str], results: str | Path = "results") -> pd.DataFra
         for config in campaign_configs(profile_name):
             rows.append({"depth": config.depth, "width": config.width, "network": config.model,
                          "trained": config.trainable, "profile": profile_name,
-                         "done": (run := store.find(config, results)) is not None and run.status == "done"})
+                         "done": (run := store.find_sound(config, results)) is not None and run.status == "done"})
     keys = ["depth", "width", "network", "trained", "profile"]
     cells = pd.DataFrame(rows).groupby(keys)["done"].agg(["sum", "count"])
     stated = cells["sum"].astype(str) + " of " + cells["count"].astype(str)

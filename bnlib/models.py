@@ -128,5 +128,7 @@ def multiply_adds(name: str) -> int:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)
+        elif isinstance(module, BN):
+            module.forward = lambda x, add=None: x       # on the meta device batch norm makes torch load its compiler
     network(torch.empty(1, 3, 32, 32, device="meta"))
     return total

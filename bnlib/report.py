@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def execute(name: str, output: Path, parameters: dict) -> float:
         raise InputError(f"{where}: {error.ename}: {error.evalue} (all of it: {output})") from None
     finally:
         del os.environ["BNLIB_PROGRESS"]
+        if output.exists():
+            _without_traces(output)
     return time.time() - began
 
 
@@ -100,16 +103,26 @@ def _show(name: str, folder: Path, parameters: dict) -> None:
     print(f"{took:6.1f} s   {os.path.relpath(folder / name)}.ipynb", flush=True)
 
 
-def _keep_outputs(executed: Path, kept: Path) -> None:
-    """Writes an executed notebook without the traces of its making: times, paths, kernel's version."""
+def _without_traces(file: Path) -> None:
+    """Takes from an executed notebook what tells of its making: times, paths of this machine, the kernel's version."""
     import nbformat
-    notebook = nbformat.read(executed, as_version=4)
+    notebook = nbformat.read(file, as_version=4)
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     for cell in notebook.cells:
+        cell.metadata = {"tags": tags} if (tags := cell.metadata.get("tags")) else {}
         for output in cell.get("outputs", ()):
             if "text/html" in output.get("data", {}):
                 output.data.pop("text/plain", None)          # an object's address, another one each time
-        cell.metadata = {"tags": tags} if (tags := cell.metadata.get("tags")) else {}
-        if any(output.output_type == "error" for output in cell.get("outputs", ())):
-            raise InputError(f"{executed}: holds an error; nothing was kept")
+    text = nbformat.writes(notebook)
+    for place, name in ((resolve("."), "."), (Path(sys.prefix), "python"), (Path.home(), "~")):
+        text = text.replace(str(place), name)
+    file.write_text(text + "\n")
+
+
+def _keep_outputs(executed: Path, kept: Path) -> None:
+    """Copies an executed notebook to its place, unless it holds an error."""
+    import nbformat
+    notebook = nbformat.read(executed, as_version=4)
+    if any(output.output_type == "error" for cell in notebook.cells for output in cell.get("outputs", ())):
+        raise InputError(f"{executed}: holds an error; nothing was kept")
     nbformat.write(notebook, kept)

@@ -1,18 +1,26 @@
 """`results/`: write a record atomically, find it, load it as a `Run`, rebuild its network."""
 
+import contextlib
 import fnmatch
 import gzip
 import hashlib
 import io
 import json
+import logging
 import os
+import re
 import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from safetensors.numpy import load, save
 from torch import nn
 
@@ -20,15 +28,24 @@ from bnlib import models
 from bnlib.config import Config, InputError, resolve
 from bnlib.freeze import select
 
-FORMAT = 1               # of the record: raised when its files change
+FORMAT = 2               # of the record: raised when its files change
 PROTOCOL = 1             # of the science: raised when a config would give another result
 #: What a record keeps of each batch norm, and its name in `nn.BatchNorm2d`.
 BN_PARTS = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
 SMALL = 64 * 1024        # bytes of trained tensors, beside batch norm's, that a record still stores
+UNKNOWN = "0" * 64       # stands in run.json for its own SHA-256 while that is taken
+
+
+class RecordError(InputError):
+    """A record that cannot be read, or is not what was written; the message names it and says what to do."""
+
+
+class Busy(Exception):
+    """Another process is training this config."""
 
 
 class Run:
-    """One finished run, read from its record; files are read when first asked for.
+    """One finished run, read from its record; files are read when first asked for, and compared with their checksums.
 
     `.id .config .metrics .provenance .status` come from `run.json`; `.history` is a DataFrame, one row an epoch;
     `.gamma .beta .running_mean .running_var` map a layer's name to its array, first layer first.
@@ -37,32 +54,50 @@ class Run:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         try:
-            self.record = json.loads((self.folder / "run.json").read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.folder}: not a run record ({error}); remove the folder and run again") from None
-        if self.record.get("format") != FORMAT:
-            raise InputError(f"{self.folder}: record format {self.record.get('format')!r}, this bnlib reads {FORMAT}; "
-                             "remove the folder and run again, or use the bnlib that wrote it")
-        try:
+            text = (self.folder / "run.json").read_text(encoding="utf-8")
+            self.record = json.loads(text)
+            if self.record["format"] != FORMAT:
+                raise RecordError(f"{self.folder}: record format {self.record['format']!r}, this bnlib reads {FORMAT}; "
+                                  "remove the folder and run again, or use the bnlib that wrote it")
+            own = self.record["sha256"]["run.json"]
+            if own != _sha256(text.replace(own, UNKNOWN).encode()):
+                raise self._changed("run.json")
             self.config = Config.from_dict(self.record["config"])
-        except InputError as error:
-            raise InputError(f"{self.folder}: {error}; another version of bnlib wrote this record") from None
-        self.id, self.status = self.record["id"], self.record["status"]
-        self.metrics, self.provenance = self.record["metrics"], self.record["provenance"]
+            self.id, self.status = self.record["id"], self.record["status"]
+            self.metrics, self.provenance = self.record["metrics"], self.record["provenance"]
+            check_science(self.record)
+            if self.id != self.config.id:
+                raise RecordError(f"{self.folder}: named {self.id}, but its config gives {self.config.id}; remove it")
+        except RecordError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+            raise RecordError(f"{self.folder}: no record that this bnlib can read ({error}); remove the folder and run "
+                              "again, or use the bnlib that wrote it") from None
+
+    def check(self) -> None:
+        """Raises RecordError unless every file of the record is there as it was written, in a folder of its name."""
+        if self.folder.name != self.id:
+            raise RecordError(f"{self.folder}: holds the record of {self.id}; rename or remove it")
+        for file in self.record["sha256"]:
+            if file != "run.json":
+                self._read(file)
+
+    def _changed(self, file: str) -> RecordError:
+        return RecordError(f"{self.folder / file}: changed since it was written (its SHA-256 is not that in run.json); "
+                           "remove the record and run again")
 
     def __repr__(self):
         accuracy = self.metrics.get("test_accuracy")
         return f"Run({self.id}, {self.status}" + (f", test accuracy {accuracy:.2%})" if accuracy is not None else ")")
 
     def _read(self, file: str) -> bytes:
-        """A file of the record. Raises InputError if it is gone or not what was written."""
+        """A file of the record. Raises RecordError if it is gone or not what was written."""
         try:
             content = (self.folder / file).read_bytes()
         except OSError as error:
-            raise InputError(f"{self.folder / file}: {error.strerror}; remove the record and run again") from None
-        if hashlib.sha256(content).hexdigest() != self.record["sha256"][file]:
-            raise InputError(f"{self.folder / file}: changed since it was written (its SHA-256 is not run.json's); "
-                             "remove the record and run again")
+            raise RecordError(f"{self.folder / file}: {error.strerror}; remove the record and run again") from None
+        if _sha256(content) != self.record["sha256"][file]:
+            raise self._changed(file)
         return content
 
     @cached_property
@@ -131,6 +166,14 @@ class Run:
         return network.eval()
 
 
+def check_science(record: dict) -> None:
+    """AssertionError unless the record's accuracy is a count of its test images."""
+    metrics = record["metrics"]
+    right, images = metrics["test_correct"], metrics["test_images"]
+    if not (0 <= right <= images and metrics["test_accuracy"] == right / images):
+        raise AssertionError(f"{record['id']}: test accuracy {metrics['test_accuracy']} is not {right} of {images}")
+
+
 def frozen_sha256(network: nn.Module, trainable: str) -> str:
     """SHA-256 over the parameters that `trainable` leaves frozen, as float32, in the network's order."""
     training, digest = select(network, trainable), hashlib.sha256()
@@ -144,7 +187,7 @@ def frozen_sha256(network: nn.Module, trainable: str) -> str:
 
 def record_folder(results: str | Path, run_id: str) -> Path:
     """Where the record of `run_id` is or will be. Raises InputError for an id that is no plain name."""
-    if not run_id or run_id.startswith(".") or Path(run_id).name != run_id:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", run_id):
         raise InputError(f"run id {run_id!r}: must be a plain name such as {Config().id}")
     return resolve(results) / "runs" / run_id
 
@@ -160,6 +203,35 @@ def checkpoint_file(config: Config, results: str | Path = "results") -> Path:
     return scratch_folder(results) / "checkpoints" / f"{config.id}.pt"
 
 
+@contextlib.contextmanager
+def lock(config: Config, results: str | Path = "results", wait: bool = True,
+         deadline: float | None = None) -> Iterator[None]:
+    """Held by the one process that trains this config; given back when that process ends, however it ends.
+
+    Raises Busy if another process holds it: at once without `wait`, else when the deadline (`time.time()`) has come.
+    """
+    file = checkpoint_file(config, results).with_suffix(".lock")
+    held = FileLock(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise
+            logging.getLogger(__name__).warning("%s: another process is training it; waiting", config.id)
+            held.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.time()))
+    except Timeout:
+        raise Busy(config.id) from None
+    except OSError as error:
+        raise InputError(f"{file.parent}: cannot be written ({error.strerror}); checkpoints need a folder on a disk "
+                         "with room") from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def weights_file(config: Config, results: str | Path = "results") -> Path:
     """Where the weights of a network trained in full are kept, since its record does not hold them."""
     return scratch_folder(results) / "weights" / f"{config.id}.safetensors"
@@ -168,57 +240,124 @@ def weights_file(config: Config, results: str | Path = "results") -> Path:
 # ------------------------------------------------------------------------------------------ write, find
 
 def write(results: str | Path, record: dict, history: pd.DataFrame, tensors: dict[str, np.ndarray],
-          trajectory: dict[str, np.ndarray], predictions: pd.DataFrame | None) -> Run:
-    """Writes a record whole or not at all: into a folder beside its place, then renamed to it."""
+          trajectory: dict[str, np.ndarray], predictions: pd.DataFrame) -> Run:
+    """Writes a record whole or not at all: into a folder beside its place, then renamed to it.
+
+    Raises InputError where it cannot be written, and AssertionError for what no run can have measured.
+    """
+    check_science(record)
+    if len(predictions) != record["metrics"]["test_images"]:
+        raise AssertionError(f"{record['id']}: {len(predictions)} predictions for {record['metrics']['test_images']}")
+    if record["status"] == "done" and not all(np.isfinite(values).all() for values in tensors.values()):
+        raise AssertionError(f"{record['id']}: a trained tensor holds NaN or infinity; nothing was recorded")
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as file:
+        file.write(predictions.to_csv(index=False, float_format="%.2f").encode())
     files = {
         "history.csv": history.to_csv(index=False, float_format="%.7g").encode(),
         "tensors.safetensors": save(tensors),
         "trajectory.safetensors": save(trajectory),
+        "predictions.csv.gz": packed.getvalue(),
     }
-    if predictions is not None:
-        text = io.BytesIO()
-        with gzip.GzipFile(fileobj=text, mode="wb", mtime=0) as packed:
-            packed.write(predictions.to_csv(index=False, float_format="%.2f").encode())
-        files["predictions.csv.gz"] = text.getvalue()
-    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    record = {"format": FORMAT, "protocol": PROTOCOL, **record, "sha256": checksums}
-    files["run.json"] = (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()
+    checksums = {name: _sha256(content) for name, content in files.items()}
+    files["run.json"] = sealed({"format": FORMAT, "protocol": PROTOCOL, **record, "sha256": checksums})
 
     folder = record_folder(results, record["id"])
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    partial.mkdir(parents=True, exist_ok=True)
     try:
+        for left_over in folder.parent.glob(f".{folder.name}.*"):       # of a process that was killed at this point
+            shutil.rmtree(left_over)
+        partial.mkdir(parents=True)
         for name, content in files.items():
-            (partial / name).write_bytes(content)
+            write_through(partial / name, content)
         shutil.rmtree(folder, ignore_errors=True)        # only a record of an older protocol can be there
         partial.rename(folder)
+    except OSError as error:
+        raise InputError(f"{folder}: the record cannot be written ({error.strerror}); the trained run waits in its "
+                         "checkpoint: mend that and run again") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Run(folder)
 
 
+def check_writable(results: str | Path) -> None:
+    """InputError unless a record can be written: better now than after hours of training."""
+    runs = resolve(results) / "runs"
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=runs) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise InputError(f"{runs}: cannot be written ({error.strerror}); results={str(results)!r} must be a folder on "
+                         "a disk with room") from None
+
+
+def sealed(record: dict) -> bytes:
+    """The text of run.json, with its own SHA-256, taken while UNKNOWN stands in its place, as the last of `sha256`."""
+    whole = {**record, "sha256": {**record["sha256"], "run.json": UNKNOWN}}
+    text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
+    return text.replace(UNKNOWN, _sha256(text.encode())).encode()
+
+
+def write_through(file: Path, *parts) -> None:
+    """Writes a file and waits until the disk has it, so that a rename after it never names half a file."""
+    with file.open("wb") as out:
+        for part in parts:
+            out.write(part)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def find(config: Config, results: str | Path = "results") -> Run | None:
-    """The record of this config, or None if there is none of this protocol."""
+    """The record of this config, or None if there is none of this protocol. Raises RecordError for a damaged one."""
     folder = record_folder(results, config.id)
     if not folder.exists():
         return None
     run = Run(folder)
+    run.check()
     return run if run.record["protocol"] == PROTOCOL else None
+
+
+def find_sound(config: Config, results: str | Path = "results") -> Run | None:
+    """As `find`, but a damaged record is none, with a warning that names it."""
+    try:
+        return find(config, results)
+    except RecordError as error:
+        warnings.warn(f"kept out: {error}", stacklevel=2)
+        return None
+
+
+def folders(results: str | Path = "results") -> list[Path]:
+    """The folders of all records, sound or not, in the order of their names."""
+    return sorted((resolve(results) / "runs").glob("[!.]*"))
 
 
 def all_runs(results: str | Path = "results", **filters) -> list[Run]:
     """Every record of this protocol whose config fields match, in the order of their ids.
 
-    A text may hold shell wildcards: `all_runs(model="resnet*", trainable="bn")`.
-    Raises InputError for a filter that is no field of Config.
+    A text may hold shell wildcards: `all_runs(model="resnet*", trainable="bn")`. A damaged record is left out, with a
+    warning that names it. Raises InputError for a filter that is no field of Config.
     """
     fields = Config().to_dict()
     for name in filters:
         if name not in fields:
             raise InputError(f"filter {name!r}: not a field of Config; fields: {', '.join(fields)}")
-    runs = [Run(folder) for folder in sorted((resolve(results) / "runs").glob("[!.]*"))]
-    return [run for run in runs if run.record["protocol"] == PROTOCOL
-            and all(_matches(getattr(run.config, name), wanted) for name, wanted in filters.items())]
+    sound = []
+    for folder in folders(results):
+        try:
+            run = Run(folder)
+            run.check()
+        except RecordError as error:
+            warnings.warn(f"kept out: {error}", stacklevel=2)
+            continue
+        if run.record["protocol"] == PROTOCOL and all(
+                _matches(getattr(run.config, name), wanted) for name, wanted in filters.items()):
+            sound.append(run)
+    return sound
 
 
 def _matches(value, wanted) -> bool:

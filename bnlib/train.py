@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from bnlib import data, models, optim, store
-from bnlib.checkpoint import Progress, bn_layers, in_one_row, logged_epochs, stop_in_time
+from bnlib.checkpoint import Progress, Stop, bn_layers, in_one_row, logged_epochs
 from bnlib.config import Config, InputError
 from bnlib.cuda import GraphedStep
 from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, device_name, keep_memory
@@ -25,18 +25,25 @@ from bnlib.freeze import count, freeze, select
 
 
 def run(config: Config, *, results: str | Path = "results", device: str | None = None, precision: str | None = None,
-        tensorboard: bool = False, deadline: float | None = None, bar=None) -> store.Run:
+        tensorboard: bool = False, deadline: float | None = None, bar=None, wait: bool = True) -> store.Run:
     """The run of this config: its record if there is one, else trained, from its checkpoint if it was interrupted.
+
+    Two processes never train the same config: the second waits for the first and loads its record, or goes on from its
+    checkpoint should it die.
 
     device: `cuda`, `mps` or `cpu`; None: the first of them that is there. precision: `bf16` or `fp32`; None: bf16
     where the device is fast at it. Both change speed, not the experiment. deadline: `time.time()` at which to stop
-    at a checkpoint, raising Paused. bar: a progress bar to advance instead of one of its own.
-    Raises InputError for a config, device or dataset that cannot be.
+    at a checkpoint, raising Paused; a signal stops it there too. bar: a progress bar to advance instead of one of its
+    own. wait: False raises Busy instead of waiting for another process.
+    Raises InputError for a config, device or dataset that cannot be, and RecordError for a record that is damaged.
     """
     found = store.find(config, results)
     if found is None:
-        return train(config, results=results, device=device, precision=precision, tensorboard=tensorboard,
-                     deadline=deadline, bar=bar)
+        with store.lock(config, results, wait, deadline):
+            found = store.find(config, results)             # another process may have finished it meanwhile
+            if found is None:
+                return train(config, results=results, device=device, precision=precision, tensorboard=tensorboard,
+                             deadline=deadline, bar=bar)
     if config.dataset not in data.FINGERPRINTS and (
             data.load(config.dataset).fingerprint != found.provenance["dataset_sha256"]):
         raise InputError(f"{found.folder}: trained on other images than {config.dataset} now has; remove the record, "
@@ -73,6 +80,7 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
     precision = choose_precision(device, precision)
     keep_memory()
 
+    store.check_writable(results)
     dataset = data.load(config.dataset)
     network = models.from_config(config, len(dataset.classes))
     frozen_sha256 = store.frozen_sha256(network, config.trainable)
@@ -88,36 +96,39 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
     optimizer = optim.optimizer(trainable, config)
     schedule = optim.schedule(optimizer, config, len(batches))
     step = make_step(network, optimizer, precision, device)
-    progress = Progress(network, optimizer, schedule, dataset.fingerprint)
-    checkpoint = store.checkpoint_file(config, results)
-    progress.load(checkpoint, device)
+    progress = Progress(store.checkpoint_file(config, results), network, optimizer, schedule, device,
+                        dataset.fingerprint)
+    progress.load()
     progress.passed_through({"device": device_name(device), "precision": precision, "bn_path": bn_path(device),
                              "commit": code})
     log_at = logged_epochs(config.epochs, count(network, "bn"))
-    if not progress.history:
+    if 0 not in progress.affine:
         progress.log_affine(0)
     work = models.multiply_adds(config.model) * len(batches.labels)
     events = open_events(results, config) if tensorboard else None
 
-    with progress_bar(config.epochs * work, config.id, len(progress.history) * work, bar) as shown:
+    with (progress_bar(config.epochs * work, config.id, len(progress.history) * work, bar) as shown,
+          Stop(deadline) as stop):
         for epoch in range(len(progress.history) + 1, config.epochs + 1):
             if progress.diverged:
                 break
-            stop_in_time(deadline, progress.epoch_seconds)
-            epoch_began = time.time()
-            row = {"epoch": epoch, "lr": round(float(optimizer.param_groups[0]["lr"]), 9)}
-            row |= train_epoch(network, batches, epoch, step, schedule)
-            row["seconds"] = time.time() - epoch_began
+            row = {"epoch": epoch, "lr": progress.epoch.lr}
+            row |= train_epoch(network, batches, step, schedule, progress, stop)
+            if stop.asked() and progress.epoch.steps < len(batches):
+                progress.save()
+                stop.end(config.id, epoch)
             if epoch < config.epochs:                # the last epoch's evaluation is the record's, below
                 for name, (images, labels) in held_out.items():
                     row |= evaluate(network, images, labels, normalise, precision).row(name)
                 log_events(events, row)
             progress.history.append(row)
+            progress.begin_epoch()
             if epoch in log_at:
                 progress.log_affine(epoch)
-            progress.save(checkpoint)
-            progress.epoch_seconds = time.time() - epoch_began
+            progress.save()
             show(shown, work, row, len(batches.labels))
+        if stop.signal:
+            stop.end(config.id, len(progress.history))
 
     # The record's numbers come from one evaluation in float32, so that another machine finds the same.
     network.float()
@@ -136,24 +147,33 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
         "dataset_sha256": dataset.fingerprint,
         "frozen_sha256": frozen_sha256,
     })
-    checkpoint.unlink(missing_ok=True)
+    progress.remove()
     return finished
 
 
-def train_epoch(network: nn.Module, batches: data.TrainingBatches, epoch: int, step, schedule) -> dict[str, float]:
-    """One pass over the training images; their mean loss and accuracy while it went on.
+def train_epoch(network: nn.Module, batches: data.TrainingBatches, step, schedule, progress: Progress,
+                stop: Stop) -> dict[str, float]:
+    """What is left of one pass over the training images; their mean loss and accuracy while it went on.
 
-    Nothing is read back from the device before the end of the epoch.
+    Nothing is read back from the device before the end of the epoch. Returns early when `stop` is asked.
     """
     network.train()
-    loss_sum = torch.zeros((), device=batches.device)
-    correct = torch.zeros((), device=batches.device, dtype=torch.int64)
-    for images, labels in batches.epoch(epoch):
+    check_mode(network, training=True)
+    epoch, began = progress.epoch, time.time() - progress.epoch.seconds
+    for images, labels in batches.epoch(len(progress.history) + 1, epoch.steps):
+        if stop.asked():
+            break
+        if progress.due():
+            progress.save()
         loss, logits = step(images, labels)
         schedule.step()
-        loss_sum += loss * len(labels)
-        correct += (logits.argmax(1) == labels).sum()
-    return {"train_loss": loss_sum.item() / len(batches.labels), "train_accuracy": correct.item() / len(batches.labels)}
+        epoch.loss_sum += loss * len(labels)
+        epoch.correct += (logits.argmax(1) == labels).sum()
+        epoch.steps += 1
+        epoch.seconds = time.time() - began
+    images = len(batches.labels)
+    return {"train_loss": epoch.loss_sum.item() / images, "train_accuracy": epoch.correct.item() / images,
+            "seconds": time.time() - began}
 
 
 def make_step(network: nn.Module, optimizer, precision: str, device: torch.device):
@@ -200,6 +220,7 @@ def evaluate(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, nor
              precision: str) -> Evaluation:
     """Loss and exact count of correct predictions over all `images` (uint8, N×H×W×C), in evaluation mode."""
     network.eval()
+    check_mode(network, training=False)
     logits = []
     for part in images.split(500):
         with autocast(images.device, precision):
@@ -208,6 +229,14 @@ def evaluate(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, nor
     confidence, predicted = logits.softmax(1).max(1)
     return Evaluation(F.cross_entropy(logits, labels).item(), int((predicted == labels).sum()),
                       predicted.cpu().numpy(), confidence.cpu().numpy())
+
+
+def check_mode(network: nn.Module, training: bool) -> None:
+    """AssertionError unless each batch norm uses the batch's statistics in training, its running ones in evaluation."""
+    wrong = [name for name, layer in bn_layers(network).items() if layer.training is not training]
+    if wrong:
+        raise AssertionError(f"{', '.join(wrong[:3])}: batch norm is {'not ' * training}in training mode during "
+                             f"{'training' if training else 'evaluation'}")
 
 
 def evaluate_on_test_set(network: nn.Module, dataset: str, device: str | None = None) -> Evaluation:

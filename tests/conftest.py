@@ -9,8 +9,16 @@ os.environ["BNLIB_PROGRESS"] = "0"
 from bnlib import Config, data, run
 from bnlib.config import InputError
 
+FULL = os.environ.get("BNLIB_FAULTS") == "full"        # as `make test-faults` sets it; else a short form
+TALLY = {"faults injected": 0, "runs lost": 0, "results differing": 0}
+
 #: Seconds to train: 128 digits, a ResNet-8, two epochs.
 TINY = {"dataset": "digits", "model": "resnet8", "n_train": 128, "epochs": 2, "batch_size": 64, "augment": "crop"}
+
+
+def pytest_terminal_summary(terminalreporter):
+    if TALLY["faults injected"]:
+        terminalreporter.write_line("; ".join(f"{what}: {number:,}" for what, number in TALLY.items()))
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The command line: each command, and one line without a traceback for a mistake."""
 
+import shutil
+
 import pytest
 
 from bnlib.__main__ import main, parser
@@ -21,6 +23,18 @@ def test_train_then_test_list_and_show(tmp_path, capsys):
     assert main(["show", run_id, results]) == 0
     shown = capsys.readouterr().out
     assert '"frozen_sha256"' in shown and "train_loss" in shown
+
+
+def test_verify_passes_sound_records_and_fails_for_a_damaged_one(tiny_run, tmp_path, capsys):
+    copy = shutil.copytree(tiny_run.folder, tmp_path / "results/runs" / tiny_run.id)
+    words = ["verify", f"--results={tmp_path / 'results'}", "--retrain=1"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert f"ok  {tiny_run.id}" in said and "predictions" in said and "bit for bit" in said
+    (copy / "history.csv").write_text("epoch\n")
+    assert main(words) == 1
+    said = capsys.readouterr().out
+    assert f"BAD {tiny_run.id}" in said and "1 checked, 1 with faults" in said
 
 
 def test_an_untrained_network_is_tested_by_its_models_name(tmp_path, capsys):
@@ -45,6 +59,7 @@ def test_data_checks_a_dataset(capsys):
     (["train", "resnet14", "--trainable=bnn"], "did you mean 'bn'?"),
     (["train", "resnet14", "--epochs=0"], "epochs=0: must be at least 1"),
     (["train", "resnet14", "--epoch=3"], "unrecognized arguments: --epoch=3"),
+    (["verify", "--retrain=some"], "invalid int value"),
     (["train", "resnet14", "--dataset=cifar11"], "did you mean 'cifar10"),
     (["train", "resnet14", "--device=gpu"], "not one of cuda, mps, cpu"),
     (["train", "resnt14"], "nearest: resnet14"),
@@ -71,7 +86,8 @@ def test_a_mistake_is_one_line_and_a_failing_exit_status(words, said, capsys, tm
     assert error.startswith("bnlib: ") and said in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["train", "test", "list", "show", "data", "campaign", "reproduce", "report"])
+@pytest.mark.parametrize("command", ["train", "test", "list", "show", "verify", "data", "campaign", "reproduce",
+                                     "report"])
 def test_every_commands_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         parser().parse_args([command, "--help"])

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnlib import Config, InputError, profile
+from bnlib.__main__ import parser
 from bnlib.config import PROFILES
 
 
@@ -79,7 +80,7 @@ def test_what_cannot_be_is_one_line_that_names_field_and_rule(fields, said):
 
 CONFIGS = st.builds(
     Config,
-    dataset=st.sampled_from(["cifar10", "cifar100", "mnist", "my_images"]),
+    dataset=st.sampled_from(["cifar10", "cifar100", "mnist", "my_images", "123", "None", "true"]),
     n_train=st.none() | st.integers(1, 30_000),
     n_val=st.integers(0, 5000),
     model=st.builds("resnet{}x{}".format, st.integers(1, 200).map(lambda n: 6 * n + 2), st.integers(1, 64)),
@@ -92,6 +93,53 @@ CONFIGS = st.builds(
     milestones=st.lists(st.floats(0.01, 0.99), unique=True).map(sorted),
     augment=st.sampled_from(["crop+flip", "crop", "none"]),
     seed=st.integers(0, 2**63 - 1))
+
+
+@given(CONFIGS)
+def test_any_valid_config_survives_the_command_line(config):
+    words = ["train", config.model]
+    for name, value in dataclasses.asdict(config).items():
+        if name != "model":
+            words.append(f"--{name.replace('_', '-')}" + ("" if name == "milestones" else f"={value}"))
+            words += map(str, value) if name == "milestones" else []
+    options = vars(parser().parse_args(words))
+    again = Config(**{field.name: options[field.name] for field in dataclasses.fields(Config)})
+    assert again == config and again.id == config.id
+
+
+#: For each field, values that no run can have.
+IMPOSSIBLE = {
+    "dataset": st.sampled_from(["", "../x", "a b", "/etc", "ü"]) | st.integers(),
+    "n_train": st.integers(max_value=0) | st.just("many") | st.floats(0.1, 0.9),
+    "n_val": st.integers(max_value=-1) | st.just("few"),
+    "trainable": st.text("xyz+", min_size=1),
+    "shortcut": st.text("CDE", min_size=1),
+    "conv_init": st.text("xyz", min_size=1),
+    "bn_init": st.text("xyz", min_size=1),
+    "optimizer": st.text("xyz", min_size=1),
+    "augment": st.text("xyz", min_size=1),
+    "lr": st.floats(max_value=0) | st.just(float("nan")) | st.just(float("inf")) | st.just("fast"),
+    "momentum": st.floats(1, 10) | st.floats(-5, -0.01) | st.just(float("nan")),
+    "weight_decay": st.floats(-5, -1e-9) | st.just(float("inf")),
+    "batch_size": st.integers(max_value=1) | st.just(2.5) | st.booleans(),
+    "epochs": st.integers(max_value=0) | st.just(float("inf")),
+    "milestones": st.lists(st.floats(1, 5), min_size=1) | st.just([0.7, 0.3]) | st.just(0.5),
+    "warmup_epochs": st.floats(161, 1e6) | st.floats(-5, -0.1),
+    "seed": st.integers(max_value=-1) | st.integers(min_value=2**63) | st.just("lucky"),
+}
+
+
+def test_every_field_but_model_has_impossible_values():
+    """A model's message begins with the name that was given, as `test_what_cannot_be_is_one_line…` shows."""
+    assert {*IMPOSSIBLE, "model"} == {field.name for field in dataclasses.fields(Config)}
+
+
+@given(st.sampled_from(sorted(IMPOSSIBLE)).flatmap(lambda name: st.tuples(st.just(name), IMPOSSIBLE[name])))
+def test_any_invalid_config_is_refused_with_its_fields_name(field):
+    name, value = field
+    with pytest.raises(InputError, match=f"^{name}") as error:
+        Config(**{name: value})
+    assert "\n" not in str(error.value)
 
 
 @given(CONFIGS)

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import os
 import pickle
 import tarfile
 import threading
@@ -93,6 +94,21 @@ def test_all_four_sources_give_the_same_arrays(arrays, tmp_path, monkeypatch, se
         assert all(torch.equal(getattr(found[0], part), getattr(f, part)) for f in found[1:])
     assert {f.classes for f in found} == {tuple(CLASSES)}
     assert [p.name for p in download.iterdir()] == ["cifar10.npz"]
+
+
+def test_a_pickle_is_not_read_before_its_checksum_matches(arrays, tmp_path, monkeypatch):
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "run"),))
+
+    write_torchvision(tmp_path, arrays, "", monkeypatch)
+    for file in ("data_batch_1", "test_batch", "batches.meta"):
+        whole = (tmp_path / "cifar-10-batches-py" / file).read_bytes()
+        (tmp_path / "cifar-10-batches-py" / file).write_bytes(pickle.dumps(Evil()))
+        with pytest.raises(InputError, match="damaged or incomplete"):
+            data.load("cifar10", tmp_path)
+        assert not (tmp_path / "run").exists()
+        (tmp_path / "cifar-10-batches-py" / file).write_bytes(whole)
 
 
 def test_another_order_of_the_files_gives_the_same_arrays(arrays, tmp_path):

@@ -1,16 +1,21 @@
 """Every notebook runs through papermill, in seconds, and in the order of its numbers."""
 
+import getpass
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
 
 from bnlib import InputError, report
 from bnlib.config import resolve
+
+SECRET = "a-token-that-no-file-may-hold"
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +24,7 @@ def executed(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
     for name in ("bnlib", "notebooks"):
         shutil.copytree(resolve(name), root / name)
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": str(root), "BNLIB_TEST_TOKEN": SECRET}
     done = subprocess.run([sys.executable, "-m", "bnlib", "reproduce", "--profile", "smoke"], cwd=root, text=True,
                           capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -31,6 +36,15 @@ def test_a_notebook_executes_in_the_smoke_profile(name, executed):
     notebook = nbformat.read(executed / f"build/smoke/{name}.ipynb", as_version=4)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert outputs and not any(output.output_type in ("error", "stream") for output in outputs), outputs
+
+
+def test_executed_notebooks_and_records_hold_no_trace_of_the_machine(executed):
+    """Nor of who ran them: the fixture puts a secret into the environment, and no file may hold it."""
+    names = [name for name in (getpass.getuser(), socket.gethostname()) if len(name) > 4]   # `root` is also a word
+    traces = [str(Path.home()), str(executed), sys.prefix, SECRET, *names]
+    files = [f for f in (executed / "build/smoke").rglob("*") if f.suffix in (".ipynb", ".json", ".csv")]
+    assert len(files) > 20
+    assert not [(f.name, trace) for f in files for trace in traces if trace in f.read_text()]
 
 
 def test_figures_are_written_as_svg_and_png(executed):

@@ -19,10 +19,9 @@ def test_a_record_holds_what_the_seed_does_not_give_back(tiny_run):
 
 
 def test_a_failed_write_leaves_no_record(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "save", lambda tensors: b"")
-    monkeypatch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        store.write(tmp_path / "results", {"id": "x"}, tiny_run.history, {}, {}, None)
+    monkeypatch.setattr("pathlib.Path.rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
+        store.write(tmp_path / "results", tiny_run.record, tiny_run.history, tiny_run.tensors, {}, tiny_run.predictions)
     assert list((tmp_path / "results/runs").iterdir()) == []
 
 
@@ -39,7 +38,7 @@ def test_load_runs_gives_a_row_a_run_and_filters_with_wildcards(tiny_run):
 def test_a_record_of_another_format_is_named(tiny_run, tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old/run.json").write_text(json.dumps(tiny_run.record | {"format": 0}))
-    with pytest.raises(InputError, match=r"old: record format 0, this bnlib reads 1; remove"):
+    with pytest.raises(InputError, match=r"old: record format 0, this bnlib reads 2; remove"):
         store.Run(tmp_path / "old")
 
 

@@ -2,14 +2,15 @@
 
 import dataclasses
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from bnlib import Config, InputError, data, freeze, models, optim, run, store, train
-from bnlib.checkpoint import Paused
+from bnlib import Config, InputError, checkpoint, data, freeze, models, optim, run, store, train
+from bnlib.checkpoint import Paused, Progress, Stop
 from bnlib.train import evaluate, evaluate_on_test_set, make_step, place, train_epoch
 
 CPU = torch.device("cpu")
@@ -25,8 +26,9 @@ def one_epoch(config: Config, precision="bf16"):
     batches = data.TrainingBatches(dataset.x_train[:config.n_train], dataset.y_train[:config.n_train], config,
                                    normalise, CPU)
     optimizer = optim.optimizer(trainable, config)
-    step = make_step(network, optimizer, precision, CPU)
-    train_epoch(network, batches, 1, step, optim.schedule(optimizer, config, len(batches)))
+    schedule, step = optim.schedule(optimizer, config, len(batches)), make_step(network, optimizer, precision, CPU)
+    progress = Progress(Path("unused"), network, optimizer, schedule, CPU, dataset.fingerprint)
+    train_epoch(network, batches, step, schedule, progress, Stop())
     return network, before, optimizer
 
 
@@ -57,32 +59,49 @@ def test_the_same_config_gives_the_same_run_twice(changed, tiny, tmp_path):
     assert same(run(config, results=tmp_path / "a/results"), run(config, results=tmp_path / "b/results"))
 
 
+class StopAfter(Stop):
+    """Asks to stop once so many steps have been done since the run was begun or gone on with."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.left = steps
+
+    def asked(self):
+        self.left -= 1
+        return self.left < 0
+
+
+def stop_after(steps: int, config: Config, results, monkeypatch):
+    with pytest.raises(Paused), monkeypatch.context() as patch:
+        patch.setattr(train, "Stop", lambda deadline: StopAfter(steps))
+        run(config, results=results)
+
+
 @pytest.mark.parametrize("trainable", ["bn", "all"])
-def test_a_run_stopped_between_epochs_ends_as_if_it_had_not_been(trainable, tiny, tmp_path, monkeypatch):
-    config = dataclasses.replace(tiny, epochs=4, trainable=trainable, warmup_epochs=1)
+def test_a_run_stopped_within_and_between_epochs_ends_as_if_it_had_not_been(trainable, tiny, tmp_path, monkeypatch):
+    config = dataclasses.replace(tiny, epochs=4, batch_size=32, trainable=trainable, warmup_epochs=1)
     whole = run(config, results=tmp_path / "whole/results")
-    for stop_after in (1, 2, 3):
-        with pytest.raises(Paused), monkeypatch.context() as patch:
-            patch.setattr(train, "stop_in_time", lambda *_, n=stop_after: _stop(config, tmp_path, n))
-            run(config, results=tmp_path / "stopped/results")
+    for steps in (0, 1, 4, 6):
+        stop_after(steps, config, tmp_path / "stopped/results", monkeypatch)
     assert same(run(config, results=tmp_path / "stopped/results"), whole)
-    assert not store.checkpoint_file(config, tmp_path / "stopped/results").exists()
+    assert not list((tmp_path / "stopped/checkpoints").glob("*.pt"))
 
 
-def _stop(config, folder, after):
-    """Pauses once the checkpoint holds so many epochs."""
-    file = store.checkpoint_file(config, folder / "stopped/results")
-    if file.exists() and len(torch.load(file, weights_only=True)["history"]) >= after:
-        raise Paused
+def test_checkpoints_within_an_epoch_change_nothing(tiny, tmp_path, monkeypatch):
+    whole = run(tiny, results=tmp_path / "whole/results")
+    saves, save = [], checkpoint.Progress.save
+    monkeypatch.setattr(checkpoint, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(checkpoint.Progress, "save", lambda self: saves.append(self.epoch.steps) or save(self))
+    assert same(run(tiny, results=tmp_path / "often/results"), whole)
+    assert saves == [0, 1, 0, 0, 1, 0]                # before each of an epoch's two steps, and after the epoch
 
 
 def test_a_checkpoint_of_another_protocol_is_not_gone_on_with(tiny, tmp_path, monkeypatch):
     config = dataclasses.replace(tiny, epochs=3)
     whole = run(config, results=tmp_path / "whole/results")
-    with pytest.raises(Paused), monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.setattr(store, "PROTOCOL", 0)
-        patch.setattr(train, "stop_in_time", lambda *_: _stop(config, tmp_path, 1))
-        run(config, results=tmp_path / "stopped/results")
+        stop_after(4, config, tmp_path / "stopped/results", monkeypatch)
     with pytest.warns(UserWarning, match="another protocol or dataset; training begins anew"):
         assert same(run(config, results=tmp_path / "stopped/results"), whole)
 
@@ -91,7 +110,7 @@ def test_a_run_out_of_time_stops_at_a_checkpoint_and_leaves_no_record(tiny, tmp_
     with pytest.raises(Paused):
         run(dataclasses.replace(tiny, epochs=500), results=tmp_path / "results", deadline=time.time() + 1)
     assert store.checkpoint_file(dataclasses.replace(tiny, epochs=500), tmp_path / "results").exists()
-    assert not (tmp_path / "results/runs").exists()
+    assert list((tmp_path / "results/runs").iterdir()) == []
 
 
 def test_a_finished_run_is_loaded_and_not_trained_again(tiny_run, monkeypatch):
