@@ -20,9 +20,9 @@ class InputError(ValueError):
 
 #: Sets that come with the library or can be downloaded, and their number of training images.
 DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "digits": 1_437}
-TRAINABLE = ("all", "bn", "gamma", "beta", "output", "none")
-CONV_INITS = ("he_normal",)
-BN_INITS = ("uniform",)
+TRAINABLE = ("all", "bn", "gamma", "beta", "output", "shortcut", "weights", "random<K>", "none")
+CONV_INITS = ("he_normal", "he_uniform", "orthogonal", "binary")
+BN_INITS = ("uniform", "signed", "ones", "beta_one")
 SHORTCUTS = ("A", "B")
 OPTIMIZERS = ("sgd",)
 AUGMENTATIONS = ("crop+flip", "crop", "none")
@@ -67,17 +67,29 @@ def model_name(depth: int, width: int = 1) -> str:
 
 
 def canonical_trainable(what: str) -> str:
-    """One spelling a choice: parts in the order of TRAINABLE, `gamma+beta` as `bn`, parts of `all` dropped."""
-    parts = {choose("trainable", part, TRAINABLE) for part in str(what).split("+")}
-    if "none" in parts and len(parts) > 1:
+    """One spelling a choice: parts in the order of TRAINABLE, `gamma+beta` as `bn`, parts of other parts dropped."""
+    parts = set(str(what).split("+"))
+    chosen = {part for part in parts if re.fullmatch(r"random[1-9]\d*", part)}       # random2: two a channel
+    parts = {choose("trainable", part, TRAINABLE) for part in parts - chosen}
+    if "random<K>" in parts or len(chosen) > 1:
+        raise InputError(f"trainable={what!r}: one random<K>, K weights of each channel, such as random2")
+    if "none" in parts and len(parts | chosen) > 1:
         raise InputError(f"trainable={what!r}: 'none' stands alone")
     if {"gamma", "beta"} <= parts:
         parts.add("bn")
     if "bn" in parts:
         parts -= {"gamma", "beta"}
-    if "all" in parts:
-        parts = {"all"}
-    return "+".join(part for part in TRAINABLE if part in parts)
+    if "weights" in parts:
+        parts, chosen = parts - {"output"}, set()
+    if "all" in parts or {"bn", "weights"} <= parts:
+        parts, chosen = {"all"}, set()
+    return "+".join([*(part for part in TRAINABLE if part in parts), *chosen])
+
+
+def random_weights(trainable: str) -> int:
+    """How many random weights of each output channel train: `bn+random2` → 2, without `random` 0."""
+    found = re.search(r"random(\d+)", trainable)
+    return int(found[1]) if found else 0
 
 
 # --------------------------------------------------------------------------------------------- config
@@ -94,9 +106,9 @@ class Config:
     n_val: int = 0                                 # held out of them by the seed; the paper holds out none
     model: str = "resnet14"                        # resnet<6n+2>, resnet<6n+2>x<width>
     shortcut: str = "B"                            # where the shape changes: B 1×1 convolution and BN, A zero padding
-    trainable: str = "bn"                          # what learns: all, bn, gamma, beta, output, none; a+b for both
-    conv_init: str = "he_normal"                   # convolutions and output layer; the paper's choice
-    bn_init: str = "uniform"                       # γ ~ U(0, 1), β = 0; the paper's choice
+    trainable: str = "bn"                          # all, bn, gamma, beta, output, shortcut, weights, random2, none; a+b
+    conv_init: str = "he_normal"                   # convolutions, output; or he_uniform, orthogonal, binary (±σ)
+    bn_init: str = "uniform"                       # γ ~ U(0, 1), β = 0; signed: U(-1, 1); ones: γ = 1; beta_one: β = 1
     optimizer: str = "sgd"                         # SGD with momentum
     lr: float = 0.1                                # learning rate at the start
     momentum: float = 0.9                          # of SGD
@@ -119,6 +131,8 @@ class Config:
                              f"for that: {model_name(*parse_model(self.model))}")
         object.__setattr__(self, "model", model_name(*parse_model(self.model)))
         object.__setattr__(self, "trainable", canonical_trainable(self.trainable))
+        if "shortcut" in self.trainable and self.shortcut != "B":
+            raise InputError(f"trainable={self.trainable!r}: shortcut={self.shortcut!r} has nothing to train; B has")
         choose("conv_init", self.conv_init, CONV_INITS)
         choose("bn_init", self.bn_init, BN_INITS)
         choose("shortcut", self.shortcut, SHORTCUTS)
@@ -205,12 +219,12 @@ def _whole(value) -> int:
 
 
 def generator(seed: int, purpose: str, epoch: int = 0) -> np.random.Generator:
-    """The random numbers of one seed for one purpose, `weights`, `split` or `batches`, and one epoch.
+    """The random numbers of one seed for one purpose, `weights`, `split`, `batches` or `chosen`, and one epoch.
 
     A function of its arguments alone: neither the device nor torch's global state has a say, and a resumed run
     needs no generator's state to go on with the same draws.
     """
-    stream = {"weights": 0, "split": 1, "batches": 2}[purpose]
+    stream = {"weights": 0, "split": 1, "batches": 2, "chosen": 3}[purpose]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream, epoch))))
 
 

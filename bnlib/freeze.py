@@ -4,27 +4,37 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlib.config import canonical_trainable
+from bnlib.models import ChosenConv2d, Shortcut
 
 
 def select(network: nn.Module, what: str) -> dict[str, nn.Parameter]:
     """The parameters that `what` names, by their names in the network, first layer first.
 
     `all`; `bn`: γ and β of every batch norm; `gamma`; `beta`; `output`: weights and biases of the last linear
-    layer; `none`; several joined by `+`. Raises InputError for anything else.
+    layer; `shortcut`: the 1×1 convolutions and their batch norm; `weights`: all but γ and β; `random2`: two chosen
+    weights of each channel (of a network that `models.choose_weights` made so); `none`; several joined by `+`.
+    Raises InputError for anything else.
     """
     parts = canonical_trainable(what).split("+")
     output = [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]
-    chosen = set()
+    in_shortcuts = {p for m in network.modules() if isinstance(m, Shortcut) for p in m.parameters()}
+    selected = set()
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
             is_bn, is_gamma = isinstance(module, _BatchNorm), name == "weight"
-            if ("all" in parts
-                    or ("bn" in parts and is_bn)
-                    or ("gamma" in parts and is_bn and is_gamma)
-                    or ("beta" in parts and is_bn and not is_gamma)
-                    or ("output" in parts and module in output)):
-                chosen.add(parameter)
-    return {name: parameter for name, parameter in network.named_parameters() if parameter in chosen}
+            if isinstance(module, ChosenConv2d) and name == "chosen":        # a copy of weights, not more of them
+                wanted = any(part.startswith("random") for part in parts)
+            else:
+                wanted = ("all" in parts
+                          or ("bn" in parts and is_bn)
+                          or ("gamma" in parts and is_bn and is_gamma)
+                          or ("beta" in parts and is_bn and not is_gamma)
+                          or ("weights" in parts and not is_bn)
+                          or ("shortcut" in parts and parameter in in_shortcuts)
+                          or ("output" in parts and module in output))
+            if wanted:
+                selected.add(parameter)
+    return {name: parameter for name, parameter in network.named_parameters() if parameter in selected}
 
 
 def freeze(network: nn.Module, what: str) -> dict[str, nn.Parameter]:

@@ -3,12 +3,13 @@
 import math
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from bnlib.bnrelu import BN, BNReLU
-from bnlib.config import BN_INITS, CONV_INITS, SHORTCUTS, Config, choose, generator, parse_model
+from bnlib.config import BN_INITS, CONV_INITS, SHORTCUTS, Config, choose, generator, parse_model, random_weights
 
 
 class Shortcut(nn.Sequential):
@@ -28,6 +29,26 @@ class PaddedShortcut(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         padded = F.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, 0, self.more))
         return padded.contiguous(memory_format=torch.channels_last)
+
+
+class ChosenConv2d(nn.Conv2d):
+    """A convolution of whose weights a few of each output channel train, the same number of each.
+
+    They are a parameter of their own, (C', K), put into the frozen weights at every use; so no gradient, momentum or
+    weight decay can reach another weight (Frankle et al. 2021, Sec. 4.2).
+    """
+
+    def __init__(self, conv: nn.Conv2d, per_channel: int, draws: np.random.Generator):
+        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+        self.weight = conv.weight
+        every = draws.permuted(np.tile(np.arange(conv.weight[0].numel()), (conv.out_channels, 1)), axis=1)
+        self.register_buffer("index", torch.from_numpy(every[:, :per_channel].copy()), persistent=False)
+        self.chosen = nn.Parameter(conv.weight.detach().flatten(1).gather(1, self.index))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.weight.flatten(1).scatter(1, self.index, self.chosen.to(self.weight.dtype))
+        weight = rows.view(self.weight.shape).contiguous(memory_format=torch.channels_last)
+        return self._conv_forward(x, weight, None)
 
 
 class BasicBlock(nn.Module):
@@ -74,8 +95,23 @@ class ResNet(nn.Module):
 
 def from_config(config: Config, classes: int) -> ResNet:
     """The network of a run as it is before training."""
-    return build(config.model, classes, seed=config.seed, conv_init=config.conv_init, bn_init=config.bn_init,
-                 shortcut=config.shortcut)
+    network = build(config.model, classes, seed=config.seed, conv_init=config.conv_init, bn_init=config.bn_init,
+                    shortcut=config.shortcut)
+    if per_channel := random_weights(config.trainable):
+        choose_weights(network, per_channel, config.seed)
+    return network
+
+
+def choose_weights(network: nn.Module, per_channel: int, seed: int) -> None:
+    """Makes each convolution one of whose weights `per_channel` of each output channel can train, drawn by the seed.
+
+    As many as the channel has where it has fewer, such as the 16 of a narrow 1×1 convolution.
+    """
+    draws = generator(seed, "chosen")
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Conv2d:
+                setattr(parent, name, ChosenConv2d(child, per_channel, draws))
 
 
 def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal", bn_init: str = "uniform",
@@ -100,18 +136,28 @@ def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal
     return network
 
 
-def _draw_weight(module: nn.Module, how: str, draws) -> None:
-    fan_in = module.weight[0].numel()
-    values = draws.standard_normal(module.weight.shape, dtype="float32") * math.sqrt(2 / fan_in)    # He normal
+def _draw_weight(module: nn.Module, how: str, draws: np.random.Generator) -> None:
+    shape, sigma = tuple(module.weight.shape), math.sqrt(2 / module.weight[0].numel())       # He et al. 2015
+    if how == "he_uniform":
+        values = (2 * draws.random(shape, dtype="float32") - 1) * (math.sqrt(3) * sigma)
+    elif how == "orthogonal":                          # orthonormal rows, or columns where there are fewer of them
+        normal = draws.standard_normal((shape[0], math.prod(shape[1:])))
+        q, r = np.linalg.qr(normal if normal.shape[0] >= normal.shape[1] else normal.T)
+        q = q * np.sign(np.diag(r))
+        values = (q if q.shape == normal.shape else q.T).reshape(shape)
+    else:
+        values = draws.standard_normal(shape, dtype="float32") * sigma
+        values = np.sign(values) * sigma if how == "binary" else values
     module.weight.copy_(torch.from_numpy(values).bfloat16())
     if module.bias is not None:
         module.bias.zero_()
 
 
-def _draw_affine(module: nn.BatchNorm2d, how: str, draws) -> None:
+def _draw_affine(module: nn.BatchNorm2d, how: str, draws: np.random.Generator) -> None:
     module.reset_running_stats()
-    module.weight.copy_(torch.from_numpy(draws.random(module.num_features, dtype="float32")))
-    module.bias.zero_()
+    uniform = torch.from_numpy(draws.random(module.num_features, dtype="float32"))
+    module.weight.copy_({"signed": 2 * uniform - 1, "ones": torch.ones_like(uniform)}.get(how, uniform))
+    module.bias.fill_(1 if how == "beta_one" else 0)
 
 
 @cache

@@ -32,7 +32,7 @@ FORMAT = 2               # of the record: raised when its files change
 PROTOCOL = 1             # of the science: raised when a config would give another result
 #: What a record keeps of each batch norm, and its name in `nn.BatchNorm2d`.
 BN_PARTS = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
-SMALL = 64 * 1024        # bytes of trained tensors, beside batch norm's, that a record still stores
+SMALL = 96 * 1024        # bytes of trained tensors, beside batch norm's, that a record still stores
 UNKNOWN = "0" * 64       # stands in run.json for its own SHA-256 while that is taken
 
 

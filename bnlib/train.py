@@ -64,7 +64,7 @@ def place(network: nn.Module, config: Config, device: torch.device, precision: s
     if precision == "bf16":
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                for parameter in module.parameters():
+                for parameter in module.parameters(recurse=False):
                     if not parameter.requires_grad:
                         parameter.data = parameter.data.bfloat16()
     return trainable

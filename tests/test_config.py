@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bnlib import Config, InputError, profile
 from bnlib.__main__ import parser
-from bnlib.config import PROFILES
+from bnlib.config import BN_INITS, CONV_INITS, PROFILES
 
 
 def test_defaults_are_the_papers_protocol():
@@ -26,7 +26,8 @@ def test_one_network_has_one_id_however_it_is_spelled():
 
 
 @pytest.mark.parametrize("spellings", [
-    ("bn", "gamma+beta", "beta+gamma+bn"), ("bn+output", "output+bn"), ("all", "bn+all")])
+    ("bn", "gamma+beta", "beta+gamma+bn"), ("bn+output", "output+bn"), ("all", "bn+all", "bn+weights", "all+random2"),
+    ("weights", "weights+random4", "output+weights"), ("bn+random2", "random2+bn")])
 def test_one_choice_of_trainable_has_one_id(spellings):
     assert len({Config(trainable=t).id for t in spellings}) == 1
 
@@ -55,6 +56,9 @@ def test_a_config_survives_json():
     ({"model": "resnet14x0"}, "width must be at least 1"),
     ({"model": "vgg11"}, "model='vgg11'"),
     ({"trainable": "bnn"}, "did you mean 'bn'?"),
+    ({"trainable": "random0"}, "did you mean 'random<K>'?"),
+    ({"trainable": "random2+random4"}, "one random<K>"),
+    ({"trainable": "shortcut", "shortcut": "A"}, "shortcut='A' has nothing to train"),
     ({"trainable": "none+bn"}, "'none' stands alone"),
     ({"model": "cifar_freeze_14", "trainable": "all"}, "trains batch norm alone"),
     ({"dataset": "../secret"}, "dataset='../secret'"),
@@ -84,7 +88,10 @@ CONFIGS = st.builds(
     n_train=st.none() | st.integers(1, 30_000),
     n_val=st.integers(0, 5000),
     model=st.builds("resnet{}x{}".format, st.integers(1, 200).map(lambda n: 6 * n + 2), st.integers(1, 64)),
-    trainable=st.lists(st.sampled_from(["bn", "gamma", "beta", "output"]), min_size=1).map("+".join),
+    trainable=st.lists(st.sampled_from(["bn", "gamma", "beta", "output", "shortcut", "weights", "random2"]),
+                       min_size=1).map("+".join),
+    conv_init=st.sampled_from(CONV_INITS),
+    bn_init=st.sampled_from(BN_INITS),
     lr=st.floats(1e-6, 1e3),
     momentum=st.floats(0, 0.999),
     weight_decay=st.floats(0, 1),

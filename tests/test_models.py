@@ -2,8 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from bnlib import InputError, freeze, models
 
@@ -104,3 +106,32 @@ def test_multiply_adds_of_resnet20_are_those_of_its_convolutions():
 def test_unknown_initialisation_is_named():
     with pytest.raises(InputError, match="conv_init='he'"):
         models.build("resnet8", 10, conv_init="he")
+
+
+@pytest.mark.parametrize(("how", "holds"), [
+    ("he_normal", lambda w, sigma: stats.kstest(w / sigma, "norm").pvalue > 1e-3),
+    ("he_uniform", lambda w, sigma: stats.kstest(w / (np.sqrt(3) * sigma), "uniform", (-1, 2)).pvalue > 1e-3),
+    ("binary", lambda w, sigma: np.allclose(np.abs(w), sigma, rtol=0.005) and 0.45 < (w > 0).mean() < 0.55),
+])
+def test_weights_are_drawn_from_their_distribution(how, holds):
+    weight = models.build("resnet14", 10, conv_init=how).blocks[5].conv2.weight.detach().numpy()
+    assert holds(weight.ravel(), np.sqrt(2 / (64 * 9)))
+
+
+def test_orthogonal_weights_have_orthonormal_rows_or_columns():
+    network = models.build("resnet14", 10, conv_init="orthogonal")
+    rows = network.blocks[5].conv2.weight.detach().flatten(1)                     # 64 × 576
+    assert torch.allclose(rows @ rows.T, torch.eye(64), atol=0.01)
+    columns = network.blocks[2].shortcut[0].weight.detach().flatten(1)            # 32 × 16
+    assert torch.allclose(columns.T @ columns, torch.eye(16), atol=0.01)
+
+
+@pytest.mark.parametrize(("how", "low", "high", "beta"), [
+    ("uniform", 0, 1, 0), ("signed", -1, 1, 0), ("ones", 1, 1, 0), ("beta_one", 0, 1, 1)])
+def test_gamma_and_beta_start_as_asked(how, low, high, beta):
+    network = models.build("resnet110", 10, bn_init=how)
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    gamma = torch.cat([layer.weight.detach() for layer in layers])
+    assert low <= gamma.min() and gamma.max() <= high and all((layer.bias == beta).all() for layer in layers)
+    if low < high:
+        assert abs(gamma.mean() - (low + high) / 2) < 0.03 and gamma.min() < low + 0.01 and gamma.max() > high - 0.01

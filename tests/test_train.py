@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def one_epoch(config: Config, precision="bf16"):
     """A network before and after one epoch of training, and its optimizer."""
     dataset = data.load(config.dataset)
-    network = models.build(config.model, 10, seed=config.seed)
+    network = models.from_config(config, 10)
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     trainable = place(network, config, CPU, precision)
     normalise = data.Normalise(dataset, CPU, torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -32,7 +32,8 @@ def one_epoch(config: Config, precision="bf16"):
     return network, before, optimizer
 
 
-@pytest.mark.parametrize("trainable", ["all", "bn", "gamma", "beta", "output", "none", "bn+output", "gamma+output"])
+@pytest.mark.parametrize("trainable", ["all", "bn", "gamma", "beta", "output", "none", "bn+output", "gamma+output",
+                                       "shortcut", "weights", "beta+shortcut"])
 def test_frozen_parameters_are_bit_identical_and_have_no_gradient_buffers(trainable, tiny):
     network, before, optimizer = one_epoch(dataclasses.replace(tiny, trainable=trainable))
     chosen = freeze.select(network, trainable)
@@ -43,6 +44,36 @@ def test_frozen_parameters_are_bit_identical_and_have_no_gradient_buffers(traina
         else:
             assert torch.equal(parameter.float(), before[name]), f"{name} changed"
             assert parameter.grad is None and not parameter.requires_grad and id(parameter) not in in_optimizer
+
+
+@pytest.mark.parametrize("per_channel", [1, 2, 20])
+def test_of_randomly_chosen_weights_only_those_change(per_channel, tiny):
+    """Neither momentum nor weight decay nor rounding moves any other entry of a convolution, over many steps."""
+    config = dataclasses.replace(tiny, trainable=f"random{per_channel}", weight_decay=0.1, n_train=512, batch_size=16)
+    network, before, _ = one_epoch(config)
+    whole, trained = models.build(config.model, 10), 0
+    for (name, conv), (_, drawn) in zip(_convolutions(network), _convolutions(whole), strict=True):
+        conv.float()
+        conv._conv_forward = lambda x, weight, bias: weight            # the weights that this convolution multiplies by
+        effective, initial = conv(None).detach().flatten(1), drawn.weight.detach().flatten(1)
+        may_change = torch.zeros_like(initial, dtype=torch.bool).scatter(1, conv.index, True)
+        assert (may_change.sum(1) == min(per_channel, initial.shape[1])).all()
+        assert torch.equal(effective[~may_change], initial[~may_change]), name
+        assert (effective[may_change] != initial[may_change]).float().mean() > 0.9, name
+        trained += int(may_change.sum())
+    assert trained == freeze.count(network, config.trainable)
+    for name, parameter in network.named_parameters():
+        assert name.endswith("chosen") or torch.equal(parameter.float(), before[name]), name
+
+
+def _convolutions(network):
+    return [(name, m) for name, m in network.named_modules() if isinstance(m, torch.nn.Conv2d)]
+
+
+def test_a_network_of_which_random_weights_trained_comes_back_from_its_record(tiny, tmp_path):
+    r = run(dataclasses.replace(tiny, trainable="random2"), results=tmp_path / "results")
+    assert r.record["complete"] and r.metrics["parameters_trained"] == freeze.count(r.network(), "bn")
+    assert evaluate_on_test_set(r.network(), "digits").correct == r.metrics["test_correct"]
 
 
 def same(a: store.Run, b: store.Run) -> bool:
