@@ -178,10 +178,11 @@ class Progress:
         for name, value in state["epoch"].items():
             setattr(self.epoch, name, value.to(self.device) if isinstance(value, torch.Tensor) else value)
 
-    def remove(self) -> None:
-        """The run is recorded; its checkpoints have done their work."""
-        for file in (self.file, self.previous):
-            file.unlink(missing_ok=True)
+
+def remove(file: Path) -> None:
+    """The run is recorded; its checkpoints have done their work."""
+    for each in (file, previous(file)):
+        each.unlink(missing_ok=True)
 
 
 def previous(file: Path) -> Path:

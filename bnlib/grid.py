@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bnlib import models, store
+from bnlib import checkpoint, models, store
 from bnlib.checkpoint import Paused, previous
 from bnlib.config import DATASETS, Config, InputError, choose, profile, resolve
 from bnlib.train import progress_bar, run
@@ -48,6 +48,9 @@ def run_all(configs: Iterable[Config], *, budget: str | float | None = None, mis
     configs = list(dict.fromkeys(configs))
     found = {config: store.find_sound(config, results) for config in configs}
     to_train = sorted((c for c in configs if not found[c]), key=lambda c: (not started(c, results), work(c)))
+    if missing == "train":                         # what a process left that was killed between record and clean-up
+        for config in set(configs) - set(to_train):
+            checkpoint.remove(store.checkpoint_file(config, results))
     if missing == "train" and to_train:
         queue, busy = deque(to_train), 0           # busy: how many in a row are being trained by other processes
         with progress_bar(sum(map(work, to_train)), f"{len(to_train)} runs") as bar:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from bnlib import data, models, optim, store
+from bnlib import checkpoint, data, models, optim, store
 from bnlib.checkpoint import Progress, Stop, bn_layers, in_one_row, logged_epochs
 from bnlib.config import Config, InputError
 from bnlib.cuda import GraphedStep
@@ -44,6 +44,7 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
             if found is None:
                 return train(config, results=results, device=device, precision=precision, tensorboard=tensorboard,
                              deadline=deadline, bar=bar)
+    checkpoint.remove(store.checkpoint_file(config, results))       # of a process killed between record and here
     if config.dataset not in data.FINGERPRINTS and (
             data.load(config.dataset).fingerprint != found.provenance["dataset_sha256"]):
         raise InputError(f"{found.folder}: trained on other images than {config.dataset} now has; remove the record, "
@@ -147,7 +148,7 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
         "dataset_sha256": dataset.fingerprint,
         "frozen_sha256": frozen_sha256,
     })
-    progress.remove()
+    checkpoint.remove(progress.file)
     return finished
 
 
