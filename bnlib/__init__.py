@@ -16,10 +16,12 @@ from bnlib.store import Run, load_runs
 from bnlib.train import run
 
 __version__ = "0.1.0"
-__all__ = ["Config", "InputError", "Run", "analysis", "load_runs", "plots", "profile", "published", "run", "run_all"]
+__all__ = ["Config", "InputError", "Run", "analysis", "features", "load_runs", "plots", "profile", "published", "run",
+           "run_all", "verdicts"]
 
 #: Loaded when first asked for, so that training needs neither pandas' styles nor matplotlib.
-_LATER = {"run_all": "grid", "published": "analysis", "analysis": None, "plots": None}
+_LATER = {"run_all": "grid", "published": "analysis", "analysis": None, "features": None, "plots": None,
+          "verdicts": None}
 
 
 def __getattr__(name: str):

@@ -1,13 +1,13 @@
-"""Runs in, tables out: accuracies, statistics of γ and β, comparison with published numbers, verdicts."""
+"""Runs in, tables out: accuracies, statistics of γ and β, comparison with published numbers."""
 
+import dataclasses
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bnlib.config import Config, InputError
+from bnlib.config import PROFILES, Config, InputError
 from bnlib.store import Run
 
 DEAD = 0.01            # |γ| below which the paper counts a feature as switched off (Sec. 5)
@@ -24,27 +24,45 @@ class Sentences(list):
 
 # ------------------------------------------------------------------------------------------- accuracy
 
+#: What a table tells runs apart by anyway; all other fields of Config are the profile's, or make a variant.
+KEYS = ("dataset", "model", "trainable", "epochs", "seed")
+
+
+def variant(config: Config) -> str:
+    """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run."""
+    keys = {key: getattr(config, key) for key in KEYS}
+    differing = [[field.name for field in dataclasses.fields(Config)
+                  if getattr(config, field.name) != getattr(Config(**profile["training"] | keys), field.name)]
+                 for profile in PROFILES.values()
+                 if profile["training"].get("dataset", "cifar10") == config.dataset or not profile["training"]]
+    return ", ".join(f"{name}={getattr(config, name)}" for name in min(differing, key=len))
+
+
+def plain(runs: Iterable[Run]) -> list[Run]:
+    """The runs of the protocol, without those that vary it."""
+    return [run for run in runs if not variant(run.config)]
+
+
 def accuracy(runs: Iterable[Run]) -> pd.DataFrame:
     """Final test accuracy in %, one row a setting: mean and standard deviation over its seeds.
 
-    Columns: dataset, model, depth, width, trainable, epochs, parameters (trained), mean, std (of the sample, NaN for
-    one seed), n (finished seeds), diverged (seeds that diverged), seeds, devices.
+    Columns: dataset, model, depth, width, trainable, variant, epochs, parameters (trained), mean, std (of the sample,
+    NaN for one seed), n (finished seeds), diverged (seeds that diverged), seeds, devices.
     """
+    keys = ["dataset", "depth", "width", "model", "trainable", "variant", "epochs", "parameters"]
     rows = pd.DataFrame([{
         "dataset": run.config.dataset, "depth": run.config.depth, "width": run.config.width, "model": run.config.model,
-        "trainable": run.config.trainable, "epochs": run.config.epochs,
+        "trainable": run.config.trainable, "variant": variant(run.config), "epochs": run.config.epochs,
         "parameters": run.metrics["parameters_trained"], "seed": run.config.seed,
         "accuracy": 100 * run.metrics["test_accuracy"] if run.status == "done" else np.nan,
         "diverged": run.status == "diverged", "device": run.provenance["device"],
-    } for run in runs], columns=["dataset", "depth", "width", "model", "trainable", "epochs", "parameters", "seed",
-                                 "accuracy", "diverged", "device"])
-    keys = ["dataset", "depth", "width", "model", "trainable", "epochs", "parameters"]
+    } for run in runs], columns=[*keys, "seed", "accuracy", "diverged", "device"])
     return rows.groupby(keys, as_index=False).agg(
         mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), diverged=("diverged", "sum"),
-        seeds=("seed", _listed), devices=("device", _listed))
+        seeds=("seed", listed), devices=("device", listed))
 
 
-def _listed(values: Iterable) -> str:
+def listed(values: Iterable) -> str:
     return ", ".join(map(str, sorted(set(values))))
 
 
@@ -80,16 +98,17 @@ def compare_dead(table: pd.DataFrame) -> Sentences:
     claim = published("share of features disabled").iloc[0]
     return Sentences(
         f"{name(row.model)}, {trained(row.trainable)}: {row.mean:.1f} % of all |γ| below {DEAD} after {row.epochs} "
-        f"epochs ({_seeds(row.n)}); {claim['source']} for {trained(claim['trainable'])} after {PAPER_EPOCHS}: "
+        f"epochs ({seeds_of(row.n)}); {claim['source']} for {trained(claim['trainable'])} after {PAPER_EPOCHS}: "
         f"about {claim['value']:g} %." for row in table.itertuples())
 
 
 def trained(what: str) -> str:
     """How a choice of `trainable` is called in sentences and legends: `bn` → `BN only`."""
     names = {"all": "all parameters", "bn": "BN", "gamma": "γ", "beta": "β", "output": "output layer",
-             "none": "nothing trained"}
+             "shortcut": "shortcuts", "weights": "all but γ and β", "none": "nothing trained"}
     parts = what.split("+")
-    return " and ".join(names[part] for part in parts) + (" only" if parts[0] not in ("all", "none") else "")
+    named = [names.get(part) or f"{part.removeprefix('random')} random weights a channel" for part in parts]
+    return " and ".join(named) + ("" if parts[0] in ("all", "weights", "none") else " only")
 
 
 def name(model: str) -> str:
@@ -104,12 +123,12 @@ SHOWN = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "digi
 def spread(row) -> str:
     """`43.4 ± 0.3 % (3 seeds)`, or what there is of it."""
     if not row.n:
-        return f"diverged ({_seeds(row.diverged)})"
+        return f"diverged ({seeds_of(row.diverged)})"
     deviation = "" if np.isnan(row.std) else f" ± {row.std:.1f}"
-    return f"{row.mean:.1f}{deviation} % ({_seeds(row.n)})"
+    return f"{row.mean:.1f}{deviation} % ({seeds_of(row.n)})"
 
 
-def _seeds(n: int) -> str:
+def seeds_of(n: int) -> str:
     return f"{n} seed" if n == 1 else f"{n} seeds"
 
 
@@ -159,7 +178,7 @@ def dead_features(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
 
 def findings(runs: Iterable[Run]) -> Sentences:
     """What the runs say in a few sentences, the longest training of each network and mode; every number computed."""
-    runs = list(runs)
+    runs = plain(runs)
     table = accuracy(runs)
     table = table[table["n"] > 0].sort_values("epochs")
     of_bn = table[table["trainable"] == "bn"]
@@ -192,112 +211,6 @@ def findings(runs: Iterable[Run]) -> Sentences:
     return said
 
 
-# ------------------------------------------------------------------------------------------- verdicts
-
-REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
-ENOUGH = 3         # networks, depths or widths that an ordering must have been seen on before it counts as reproduced
-
-
-def verdicts(runs: Iterable[Run], dataset: str = "cifar10") -> pd.DataFrame:
-    """The verdict table: claim, where the paper makes it, its number, ours, verdict; every verdict by a rule in code.
-
-    A published number is reproduced if our mean over seeds, at the paper's 160 epochs, is within two standard errors
-    plus two points; partly, within twice that. An ordering is reproduced if it holds in every pair of runs of one seed
-    and one number of epochs, on three networks or more; partly, in more than half of the pairs, or on fewer networks.
-    The paper's numbers are those of CIFAR-10; on another dataset only its orderings are judged.
-    """
-    runs = [run for run in runs if run.config.dataset == dataset]
-    done = [run for run in runs if run.status == "done"]
-    paper = published().query("source == 'Frankle et al. 2021' and dataset == @dataset").iloc[::-1]
-    rows = [_number_claim(accuracy(runs), claim) for claim in paper.itertuples()]
-    rows += [
-        _ordering_claim("BN only: deeper is better", "Fig. 2", done, "depth", fixed="width"),
-        _ordering_claim("BN only: wider is better", "Fig. 3", done, "width", fixed="depth"),
-        _pair_claim("Training all parameters beats BN only", "Fig. 2", "at every depth and width", done,
-                    lambda run: 100 * run.metrics["test_accuracy"]),
-        _dead_share_claim(done),
-        _pair_claim("Full training switches off fewer features", "Sec. 5", "fewer", done,
-                    lambda run: -100 * dead_share({"all": np.concatenate(list(run.gamma.values()))})["all"]),
-    ]
-    return pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
-
-
-def _number_verdict(row, value: float) -> str:
-    allowed = 2 * (0 if np.isnan(row.std) else row.std / np.sqrt(row.n)) + 2
-    away = abs(row.mean - value)
-    return REPRODUCED if away <= allowed else PARTLY if away <= 2 * allowed else NOT
-
-
-def _number_claim(table: pd.DataFrame, claim) -> tuple:
-    title = f"{name(claim.model)}, {trained(claim.trainable)}: test accuracy"
-    ours = table[(table["model"] == claim.model) & (table["trainable"] == claim.trainable)].sort_values("epochs")
-    at_the_papers = ours[(ours["epochs"] == PAPER_EPOCHS) & (ours["n"] > 0)]
-    row = next((at_the_papers if len(at_the_papers) else ours.iloc[::-1]).itertuples(), None)
-    stated = f"{spread(row)} after {row.epochs} epochs on {row.devices}" if row else "–"
-    verdict = _number_verdict(row, claim.value) if len(at_the_papers) else NOT_RUN
-    return title, claim.where, f"{claim.value:g} %", stated, verdict
-
-
-def _pairs_verdict(holds: list[bool], networks: set) -> str:
-    if not holds:
-        return NOT_RUN
-    if all(holds) and len(networks) >= ENOUGH:
-        return REPRODUCED
-    return PARTLY if np.mean(holds) > 0.5 else NOT
-
-
-def _pairs_stated(holds: list[bool], what: str, runs: list[Run]) -> str:
-    if not holds:
-        return "–"
-    seeds, epochs = (_listed(getattr(run.config, field) for run in runs) for field in ("seed", "epochs"))
-    return f"in {sum(holds)} of {len(holds)} pairs; {what}; seeds {seeds}; {epochs} epochs"
-
-
-def _ordering_claim(title: str, where: str, runs: list[Run], by: str, fixed: str) -> tuple:
-    """Whether BN-only accuracy rises with `by` from value to value, at one value of `fixed`, epochs and seed."""
-    holds, values, used = [], set(), []
-    lines: dict[tuple, dict] = {}
-    for run in runs:
-        if run.config.trainable == "bn":
-            key = (getattr(run.config, fixed), run.config.epochs, run.config.seed)
-            lines.setdefault(key, {})[getattr(run.config, by)] = run
-    for line in lines.values():
-        for low, high in pairwise(sorted(line)):
-            holds.append(line[high].metrics["test_accuracy"] > line[low].metrics["test_accuracy"])
-            values |= {low, high}
-            used += [line[low], line[high]]
-    stated = _pairs_stated(holds, f"{by} {_listed(values)}", used)
-    return title, where, "rises", stated, _pairs_verdict(holds, values)
-
-
-def _pair_claim(title: str, where: str, claim: str, runs: list[Run], measure) -> tuple:
-    """Whether full training measures higher than BN only, network by network, at one seed and number of epochs."""
-    found = {(r.config.trainable, r.config.model, r.config.epochs, r.config.seed): r for r in runs}
-    pairs = [(run, found["all", *key]) for (what, *key), run in found.items()
-             if what == "bn" and ("all", *key) in found]
-    measured = [(measure(bn), measure(full)) for bn, full in pairs]
-    holds = [of_full > of_bn for of_bn, of_full in measured]
-    means = "{:.1f} % against {:.1f} %".format(*np.abs(np.mean(measured, axis=0))[::-1]) if pairs else ""
-    stated = _pairs_stated(holds, f"in the mean {means}", [bn for bn, _ in pairs])
-    return title, where, claim, stated, _pairs_verdict(holds, {bn.config.model for bn, _ in pairs})
-
-
-def _dead_share_claim(runs: list[Run]) -> tuple:
-    """The share over all BN-only networks of the longest training; judged as a published number."""
-    claim = published("share of features disabled").iloc[0]
-    title = f"BN only switches features off: share of |γ| < {DEAD}"
-    table = dead_features([r for r in runs if r.config.trainable == "bn"])
-    table = table[table["epochs"] == table["epochs"].max()]
-    if table.empty:
-        return title, claim["where"], f"{claim['value']:g} %", "–", NOT_RUN
-    over_networks = pd.DataFrame({"mean": [table["mean"].mean()], "std": [table["mean"].std()], "n": [len(table)]})
-    epochs = table["epochs"].iloc[0]
-    stated = "; ".join(f"{name(r.model)} {r.mean:.1f} % ({_seeds(r.n)})"
-                       for r in table.sort_values(["depth", "width"]).itertuples()) + f"; after {epochs} epochs"
-    verdict = _number_verdict(next(over_networks.itertuples()), claim["value"]) if epochs == PAPER_EPOCHS else NOT_RUN
-    return title, claim["where"], f"{claim['value']:g} %", stated, verdict
-
-
 # ----------------------------------------------------------------------------------------- provenance
 
 def provenance(runs: Iterable[Run]) -> pd.DataFrame:
@@ -311,4 +224,4 @@ def provenance(runs: Iterable[Run]) -> pd.DataFrame:
     } for run in runs], columns=["network", "trained", "epochs", "seed", "hours", "images/s", "device", "precision",
                                  "torch", "code"])
     return rows.groupby(["network", "trained", "epochs", "device", "precision", "torch"], as_index=False).agg(
-        seeds=("seed", _listed), hours=("hours", "sum"), **{"images/s": ("images/s", "median")}, code=("code", _listed))
+        seeds=("seed", listed), hours=("hours", "sum"), **{"images/s": ("images/s", "median")}, code=("code", listed))

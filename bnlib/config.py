@@ -230,12 +230,21 @@ def generator(seed: int, purpose: str, epoch: int = 0) -> np.random.Generator:
 
 # ------------------------------------------------------------------------------------------- profiles
 
+#: What may train, in the order of `04_what_trains`; random<K> is K random weights of each channel.
+_MODES = ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "shortcut", *(
+    f"random{k}" for k in (2, 4, 8, 16, 32))]
+#: Ways to start, of `06_initialisation`: fields that differ from the protocol, one at a time.
+_STARTS = [*({"bn_init": how} for how in BN_INITS[1:]), *({"conv_init": how} for how in CONV_INITS[1:]),
+           *({"lr": lr} for lr in (0.01, 0.03, 0.3, 1.0))]
+
 #: What a profile sets: `training` goes into each Config, the rest spans the grids of the notebooks.
 _PAPER = {
     "training": {},                                # Config's defaults are the paper's protocol
     "depths": [14, 32, 56, 110, 218, 434, 866],
     "widths": [1, 2, 4, 8, 16, 32],
     "width_depth": 14,                             # the depth at which width is varied
+    "modes": _MODES,
+    "starts": _STARTS,
     "seeds": [0, 1, 2, 3, 4],
     "results": "results",
 }
@@ -251,6 +260,9 @@ _DEMO = {
     "depths": [8, 14, 20],
     "widths": [1, 2, 3],
     "width_depth": 8,
+    "modes": ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "shortcut", "random2", "random8"],
+    "starts": [{"bn_init": "ones"}, {"bn_init": "signed"}, {"conv_init": "orthogonal"}, {"conv_init": "binary"},
+               {"lr": 0.01}, {"lr": 0.5}],
     "seeds": [0, 1],
     "results": "build/demo/results",
 }
@@ -258,6 +270,8 @@ _SMOKE = _DEMO | {
     "training": {"dataset": "digits", "n_train": 128, "epochs": 1, "batch_size": 64, "augment": "crop"},
     "depths": [8, 14],
     "widths": [1, 2],
+    "modes": ["all", "weights", "bn", "random2"],
+    "starts": [{"bn_init": "ones"}, {"lr": 0.5}],
     "results": "build/smoke/results",
 }
 PROFILES = {"paper": _PAPER, "short": _SHORT, "demo": _DEMO, "smoke": _SMOKE}
@@ -272,6 +286,8 @@ class Profile:
     depths: list[int]         # layers, 6n+2
     widths: list[int]         # multiples of 16, 32, 64 channels
     width_depth: int          # layers of the network whose width is varied
+    modes: list[str]          # what trains, where that is varied
+    starts: list[dict]        # Config fields that differ from the protocol, where the start is varied
     seeds: list[int]
     results: Path             # folder of the run records
 
@@ -293,7 +309,7 @@ def profile(name: str, **overrides) -> Profile:
     for key, value in overrides.items():
         choose("profile setting", key, [*settings, *config_fields])
         if value is not None:
-            if key in ("depths", "widths", "seeds") and not isinstance(value, list | tuple | range):
+            if key in ("depths", "widths", "modes", "starts", "seeds") and not isinstance(value, list | tuple | range):
                 raise InputError(f"{key}={value!r}: must be a list, such as [{value}]")
             (settings if key in settings else training)[key] = value
     return Profile(name=name, training=training, **settings | {"results": resolve(settings["results"])})

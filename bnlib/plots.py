@@ -10,13 +10,22 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from bnlib.analysis import DEAD, NOT, NOT_RUN, PARTLY, REPRODUCED, SHOWN, name, trained
+from bnlib.analysis import DEAD, SHOWN, name, trained
 from bnlib.config import parse_model
+from bnlib.config import random_weights as random_weights_of
 from bnlib.store import Run
+from bnlib.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED
 
 #: One colour a training mode, in every figure (Okabe & Ito's palette, told apart by the colour-blind).
 COLOURS = {"bn": "#0072B2", "all": "#D55E00", "gamma": "#009E73", "beta": "#CC79A7", "output": "#E69F00",
-           "bn+output": "#56B4E9", "gamma+output": "#F0E442", "beta+output": "#000000", "none": "#777777"}
+           "bn+output": "#56B4E9", "weights": "#8B5A2B", "shortcut": "#F0E442", "random2": "#000000", "none": "#777777"}
+
+
+def colour(trainable: str) -> str:
+    """The colour of a training mode; grey for one that has none of its own."""
+    return COLOURS.get(trainable, "#777777")
+
+
 #: One marker a number of epochs: the paper's 160, the short profile's 16; anything else is a diamond.
 MARKERS = {160: "o", 16: "s"}
 
@@ -53,7 +62,7 @@ def table(styler):
     titles = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
               "parameters": "parameters trained"}
     silent = [c for c in ("dataset", "depth", "width", "seeds", "devices") if c in data and "mean" in data]
-    silent += ["diverged"] if "diverged" in data and not data["diverged"].any() else []
+    silent += [c for c in ("diverged", "variant") if c in data and not data[c].any()]
     styler = styler.format({c: f for c, f in formats.items() if c in data}, na_rep="–")
     styler = styler.set_uuid("-".join(map(str, data.columns[:4])))          # the same HTML each time
     styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
@@ -79,11 +88,11 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     figure, axes = plt.subplots(figsize=(6, 3.8))
     lines = table.sort_values(by).groupby(["trainable", "epochs"], sort=False)
     for (trainable, epochs), line in lines:
-        colour, marker = COLOURS[trainable], MARKERS.get(epochs, "D")
-        axes.errorbar(line[by], line["mean"], yerr=line["std"].fillna(0), color=colour, marker=marker, capsize=2)
+        hue, marker = colour(trainable), MARKERS.get(epochs, "D")
+        axes.errorbar(line[by], line["mean"], yerr=line["std"].fillna(0), color=hue, marker=marker, capsize=2)
         last = line.iloc[-1]
         axes.annotate(f"{trained(trainable)}, {epochs} epochs", (last[by], last["mean"]), xytext=(8, -3), va="top",
-                      textcoords="offset points", color=colour)
+                      textcoords="offset points", color=hue)
     ticks = set(table[by])
     if published is not None:
         ticks |= _hollow(axes, table, by, published)
@@ -99,6 +108,64 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     return figure
 
 
+def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
+    """Test accuracy of each choice of what trains (`trainable`) or of each `variant`, a row each, a panel a network.
+
+    table: from `analysis.accuracy`. Bars are one standard deviation over seeds; grey: number of trained parameters.
+    """
+    table = table[table["n"] > 0]
+    if not len(table):
+        return nothing_yet()
+    table = _longest(table)
+    settings = table.groupby(by)["mean"].mean().sort_values().index.tolist()
+    networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    figure, grid = plt.subplots(1, len(networks), figsize=(2 + 2.6 * len(networks), 0.9 + 0.27 * len(settings)),
+                                sharey=True, sharex=True, squeeze=False)
+    for axes, model in zip(grid[0], networks, strict=True):
+        for row in table[table["model"] == model].itertuples():
+            y, hue = settings.index(getattr(row, by)), colour(row.trainable)
+            axes.errorbar(row.mean, y, xerr=np.nan_to_num(row.std), color=hue, capsize=2,
+                          marker=MARKERS.get(row.epochs, "D"))
+            axes.annotate(f"{row.mean:.1f}" + (f"   {row.parameters:,}" if by == "trainable" else ""), (row.mean, y),
+                          xytext=(7, 0), va="center", textcoords="offset points", fontsize=7, color="#555555")
+        axes.set(xlabel="test accuracy (%)", title=f"{name(model)}, {table['epochs'].max()} epochs")
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.28)
+    grid[0][0].set_yticks(range(len(settings)), [
+        trained(s) if by == "trainable" else s or "the protocol" for s in settings])
+    figure.suptitle(_seeds_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def random_weights(table: pd.DataFrame) -> Figure:
+    """Test accuracy against the number of random weights that train in each channel; dashed: BN only.
+
+    table: from `analysis.accuracy`. Bars and band are one standard deviation over seeds.
+    """
+    chosen = table[table["trainable"].str.fullmatch(r"random\d+") & (table["n"] > 0)].copy()
+    if not len(chosen):
+        return nothing_yet()
+    chosen["weights"] = chosen["trainable"].map(random_weights_of)
+    networks = chosen.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    figure, grid = plt.subplots(1, len(networks), figsize=(0.8 + 2.6 * len(networks), 3), sharey=True, squeeze=False)
+    for axes, model in zip(grid[0], networks, strict=True):
+        line = chosen[chosen["model"] == model].sort_values("weights")
+        axes.errorbar(line["weights"], line["mean"], yerr=line["std"].fillna(0), color=colour("random2"),
+                      marker=MARKERS.get(line["epochs"].iloc[0], "D"), capsize=2)
+        for row in table[(table["model"] == model) & (table["trainable"] == "bn") & (table["n"] > 0)].itertuples():
+            axes.axhline(row.mean, color=colour("bn"), linestyle="--")
+            axes.axhspan(row.mean - np.nan_to_num(row.std), row.mean + np.nan_to_num(row.std), color=colour("bn"),
+                         alpha=0.15, linewidth=0)
+            axes.annotate("BN only: 2 a channel", (line["weights"].max(), row.mean), xytext=(0, 3), ha="right",
+                          textcoords="offset points", color=colour("bn"), fontsize=7.5)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(line["weights"], line["weights"])
+        axes.set(xlabel="random weights a channel", title=name(model))
+    grid[0][0].set_ylabel("test accuracy (%)")
+    figure.suptitle(_seeds_stated(chosen), x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
 def _hollow(axes, table: pd.DataFrame, by: str, published: pd.DataFrame) -> set[int]:
     """Published values for the dataset and modes of the table, a marker a source; returns where they stand.
 
@@ -111,7 +178,7 @@ def _hollow(axes, table: pd.DataFrame, by: str, published: pd.DataFrame) -> set[
     places["depth"], places["width"] = zip(*map(parse_model, places["model"]), strict=True) if len(places) else ((), ())
     places = places[places[other].isin(table[other])]
     for marker, (source, points) in zip("ovP*", places.groupby("source", sort=False), strict=False):
-        colours = [COLOURS[t] for t in points["trainable"]]
+        colours = [colour(t) for t in points["trainable"]]
         axes.scatter(points[by], points["value"], marker=marker, facecolors="none", edgecolors=colours, s=45, zorder=3)
         axes.scatter([], [], marker=marker, facecolors="none", edgecolors="#555555", s=45, label=source)
     if len(places):
@@ -140,11 +207,11 @@ def nothing_yet() -> Figure:
 def history(run: Run) -> Figure:
     """Accuracy on training and test images against epoch, for one run."""
     figure, axes = plt.subplots(figsize=(5, 3))
-    colour = COLOURS[run.config.trainable]
+    hue = colour(run.config.trainable)
     for part, dashes in (("train", "--"), ("test", "-")):
         values = 100 * run.history[f"{part}_accuracy"]
-        axes.plot(run.history["epoch"], values, dashes, color=colour)
-        axes.annotate(part, (run.history["epoch"].iloc[-1], values.iloc[-1]), xytext=(5, 0), va="center", color=colour,
+        axes.plot(run.history["epoch"], values, dashes, color=hue)
+        axes.annotate(part, (run.history["epoch"].iloc[-1], values.iloc[-1]), xytext=(5, 0), va="center", color=hue,
                       textcoords="offset points")
     axes.set(xlabel="epoch", ylabel="accuracy (%)")
     axes.set_title(f"{name(run.config.model)}, {trained(run.config.trainable)}, {run.config.dataset}", loc="left")
@@ -173,7 +240,7 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
         for axes, model in zip(row, networks, strict=True):
             for trainable, values in channels[channels["model"] == model].groupby("trainable"):
                 sns.histplot(values[part], bins=bins, stat="density", element="step", alpha=0.3, ax=axes,
-                             color=COLOURS[trainable], label=trained(trainable))
+                             color=colour(trainable), label=trained(trainable))
             axes.set(xlabel=SYMBOL[part], ylabel=None, yticks=[])
             axes.spines["left"].set_visible(False)
             if part == "gamma":
@@ -207,9 +274,9 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
         for trainable, values in channels[channels["model"] == model].groupby("trainable"):
             of_layer = values.groupby("number")[part]
             low, middle, high = (of_layer.quantile(q) for q in (0.05, 0.5, 0.95))
-            axes.fill_between(low.index, low, high, color=COLOURS[trainable], alpha=0.18, linewidth=0)
-            axes.plot(middle.index, middle, color=COLOURS[trainable], label=trained(trainable))
-            axes.scatter(values["number"], values[part], s=2, color=COLOURS[trainable], alpha=0.25, linewidths=0)
+            axes.fill_between(low.index, low, high, color=colour(trainable), alpha=0.18, linewidth=0)
+            axes.plot(middle.index, middle, color=colour(trainable), label=trained(trainable))
+            axes.scatter(values["number"], values[part], s=2, color=colour(trainable), alpha=0.25, linewidths=0)
         axes.set(xlabel="batch-norm layer, from the image on", title=_titled(channels, model))
         axes.set_ylim(*np.quantile(channels[part].astype(float), [0.001, 0.999]))
     grid[0][0].set_ylabel(SYMBOL[part])
@@ -233,15 +300,123 @@ def dead_share(table: pd.DataFrame) -> Figure:
     for i, mode in enumerate(modes):
         rows = table[table["trainable"] == mode].set_index("model").reindex(networks)
         at = np.arange(len(networks)) + (i - (len(modes) - 1) / 2) * width
-        axes.bar(at, rows["mean"], width * 0.92, color=COLOURS[mode], label=trained(mode),
+        axes.bar(at, rows["mean"], width * 0.92, color=colour(mode), label=trained(mode),
                  yerr=rows["std"].fillna(0), error_kw={"elinewidth": 1, "capsize": 2})
         for x, row in zip(at, rows.itertuples(), strict=True):
             if np.isfinite(row.mean):
                 axes.annotate(f"{row.mean:.1f}", (x, row.mean + (0 if np.isnan(row.std) else row.std)), xytext=(0, 2),
-                              textcoords="offset points", ha="center", fontsize=7.5, color=COLOURS[mode])
+                              textcoords="offset points", ha="center", fontsize=7.5, color=colour(mode))
     axes.set_xticks(range(len(networks)), [name(model) for model in networks])
     axes.grid(axis="x", visible=False)
     axes.set_ylabel(f"channels with |γ| < {DEAD} (%)")
     axes.set_title(_seeds_stated(table), loc="left", color="#555555", fontsize=8)
     axes.legend()
+    return figure
+
+
+def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
+    """The distribution of γ or β in each batch-norm layer, first layer on top; a column a network, a colour a mode.
+
+    channels: from `analysis.affine`. Each curve has the same area; the tick stands at 0.
+    """
+    if not len(channels):
+        return nothing_yet()
+    channels = _longest(channels)
+    networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    layers = int(channels["number"].max())
+    figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.6 * len(networks), 1.4 + min(0.24 * layers, 6)),
+                                sharex=True, squeeze=False)
+    values = np.linspace(*np.quantile(channels[part].astype(float), [0.002, 0.998]), 160)
+    for axes, model in zip(grid[0], networks, strict=True):
+        of_model = channels[channels["model"] == model]
+        count = of_model["number"].max()
+        for (trainable, number), rows in of_model.groupby(["trainable", "number"]):
+            width = max(rows[part].std(), 1e-3) * len(rows) ** -0.2                    # Scott 1992
+            bumps = np.exp(-0.5 * ((values[:, None] - rows[part].to_numpy(float)) / width) ** 2)
+            curve = bumps.mean(1) / width
+            axes.fill_between(values, -number, -number + 2.2 * curve / curve.max(), color=colour(trainable), alpha=0.35,
+                              linewidth=0.5, zorder=number, label=trained(trainable) if number == 1 else None)
+        axes.set(xlabel=SYMBOL[part], title=_titled(channels, model), ylim=(-count - 0.5, 2))
+        axes.set_yticks([-1, -(count + 1) // 2, -count], ["first", "", "last"])
+        axes.grid(axis="y", visible=False)
+        axes.axvline(0, color="#333333", linewidth=0.6, linestyle=":")
+    grid[0][0].set_ylabel("batch-norm layer")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def trajectories(runs: list[Run], part: str = "gamma", channels: int = 24) -> Figure:
+    """γ or β of the first `channels` channels of the first, middle and last batch-norm layer over training.
+
+    A row a run, one line a channel; the logged epochs are those of the run's trajectory.
+    """
+    if not runs:
+        return nothing_yet()
+    figure, grid = plt.subplots(len(runs), 3, figsize=(7, 0.8 + 1.7 * len(runs)), sharex="row", sharey="row",
+                                squeeze=False)
+    for row, run in zip(grid, runs, strict=True):
+        layers = list(run.trajectory[part])
+        for axes, layer in zip(row, (layers[0], layers[len(layers) // 2], layers[-1]), strict=True):
+            axes.plot(run.trajectory["epochs"], run.trajectory[part][layer][:, :channels].astype(float),
+                      color=colour(run.config.trainable), alpha=0.5, linewidth=0.8)
+            axes.set_title(f"{name(run.config.model)}, layer `{layer}`", fontsize=8)
+        row[0].set_ylabel(f"{SYMBOL[part]}, {trained(run.config.trainable)}")
+    for axes in grid[-1]:
+        axes.set_xlabel("epoch")
+    return figure
+
+
+# ------------------------------------------------------------------------------------------ features
+
+def thresholds(table: pd.DataFrame) -> Figure:
+    """Test accuracy after every |γ| below a threshold is set to zero, one line a run, a panel a network.
+
+    table: from `features.thresholds`. The vertical line is the paper's 0.01.
+    """
+    if not len(table):
+        return nothing_yet()
+    table = _longest(table)
+    networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.7 * len(networks), 3), sharey=True, squeeze=False)
+    for axes, model in zip(grid[0], networks, strict=True):
+        for (trainable, _), line in table[table["model"] == model].groupby(["trainable", "seed"]):
+            axes.plot(line["threshold"], line["accuracy"], color=colour(trainable), marker=".", linewidth=1,
+                      label=trained(trainable))
+        axes.axvline(DEAD, color="#333333", linewidth=0.6, linestyle=":")
+        axes.set_xscale("symlog", linthresh=0.001)
+        axes.set_xticks([0, 0.001, 0.01, 0.1, 0.5], ["0", "0.001", "0.01", "0.1", "0.5"], rotation=45)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel="|γ| below this set to zero", title=name(model))
+    grid[0][0].set_ylabel("test accuracy (%)")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def activations(table: pd.DataFrame) -> Figure:
+    """Share of ReLU outputs that are 0, and of channels that never fire, by layer; one line a run, a column a network.
+
+    table: from `features.activations_by_layer`.
+    """
+    if not len(table):
+        return nothing_yet()
+    table = _longest(table)
+    networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    figure, grid = plt.subplots(2, len(networks), figsize=(1 + 2.7 * len(networks), 4.6), sharex="col", sharey="row",
+                                squeeze=False)
+    titles = {"zero": "outputs that are 0 (%)", "silent": "channels that never fire (%)"}
+    for row, (what, title) in zip(grid, titles.items(), strict=True):
+        for axes, model in zip(row, networks, strict=True):
+            for (trainable, _), line in table[table["model"] == model].groupby(["trainable", "seed"]):
+                axes.plot(line["number"], line[what], color=colour(trainable), linewidth=1, label=trained(trainable))
+        row[0].set_ylabel(title)
+    for axes, model in zip(grid[0], networks, strict=True):
+        axes.set_title(name(model))
+    for axes in grid[-1]:
+        axes.set_xlabel("ReLU, from the image on")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
     return figure

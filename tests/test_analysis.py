@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bnlib import Config, InputError, analysis, published
+from bnlib import Config, InputError, analysis, published, verdicts
 
 
 def fake_run(accuracy=0.5, gamma=(0.5, 0.5), status="done", **fields):
@@ -51,7 +51,7 @@ def test_compare_computes_the_difference_to_each_published_value():
 
 
 def verdict(runs, claim):
-    return analysis.verdicts(runs).set_index("claim").loc[claim, "verdict"]
+    return verdicts.table(runs).set_index("claim").loc[claim, "verdict"]
 
 
 @pytest.mark.parametrize(("accuracies", "expected"), [
@@ -79,13 +79,13 @@ def test_full_training_is_compared_with_bn_only_of_the_same_seed():
         fake_run(0.45, gamma=(0, 0.5), model=f"resnet{d}"), fake_run(0.45, gamma=(0, 0.5), model=f"resnet{d}", seed=1),
         fake_run(0.9, gamma=(0.5, 0.5), model=f"resnet{d}", trainable="all"))]
     for claim in ("Training all parameters beats BN only", "Full training switches off fewer features"):
-        row = analysis.verdicts(runs).set_index("claim").loc[claim]
+        row = verdicts.table(runs).set_index("claim").loc[claim]
         assert row["verdict"] == "reproduced" and row["ours"].startswith("in 3 of 3 pairs")
     assert verdict(runs[:3], "Training all parameters beats BN only") == "partly"
 
 
 def test_the_row_that_is_judged_is_the_row_that_is_stated():
-    row = analysis.verdicts([fake_run(0.48), fake_run(0.60, epochs=300)]).set_index(
+    row = verdicts.table([fake_run(0.48), fake_run(0.60, epochs=300)]).set_index(
         "claim").loc["ResNet-14, BN only: test accuracy"]
     assert "48.0 % (1 seed) after 160 epochs" in row["ours"]
     assert row["verdict"] == "reproduced"

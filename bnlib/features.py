@@ -1,0 +1,202 @@
+"""What the features of a trained network do on images: which can be set to zero, which never fire, which can go."""
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from bnlib import data
+from bnlib.bnrelu import BNReLU
+from bnlib.checkpoint import bn_layers
+from bnlib.config import InputError
+from bnlib.device import choose_device
+from bnlib.models import BasicBlock
+from bnlib.store import Run
+from bnlib.train import evaluate, evaluate_on_test_set
+
+#: |γ| below which features are set to zero: from none to what no network survives.
+THRESHOLDS = (0.0, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+#: What each row of a table says of its run.
+KEYS = ("dataset", "model", "depth", "width", "trainable", "epochs", "seed")
+
+
+def with_networks(runs: Iterable[Run]) -> list[Run]:
+    """The runs whose trained network and whose images are at hand."""
+    found = []
+    for run in runs:
+        try:
+            run.network()
+        except InputError:            # weights of full training stay where it was done
+            continue
+        found += [run] if run.status == "done" and data.at_hand(run.config.dataset) else []
+    return found
+
+
+# ------------------------------------------------------------------------------------------- thresholds
+
+def thresholds(runs: Iterable[Run], at: Iterable[float] = THRESHOLDS, device: str | None = None) -> pd.DataFrame:
+    """Test accuracy after every γ with |γ| < threshold is set to zero: one row a run and threshold.
+
+    As in Frankle et al. 2021, Sec. 5. Columns: run and what KEYS names, threshold, zeroed (% of all γ), accuracy (%).
+    """
+    rows = []
+    for run in runs:
+        about = {"run": run.id, **{key: getattr(run.config, key) for key in KEYS}}
+        gamma = np.abs(np.concatenate(list(run.gamma.values())))
+        for threshold in at:
+            network = without_small(run.network(), threshold)
+            rows.append(about | {"threshold": threshold, "zeroed": 100 * float((gamma < threshold).mean()),
+                                 "accuracy": 100 * evaluate_on_test_set(network, run.config.dataset, device).accuracy})
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def without_small(network: nn.Module, threshold: float) -> nn.Module:
+    """The network with every γ of |γ| < threshold set to zero, in place."""
+    for layer in bn_layers(network).values():
+        layer.weight[layer.weight.abs() < threshold] = 0
+    return network
+
+
+# ------------------------------------------------------------------------------------------ activations
+
+@torch.no_grad()
+def activations(run: Run, part: str = "test", device: str | None = None) -> pd.DataFrame:
+    """How often each ReLU's channels fire on all images of a part of the data, one row a channel.
+
+    Columns: layer, number (1 for the first), channel, zero: share of outputs that are 0, over images and pixels.
+    A channel with zero = 1 never fires.
+    """
+    device, loaded = choose_device(device), data.load(run.config.dataset)
+    images, labels = (getattr(loaded, f"{which}_{part}").to(device) for which in "xy")
+    network = run.network().to(device, memory_format=torch.channels_last)
+    fired = {}
+
+    def count(name):
+        def hook(module, inputs, output):
+            fired[name] = fired.get(name, 0) + (output > 0).sum((0, 2, 3)).double() / output[0, 0].numel()
+        return hook
+
+    for name, module in network.named_modules():
+        if isinstance(module, BNReLU):
+            module.register_forward_hook(count(name))
+    evaluate(network, images, labels, data.Normalise(loaded, device, torch.float32), "fp32")
+    return pd.concat([pd.DataFrame({"layer": name, "number": number, "channel": range(len(sums)),
+                                    "zero": 1 - (sums / len(images)).cpu().numpy()})
+                      for number, (name, sums) in enumerate(fired.items(), 1)], ignore_index=True)
+
+
+def activations_by_layer(runs: Iterable[Run], device: str | None = None) -> pd.DataFrame:
+    """For each ReLU of each run, in % on all test images: outputs that are 0, and channels that never fire."""
+    rows = []
+    for run in runs:
+        about = {"run": run.id, **{key: getattr(run.config, key) for key in KEYS}}
+        for (number, layer), channels in activations(run, "test", device).groupby(["number", "layer"]):
+            rows.append(about | {"number": number, "layer": layer, "zero": 100 * channels["zero"].mean(),
+                                 "silent": 100 * (channels["zero"] == 1).mean()})
+    return pd.DataFrame(rows)
+
+
+def silent(channels: pd.DataFrame) -> dict[str, np.ndarray]:
+    """From `activations`: for each layer the channels that never fire, as a mask."""
+    return {layer: rows.sort_values("channel")["zero"].to_numpy() == 1
+            for layer, rows in channels.groupby("layer", sort=False)}
+
+
+# ---------------------------------------------------------------------------------------------- pruning
+
+@torch.no_grad()
+def prune(network: nn.Module, dead: dict[str, np.ndarray]) -> nn.Module:
+    """A copy of the network without the dead channels between the two convolutions of each block.
+
+    dead: layer's name → mask of its channels whose output is always 0. A channel of zeros adds nothing to the next
+    convolution, so the copy computes the same outputs. Channels that go through a shortcut have other sources and stay.
+    """
+    pruned = copy.deepcopy(network)
+    for name, block in pruned.named_modules():
+        if isinstance(block, BasicBlock):
+            keep = torch.from_numpy(np.flatnonzero(~dead[f"{name}.bn1"]))
+            keep = keep if len(keep) else torch.zeros(1, dtype=torch.int64)      # a convolution has a channel at least
+            block.conv1 = _convolution(block.conv1, block.conv1.weight[keep])
+            block.conv2 = _convolution(block.conv2, block.conv2.weight[:, keep])
+            layer = BNReLU(len(keep))
+            layer.load_state_dict({key: value if value.ndim == 0 else value[keep]
+                                   for key, value in block.bn1.state_dict().items()})
+            block.bn1 = layer
+    return pruned.eval()
+
+
+def _convolution(like: nn.Conv2d, weight: torch.Tensor) -> nn.Conv2d:
+    outputs, inputs = weight.shape[:2]
+    made = nn.Conv2d(inputs, outputs, like.kernel_size, like.stride, like.padding, bias=False)
+    made.weight = nn.Parameter(weight.clone())
+    return made
+
+
+def pruning(runs: Iterable[Run], device: str | None = None) -> pd.DataFrame:
+    """Each network before and after its silent channels are removed, one row a run.
+
+    A channel is silent if it fires on no training image. Columns: run and what KEYS names, channels, silent (%),
+    removed (%, those between a block's convolutions), parameters and parameters left, changed (test images predicted
+    otherwise), and speed (images/s after against before).
+    """
+    rows = []
+    for run in runs:
+        channels = activations(run, "train", device)
+        network, dead = run.network(), silent(channels)
+        pruned = prune(network, dead)
+        inner = [mask for layer, mask in dead.items() if layer.endswith(".bn1")]
+        before, after = (evaluate_on_test_set(n, run.config.dataset, device) for n in (network, pruned))
+        rows.append({
+            "run": run.id, **{key: getattr(run.config, key) for key in KEYS},
+            "channels": len(channels), "silent": 100 * float((channels["zero"] == 1).mean()),
+            "removed": 100 * sum(mask.sum() for mask in inner) / len(channels),
+            "parameters": _parameters(network), "parameters left": _parameters(pruned),
+            "changed": int((before.predicted != after.predicted).sum()),
+            "speed": _speed(network, pruned, run, device)})
+    return pd.DataFrame(rows)
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _speed(network: nn.Module, pruned: nn.Module, run: Run, device: str | None, rounds: int = 3) -> float:
+    """Images/s of the second network against the first, taking turns: the median ratio."""
+    device, loaded = choose_device(device), data.load(run.config.dataset)
+    normalise = data.Normalise(loaded, device, torch.float32)
+    images, labels = loaded.x_test[:1000].to(device), loaded.y_test[:1000].to(device)
+    ratios = []
+    for _ in range(rounds):
+        seconds = []
+        for each in (network, pruned):
+            began = time.perf_counter()
+            evaluate(each.to(device), images, labels, normalise, "fp32")
+            seconds.append(time.perf_counter() - began)
+        ratios.append(seconds[0] / seconds[1])
+    return float(np.median(ratios))
+
+
+# ----------------------------------------------------------------------------------------------- tables
+
+def kept(name: str, results: str | Path, make: Callable[[list[Run]], pd.DataFrame],
+         runs: Iterable[Run]) -> pd.DataFrame:
+    """The rows of these runs in `results/tables/<name>.csv`; `make` adds those of runs that it lacks.
+
+    So what takes networks and images to compute is computed once, and a report can be drawn without them. Runs whose
+    network or images are not at hand have no rows.
+    """
+    file, runs = Path(results) / "tables" / f"{name}.csv", list(runs)
+    table = pd.read_csv(file) if file.exists() else pd.DataFrame({"run": []})
+    lacking = with_networks(run for run in runs if run.id not in set(table["run"]))
+    if lacking:
+        table = pd.concat([table, make(lacking)], ignore_index=True).sort_values("run", kind="stable")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(file, index=False, float_format="%.6g")
+        table = pd.read_csv(file)                              # the same digits, whether just made or kept
+    return table[table["run"].isin([run.id for run in runs])].reset_index(drop=True)

@@ -1,0 +1,206 @@
+"""The verdict table: each claim of the paper, the rule by which runs decide it, and what they decide."""
+
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from bnlib.analysis import (
+    DEAD,
+    PAPER_EPOCHS,
+    accuracy,
+    dead_features,
+    dead_share,
+    listed,
+    name,
+    plain,
+    published,
+    seeds_of,
+    spread,
+    trained,
+)
+from bnlib.config import random_weights
+from bnlib.store import Run
+
+REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
+ENOUGH = 3         # networks, depths or widths that an ordering must have been seen on before it counts as reproduced
+LITTLE = 2.0       # points of accuracy that count as little
+
+
+def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The verdict table: claim, where the paper makes it, its number, ours, verdict; every verdict by a rule in code.
+
+    A published number is reproduced if our mean over seeds, at the paper's 160 epochs, is within two standard errors
+    plus two points; partly, within twice that. An ordering is reproduced if it holds in every pair of runs of one seed
+    and one number of epochs, on three networks or more; partly, in more than half of the pairs, or on fewer networks.
+    The paper's numbers are those of CIFAR-10; on another dataset only its orderings are judged.
+    thresholds: from `features.thresholds`, for the claim that needs the networks and the images.
+    """
+    runs = [run for run in runs if run.config.dataset == dataset]
+    done = [run for run in runs if run.status == "done"]
+    protocol = plain(done)
+    paper = published().query("source == 'Frankle et al. 2021' and dataset == @dataset").iloc[::-1]
+    rows = [_number(accuracy(plain(runs)), claim) for claim in paper.itertuples()]
+    rows += [
+        _rises("BN only: deeper is better", "Fig. 2", protocol, "depth", fixed="width"),
+        _rises("BN only: wider is better", "Fig. 3", protocol, "width", fixed="depth"),
+        _beats("Training all parameters beats BN only", "Fig. 2", "everywhere", protocol, "bn", "all", percent_right),
+        _beats("BN only beats two random weights a channel, as many parameters", "Sec. 4.2", "everywhere", protocol,
+               "random2", "bn", percent_right),
+        _random_weights_to_match(protocol),
+        _beats(f"Freezing γ and β costs full training little (under {LITTLE:g} points)", "Sec. 4", "everywhere",
+               protocol, "all", "weights", percent_right, margin=LITTLE),
+        _beats("γ alone does more than β alone", "this report", "–", protocol, "beta", "gamma", percent_right),
+        _dead_share(protocol),
+        _beats("Full training switches off fewer features", "Sec. 5", "fewer", protocol, "all", "bn", percent_dead),
+        _thresholds(thresholds),
+        *(_matters_little(done, field, title) for field, title in (
+            ("bn_init", "How γ and β start matters little"), ("conv_init", "How convolutions start matters little"))),
+    ]
+    return pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
+
+
+def percent_right(run: Run) -> float:
+    return 100 * run.metrics["test_accuracy"]
+
+
+def percent_dead(run: Run) -> float:
+    return 100 * dead_share({"all": np.concatenate(list(run.gamma.values()))})["all"]
+
+
+# ------------------------------------------------------------------------------------- published numbers
+
+def _number_verdict(row, value: float) -> str:
+    allowed = 2 * (0 if np.isnan(row.std) else row.std / np.sqrt(row.n)) + 2
+    away = abs(row.mean - value)
+    return REPRODUCED if away <= allowed else PARTLY if away <= 2 * allowed else NOT
+
+
+def _number(table: pd.DataFrame, claim) -> tuple:
+    title = f"{name(claim.model)}, {trained(claim.trainable)}: test accuracy"
+    ours = table[(table["model"] == claim.model) & (table["trainable"] == claim.trainable)].sort_values("epochs")
+    at_the_papers = ours[(ours["epochs"] == PAPER_EPOCHS) & (ours["n"] > 0)]
+    row = next((at_the_papers if len(at_the_papers) else ours.iloc[::-1]).itertuples(), None)
+    stated = f"{spread(row)} after {row.epochs} epochs on {row.devices}" if row else "–"
+    verdict = _number_verdict(row, claim.value) if len(at_the_papers) else NOT_RUN
+    return title, claim.where, f"{claim.value:g} %", stated, verdict
+
+
+def _dead_share(runs: list[Run]) -> tuple:
+    """The share over all BN-only networks of the longest training; judged as a published number."""
+    claim = published("share of features disabled").iloc[0]
+    title = f"BN only switches features off: share of |γ| < {DEAD}"
+    table = dead_features([r for r in runs if r.config.trainable == "bn"])
+    table = table[table["epochs"] == table["epochs"].max()]
+    if table.empty:
+        return title, claim["where"], f"{claim['value']:g} %", "–", NOT_RUN
+    over_networks = pd.DataFrame({"mean": [table["mean"].mean()], "std": [table["mean"].std()], "n": [len(table)]})
+    epochs = table["epochs"].iloc[0]
+    stated = "; ".join(f"{name(r.model)} {r.mean:.1f} % ({seeds_of(r.n)})"
+                       for r in table.sort_values(["depth", "width"]).itertuples()) + f"; after {epochs} epochs"
+    verdict = _number_verdict(next(over_networks.itertuples()), claim["value"]) if epochs == PAPER_EPOCHS else NOT_RUN
+    return title, claim["where"], f"{claim['value']:g} %", stated, verdict
+
+
+# --------------------------------------------------------------------------------------------- orderings
+
+def _pairs_verdict(holds: list[bool], networks: set) -> str:
+    if not holds:
+        return NOT_RUN
+    if all(holds) and len(networks) >= ENOUGH:
+        return REPRODUCED
+    return PARTLY if np.mean(holds) > 0.5 else NOT
+
+
+def _pairs_stated(holds: list[bool], what: str, runs: list[Run]) -> str:
+    if not holds:
+        return "–"
+    seeds, epochs = (listed(getattr(run.config, field) for run in runs) for field in ("seed", "epochs"))
+    return f"in {sum(holds)} of {len(holds)} pairs; {what}; seeds {seeds}; {epochs} epochs"
+
+
+def _rises(title: str, where: str, runs: list[Run], by: str, fixed: str) -> tuple:
+    """Whether BN-only accuracy rises with `by` from value to value, at one value of `fixed`, epochs and seed."""
+    holds, values, used = [], set(), []
+    lines: dict[tuple, dict] = {}
+    for run in runs:
+        if run.config.trainable == "bn":
+            key = (getattr(run.config, fixed), run.config.epochs, run.config.seed)
+            lines.setdefault(key, {})[getattr(run.config, by)] = run
+    for line in lines.values():
+        for low, high in pairwise(sorted(line)):
+            holds.append(percent_right(line[high]) > percent_right(line[low]))
+            values |= {low, high}
+            used += [line[low], line[high]]
+    stated = _pairs_stated(holds, f"{by} {listed(values)}", used)
+    return title, where, "rises", stated, _pairs_verdict(holds, values)
+
+
+def _beats(title: str, where: str, claim: str, runs: list[Run], lower: str, upper: str,
+           measure: Callable[[Run], float], margin: float = 0.0) -> tuple:
+    """Whether training `upper` measures more than training `lower` less a margin, by network, seed and epochs."""
+    found = {(r.config.trainable, r.config.model, r.config.epochs, r.config.seed): r for r in runs}
+    pairs = [(run, found[upper, *key]) for (what, *key), run in found.items()
+             if what == lower and (upper, *key) in found]
+    lows, highs = ([measure(run) for run in side] for side in (zip(*pairs, strict=True) if pairs else ((), ())))
+    holds = [high > low - margin for low, high in zip(lows, highs, strict=True)]
+    means = (f"in the mean {trained(upper)} {np.mean(highs):.1f} %, {trained(lower)} {np.mean(lows):.1f} %"
+             if pairs else "")
+    stated = _pairs_stated(holds, means, [low for low, _ in pairs])
+    return title, where, claim, stated, _pairs_verdict(holds, {low.config.model for low, _ in pairs})
+
+
+# ------------------------------------------------------------------------------------------ other claims
+
+def _random_weights_to_match(runs: list[Run]) -> tuple:
+    """How many random weights a channel reach BN's mean; reproduced if that is four times BN's two, or more."""
+    title, where, claim = "Matching BN only takes many times more random weights", "Sec. 4.2", "many times"
+    means = accuracy(runs)
+    stated, factors = [], []
+    for (model, epochs), rows in means.groupby(["model", "epochs"]):
+        of_bn = rows[rows["trainable"] == "bn"]
+        of_random = rows[rows["trainable"].str.fullmatch(r"random\d+")].copy()
+        if of_bn.empty or of_random.empty:
+            continue
+        of_random["k"] = of_random["trainable"].map(random_weights)
+        matching = of_random[of_random["mean"] >= of_bn["mean"].iloc[0]]["k"]
+        most = of_random["k"].max()
+        factors.append(matching.min() / 2 if len(matching) else most)
+        stated.append(f"{name(model)}: {matching.min()} a channel" if len(matching) else
+                      f"{name(model)}: more than {most} a channel")
+        stated[-1] += f", {epochs} epochs"
+    if not factors:
+        return title, where, claim, "–", NOT_RUN
+    many = [factor >= 4 for factor in factors]
+    return title, where, claim, "; ".join(stated), (
+        REPRODUCED if all(many) and len(many) >= ENOUGH else PARTLY if any(many) else NOT)
+
+
+def _thresholds(thresholds: pd.DataFrame | None) -> tuple:
+    """Setting |γ| < 0.01 to zero: reproduced if no BN-only network loses or gains more than half a point."""
+    title, where = f"BN only: setting |γ| < {DEAD} to zero changes nothing", "Sec. 5"
+    if thresholds is None or not len(thresholds):
+        return title, where, "no change", "–", NOT_RUN
+    of_bn = thresholds[thresholds["trainable"] == "bn"]
+    change = (of_bn[of_bn["threshold"] == DEAD].set_index("run")["accuracy"]
+              - of_bn[of_bn["threshold"] == 0].set_index("run")["accuracy"])
+    stated = f"at most {change.abs().max():.2f} points, over {len(change)} networks"
+    verdict = REPRODUCED if change.abs().max() <= 0.5 else PARTLY if change.abs().mean() <= 0.5 else NOT
+    return title, where, "no change", stated, verdict
+
+
+def _matters_little(runs: list[Run], field: str, title: str) -> tuple:
+    """Whether BN-only accuracy at one seed stays within a margin of the protocol's when one field is varied."""
+    where, claim = "appendix", f"under {LITTLE:g} points"
+    table = accuracy(run for run in runs if run.config.trainable == "bn")
+    away = []
+    for row in table[table["variant"].str.fullmatch(rf"{field}=\w+")].itertuples():
+        same = table[(table["variant"] == "") & (table["model"] == row.model) & (table["epochs"] == row.epochs)]
+        away += [(row.mean - same["mean"].iloc[0], row)] if len(same) else []
+    if not away:
+        return title, where, claim, "–", NOT_RUN
+    stated = ", ".join(f"{row.variant.split('=')[1]} {points:+.1f}" for points, row in away) + (
+        f" points against the protocol's; {name(away[0][1].model)}, {away[0][1].epochs} epochs")
+    within = [abs(points) < LITTLE for points, _ in away]
+    return title, where, claim, stated, REPRODUCED if all(within) else PARTLY if np.mean(within) > 0.5 else NOT
