@@ -14,11 +14,12 @@ from bnlib.analysis import Sentences, published
 from bnlib.analysis import name as shown
 from bnlib.config import Config, generator
 from bnlib.numpy_nn.convolution import Conv2d, LoopConv2d
-from bnlib.numpy_nn.layers import Layer
+from bnlib.numpy_nn.layers import BatchNorm2d, Layer, Linear
 from bnlib.numpy_nn.networks import ResNet, ResNet101, freeze, loss_and_gradients
 from bnlib.numpy_nn.optim import SGD
 
 OUTPUTS, GRADIENTS, HISTORIES = 1e-8, 1e-6, 1e-6      # relative deviations up to which networks count as equal
+KINDS = {Conv2d: ("convolution", ""), BatchNorm2d: ("γ", "β"), Linear: ("linear", "linear")}     # weight, bias
 IMAGES, SIZE = 2, 33              # of a network's check: small, and odd, so that strides leave a rest
 
 
@@ -43,6 +44,7 @@ def compare(layer: Layer, twin, x: np.ndarray, seed: int = 0) -> pd.DataFrame:
     twin, x = twin.double(), x.astype(np.float64)
     layer.astype(np.float64).load_state_dict(twin.state_dict()).train(twin.training)
     images = torch.from_numpy(x).clone().requires_grad_()
+    twin.zero_grad()
     expected = twin(images)
     gradient = np.random.default_rng(seed).standard_normal(tuple(expected.shape))
     expected.backward(torch.from_numpy(gradient))
@@ -60,21 +62,22 @@ def compare(layer: Layer, twin, x: np.ndarray, seed: int = 0) -> pd.DataFrame:
 def twins(name: str) -> tuple[Layer, "object"]:
     """(ours, torch's) of `resnet101`, of which torchvision has the twin, or of a CIFAR ResNet, of which bnlib has.
 
-    Ten classes; ResNet-101 with γ ~ U(½, 3/2) and β ~ U(−½, ½), since at γ = 1, β = 0 some mistakes would not show.
+    Ten classes; γ ~ U(½, 3/2) and β ~ U(−½, ½), since at γ = 1 or β = 0 some mistakes would not show.
     """
     import torch
-    if name != "resnet101":
-        from bnlib import models
-        return ResNet(name, 10), models.build(name, 10)
-    from torchvision.models import resnet101
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        twin = resnet101(weights=None, num_classes=10)
+        if name == "resnet101":
+            from torchvision.models import resnet101
+            ours, twin = ResNet101(10), resnet101(weights=None, num_classes=10)
+        else:
+            from bnlib import models
+            ours, twin = ResNet(name, 10), models.build(name, 10)
         for module in twin.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 torch.nn.init.uniform_(module.weight, 0.5, 1.5)
                 torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-    return ResNet101(10), twin
+    return ours, twin
 
 
 def gradients(names=("resnet14", "resnet101")) -> pd.DataFrame:
@@ -85,10 +88,8 @@ def gradients(names=("resnet14", "resnet101")) -> pd.DataFrame:
         ours, theirs = twins(name)
         x = generator(0, "batches").standard_normal((IMAGES, 3, SIZE, SIZE))
         table = compare(ours, theirs, x)
-        shapes = {name: parameter.value.ndim for name, parameter in ours.parameters().items()}
-        of_bn = {prefix for prefix, layer in ours.walk() if hasattr(layer, "running_mean")}
-        kinds = {n: ("γ" if n.endswith("weight") else "β") if n.rpartition(".")[0] + "." in of_bn
-                 else {4: "convolution"}.get(d, "linear") for n, d in shapes.items()}
+        kinds = {prefix + part: kind for prefix, layer in ours.walk() if type(layer) in KINDS
+                 for part, kind in zip(("weight", "bias"), KINDS[type(layer)], strict=True)}
         table["kind"] = table["name"].map(kinds).fillna(table["kind"])
         tables.append(table.assign(network=name))
     return pd.concat(tables, ignore_index=True)
@@ -165,10 +166,20 @@ def verdict(table: pd.DataFrame, history: pd.DataFrame) -> Sentences:
         f"differ by at most {trained:.1e} (bar: {HISTORIES:g})."])
 
 
+def learned(tables: dict[str, pd.DataFrame]) -> Sentences:
+    """What the networks of `training.fit` reach on test images after the last epoch."""
+    said = Sentences()
+    for network, table in tables.items():
+        last = table[table["part"] == "test"].iloc[-1]
+        said.append(f"{network}: epoch {last['epoch']:.0f} ends with {100 * last['accuracy']:.1f} % of the test images "
+                    f"right, F-score {100 * last['F-score']:.1f} %, loss {last['loss']:.2f}.")
+    return said
+
+
 # ------------------------------------------------------------------------------------------- speed
 
 #: The convolutions timed: images, channels in and out, size, kernel, padding.
-SHAPES = {"study's": (8, 4, 2, (3, 5), 3, 3), "real layer": (32, 16, 16, (32, 32), 3, 1)}
+SHAPES = {"the study's shape": (8, 4, 2, (3, 5), 3, 3), "a real layer": (32, 16, 16, (32, 32), 3, 1)}
 PASSES = 1000
 PUBLISHED = {"im2col": "1000 iterations NumPy as matrix product", "loops": "1000 iterations NumPy loops",
              "torch": "1000 iterations torch"}
@@ -185,11 +196,24 @@ def speed(rounds: int = 9, threads: int = 1) -> pd.DataFrame:
         return _timed(rounds)
 
 
+def compare_speed(table: pd.DataFrame) -> Sentences:
+    """Of each shape of `speed`: how many times as long as torch a matrix product takes, and loops; and the study's."""
+    said = Sentences()
+    for shape, part in table.groupby("shape", sort=False):
+        ours = part.set_index("how")
+        times, theirs = ours["× torch"], ours["published"] / ours["published"]["torch"]
+        study = "" if theirs.isna().any() else (f" (ResNet-101 study: {theirs['im2col']:.1f} and "
+                                                f"{theirs['loops']:.0f} times)")
+        said.append(f"{shape}: as a matrix product {times['im2col']:.1f} times as long as torch, by loops "
+                    f"{times['loops']:,.0f} times{study}.")
+    return said
+
+
 def _timed(rounds: int) -> pd.DataFrame:
     rows = []
     for name, (n, inputs, outputs, size, kernel, padding) in SHAPES.items():
         x = generator(0, "batches").standard_normal((n, inputs, *size), np.float32)
-        passes = {"study's": 100, "real layer": 3}[name]
+        passes = {"the study's shape": 100, "a real layer": 3}[name]
         timed = {"im2col": (_backward(Conv2d, x, outputs, kernel, padding), passes, 1),
                  "torch": (_backward_of_torch(x, outputs, kernel, padding), passes, 1),
                  "loops": (_backward(LoopConv2d, x[:1], outputs, kernel, padding), 1, n)}
@@ -202,7 +226,7 @@ def _timed(rounds: int) -> pd.DataFrame:
                 seconds[how].append((time.perf_counter() - began) / count * scale * PASSES)
         medians = {how: float(np.median(values)) for how, values in seconds.items()}
         rows += [{"shape": name, "how": how, "seconds": median, "× torch": median / medians["torch"],
-                  "published": published(PUBLISHED[how])["value"].item() if name == "study's" else np.nan,
+                  "published": published(PUBLISHED[how])["value"].item() if name == "the study's shape" else np.nan,
                   "timed": f"{rounds} × {timed[how][1]}" + (f", 1 image of {n}" if timed[how][2] > 1 else "")}
                  for how, median in medians.items()]
     return pd.DataFrame(rows)

@@ -24,14 +24,14 @@ def fit(network: Layer, dataset: Dataset, *, epochs: int, batch_size: int = 64, 
     """Trains all parameters with Adam, in place, on `n_train` images drawn by the seed (None: all there are).
 
     Returns a row a batch (`part` "batch") and a row an epoch for the training images while it went on ("train") and
-    for `n_test` test images drawn by the seed ("test", also before the first epoch): part, epoch (a batch's as a
-    fraction), loss, accuracy in [0, 1] and F-score, the mean over the classes.
+    for `n_test` test images drawn by the seed ("test"): part, epoch (a batch's as a fraction), loss, accuracy in [0, 1]
+    and F-score, the mean over the classes.
     """
     chosen = generator(seed, "split").permutation(len(dataset.x_train))[:n_train]
     tested = generator(seed, "split").permutation(len(dataset.x_test))[:n_test]
     x_test, y_test = normalised(dataset.x_test[tested], dataset), dataset.y_test.numpy()[tested]
     optimizer = Adam(freeze(network, "all"), lr)
-    rows = [{"part": "test", "epoch": 0, **evaluate(network, x_test, y_test)}]
+    rows = []
     for epoch in range(1, epochs + 1):
         network.train()
         order, seen = chosen[generator(seed, "batches", epoch).permutation(len(chosen))], []
