@@ -5,6 +5,7 @@ import sys
 import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,11 +108,23 @@ def test_outputs_gradients_and_statistics_are_torchs(name):
     assert table["deviation"].max() < 1e-10, table
 
 
-def test_the_comparison_sees_a_wrong_gradient(monkeypatch):
+@pytest.mark.parametrize("factor", [1 + 1e-6, np.nan])
+def test_the_comparison_sees_a_wrong_gradient(monkeypatch, factor):
     backward = Conv2d.backward
-    monkeypatch.setattr(Conv2d, "backward", lambda self, gradient: backward(self, gradient * (1 + 1e-6)))
+    monkeypatch.setattr(Conv2d, "backward", lambda self, gradient: backward(self, gradient * factor))
     table = check.compare(Conv2d(4, 2, 3), nn.Conv2d(4, 2, 3), normal(3, 4, 7, 6)).set_index("name")["deviation"]
     assert table["output"] < 1e-10 and (table[["x", "weight", "bias"]] > 1e-7).all()
+    assert not check.relative(np.zeros(3), np.zeros((3, 1))) < np.inf
+
+
+def test_the_verdict_follows_the_deviations():
+    table = pd.DataFrame([{"network": "resnet14", "parameters": 47, "outputs": 1e-12, "input gradient": 1e-12,
+                           "parameter gradients": 1e-9}])
+    history = pd.DataFrame({"loss (NumPy)": [1.0, 2.0], "loss (torch)": [1.0, 2.0], "deviation": [0.0, 1e-9]})
+    assert check.verdict(table, history)[0].startswith("**NumPy equals torch**: ResNet-14 with batch norm")
+    for column, value in (("outputs", 1e-7), ("input gradient", 1e-5), ("parameter gradients", np.inf)):
+        assert "does not equal" in check.verdict(table.assign(**{column: value}), history)[0]
+    assert "does not equal" in check.verdict(table, history.assign(deviation=1e-3))[0]
 
 
 @settings(max_examples=60, deadline=None)

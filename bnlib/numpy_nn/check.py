@@ -24,11 +24,12 @@ IMAGES, SIZE = 2, 33              # of a network's check: small, and odd, so tha
 
 
 def relative(ours, theirs) -> float:
-    """max |ours − theirs| / max |theirs|; infinite where the shapes differ, absolute where all of theirs is 0."""
+    """max |ours − theirs| / max |theirs|; absolute where theirs is all 0, infinite for other shapes and for NaN."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     if ours.shape != theirs.shape:
         return np.inf
-    return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1))
+    deviation = float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1))
+    return np.inf if np.isnan(deviation) else deviation             # a table's maximum passes over NaN
 
 
 # ------------------------------------------------------------------------------------------- equality
@@ -162,8 +163,8 @@ def verdict(table: pd.DataFrame, history: pd.DataFrame) -> Sentences:
         f"{outputs:.1e} in their outputs and {worst:.1e} in the gradients of the input and all "
         f"{table['parameters'].sum()} parameter arrays, relative to the largest value (bars: {OUTPUTS:g} and "
         f"{GRADIENTS:g}).",
-        f"BN-only training on the same {len(history)} batches: after the last step losses, γ, β and running statistics "
-        f"differ by at most {trained:.1e} (bar: {HISTORIES:g})."])
+        f"BN-only training on the same {len(history)} batches: in no step do losses, γ, β or running statistics "
+        f"differ by more than {trained:.1e} (bar: {HISTORIES:g})."])
 
 
 def learned(tables: dict[str, pd.DataFrame]) -> Sentences:
