@@ -111,7 +111,8 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
 def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
     """Test accuracy of each choice of what trains (`trainable`) or of each `variant`, a row each, a panel a network.
 
-    table: from `analysis.accuracy`. Bars are one standard deviation over seeds; grey: number of trained parameters.
+    table: from `analysis.accuracy`. Bars are one standard deviation over seeds. With one network, what trains is followed
+    by how many parameters that are.
     """
     table = table[table["n"] > 0]
     if not len(table):
@@ -119,20 +120,23 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
     table = _longest(table)
     settings = table.groupby(by)["mean"].mean().sort_values().index.tolist()
     networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
-    figure, grid = plt.subplots(1, len(networks), figsize=(2 + 2.6 * len(networks), 0.9 + 0.27 * len(settings)),
+    figure, grid = plt.subplots(1, len(networks), figsize=(2.4 + 3 * len(networks), 1 + 0.26 * len(settings)),
                                 sharey=True, sharex=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
         for row in table[table["model"] == model].itertuples():
             y, hue = settings.index(getattr(row, by)), colour(row.trainable)
             axes.errorbar(row.mean, y, xerr=np.nan_to_num(row.std), color=hue, capsize=2,
                           marker=MARKERS.get(row.epochs, "D"))
-            axes.annotate(f"{row.mean:.1f}" + (f"   {row.parameters:,}" if by == "trainable" else ""), (row.mean, y),
-                          xytext=(7, 0), va="center", textcoords="offset points", fontsize=7, color="#555555")
+            axes.annotate(f"{row.mean:.1f}", (row.mean + np.nan_to_num(row.std), y), xytext=(7, 0), va="center",
+                          textcoords="offset points", fontsize=7.5, color="#555555")
         axes.set(xlabel="test accuracy (%)", title=f"{name(model)}, {table['epochs'].max()} epochs")
         axes.grid(axis="y", visible=False)
-        axes.margins(x=0.28)
-    grid[0][0].set_yticks(range(len(settings)), [
-        trained(s) if by == "trainable" else s or "the protocol" for s in settings])
+        axes.margins(x=0.15)
+    counts = table.groupby(by)["parameters"].first()
+    labels = {s: s or "the protocol" if by == "variant" else trained(s) for s in settings}
+    if by == "trainable" and len(networks) == 1:
+        labels = {s: f"{label}: {counts[s]:,}" for s, label in labels.items()}
+    grid[0][0].set_yticks(range(len(settings)), labels.values())
     figure.suptitle(_seeds_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
 
@@ -385,7 +389,7 @@ def dead_share(table: pd.DataFrame) -> Figure:
 def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
     """The distribution of γ or β in each batch-norm layer, first layer on top; a column a network, a colour a mode.
 
-    channels: from `analysis.affine`. Each curve has the same area; the tick stands at 0.
+    channels: from `analysis.affine`. All curves have the same height; dotted: 0.
     """
     if not len(channels):
         return nothing_yet()
@@ -405,7 +409,7 @@ def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
             axes.fill_between(values, -number, -number + 2.2 * curve / curve.max(), color=colour(trainable), alpha=0.35,
                               linewidth=0.5, zorder=number, label=trained(trainable) if number == 1 else None)
         axes.set(xlabel=SYMBOL[part], title=_titled(channels, model), ylim=(-count - 0.5, 2))
-        axes.set_yticks([-1, -(count + 1) // 2, -count], ["first", "", "last"])
+        axes.set_yticks([-1, -count], ["first", "last"])
         axes.grid(axis="y", visible=False)
         axes.axvline(0, color="#333333", linewidth=0.6, linestyle=":")
     grid[0][0].set_ylabel("batch-norm layer")

@@ -85,15 +85,15 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
 def render(profile: str = "short") -> None:
     """Renders all notebooks and figures from the records there are, and trains nothing.
 
-    Copies go to `build/report/`; the summary is rendered in its place, as it is committed with its outputs. The
-    quickstart is left out, since training is all it does.
+    Copies go to `build/report/`; the summary is rendered in its place, as it is committed with its outputs.
+    Notebooks that keep no records, and so train whenever they run, are left out.
     """
     choose("profile", profile, PROFILES)
     folder = resolve("build/report")
     for name in names():
-        if name != QUICKSTART:
-            wanted = {"profile_name": profile, "missing": "skip", "results": "results"}
-            _show(name, folder, wanted if name != SUMMARY else {})
+        if "missing" in parameters_of(name):
+            _show(name, folder, {"profile_name": profile, "missing": "skip", "results": "results"})
+    _show(SUMMARY, folder, {})
     _keep_outputs(folder / f"{SUMMARY}.ipynb", resolve(NOTEBOOKS) / f"{SUMMARY}.ipynb")
 
 

@@ -113,3 +113,45 @@ def test_an_unknown_metric_is_named():
 def test_published_values_have_a_source_and_a_place():
     table = pd.read_csv(analysis.Path(analysis.__file__).with_name("published.csv"))
     assert table[["source", "where", "metric", "value"]].notna().all().all()
+
+
+def test_a_variant_is_what_differs_from_the_profile():
+    assert analysis.variant(Config(seed=3, epochs=16, model="resnet56", trainable="all")) == ""
+    assert analysis.variant(Config(lr=0.3, bn_init="ones")) == "bn_init=ones, lr=0.3"
+    demo = {"dataset": "digits", "batch_size": 32, "augment": "crop", "epochs": 3}
+    assert analysis.variant(Config(**demo)) == "" and analysis.variant(Config(**demo, lr=0.5)) == "lr=0.5"
+
+
+def test_runs_that_vary_the_protocol_are_not_averaged_with_it():
+    table = analysis.accuracy([fake_run(0.5), fake_run(0.1, lr=1.0)]).set_index("variant")
+    assert table["mean"].to_dict() == {"": 50, "lr=1.0": 10}
+    assert verdict([fake_run(0.48), fake_run(0.1, lr=1.0)], "ResNet-14, BN only: test accuracy") == "reproduced"
+
+
+@pytest.mark.parametrize(("matching", "expected"), [(16, "partly"), (4, "not reproduced"), (None, "partly")])
+def test_random_weights_that_match_bn_are_counted(matching, expected):
+    runs = [fake_run(0.45), *(fake_run(0.46 if matching and k >= matching else 0.3, trainable=f"random{k}")
+                              for k in (2, 4, 8, 16, 32))]
+    row = verdicts.table(runs).set_index("claim").loc["Matching BN only takes many times more random weights"]
+    assert row["verdict"] == expected
+    assert (f"{matching} a channel" if matching else "more than 32 a channel") in row["ours"]
+
+
+@pytest.mark.parametrize(("less", "expected"), [(0.01, "reproduced"), (0.05, "not reproduced")])
+def test_freezing_gamma_and_beta_costs_little_by_the_stated_margin(less, expected):
+    runs = [fake_run(0.85 - less * (t == "weights"), model=m, trainable=t)
+            for m in ("resnet14", "resnet32", "resnet56") for t in ("all", "weights")]
+    assert verdict(runs, "Freezing γ and β costs full training little (under 2 points)") == expected
+
+
+@pytest.mark.parametrize(("change", "expected"), [(0.1, "reproduced"), (3.0, "not reproduced")])
+def test_small_gammas_that_may_go_are_judged_by_their_change(change, expected):
+    thresholds = pd.DataFrame({"run": "a", "trainable": "bn", "threshold": [0, 0.01], "accuracy": [45, 45 - change]})
+    rows = verdicts.table([], thresholds=thresholds).set_index("claim")["verdict"]
+    assert rows["BN only: setting |γ| < 0.01 to zero changes nothing"] == expected
+
+
+def test_starts_that_matter_little_stay_within_two_points():
+    runs = [fake_run(0.45), fake_run(0.44, bn_init="ones"), fake_run(0.40, conv_init="binary")]
+    assert verdict(runs, "How γ and β start matters little") == "reproduced"
+    assert verdict(runs, "How convolutions start matters little") == "not reproduced"
