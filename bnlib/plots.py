@@ -111,8 +111,8 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
 def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
     """Test accuracy of each choice of what trains (`trainable`) or of each `variant`, a row each, a panel a network.
 
-    table: from `analysis.accuracy`. Bars are one standard deviation over seeds. With one network, what trains is followed
-    by how many parameters that are.
+    table: from `analysis.accuracy`. Bars are one standard deviation over seeds. With one network, what trains is
+    followed by how many parameters that are.
     """
     table = table[table["n"] > 0]
     if not len(table):
