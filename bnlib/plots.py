@@ -457,6 +457,7 @@ def thresholds(table: pd.DataFrame) -> Figure:
                       label=trained(trainable))
         axes.axvline(DEAD, color="#333333", linewidth=0.6, linestyle=":")
         axes.set_xscale("symlog", linthresh=0.001)
+        axes.set_xlim(-0.0003, 0.7)
         axes.set_xticks([0, 0.001, 0.01, 0.1, 0.5], ["0", "0.001", "0.01", "0.1", "0.5"], rotation=45)
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel="|γ| below this set to zero", title=name(model))

@@ -25,6 +25,7 @@ from bnlib.store import Run
 
 REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
 ENOUGH = 3         # networks, depths or widths that an ordering must have been seen on before it counts as reproduced
+MANY = 4           # times as many parameters, which count as many times more
 LITTLE = 2.0       # points of accuracy that count as little
 
 
@@ -154,7 +155,7 @@ def _beats(title: str, where: str, claim: str, runs: list[Run], lower: str, uppe
 # ------------------------------------------------------------------------------------------ other claims
 
 def _random_weights_to_match(runs: list[Run]) -> tuple:
-    """How many random weights a channel reach BN's mean; reproduced if that is four times BN's two, or more."""
+    """How many random weights a channel reach BN's mean; reproduced if they are four times BN's two, or more."""
     title, where, claim = "Matching BN only takes many times more random weights", "Sec. 4.2", "many times"
     means = accuracy(runs)
     stated, factors = [], []
@@ -166,13 +167,15 @@ def _random_weights_to_match(runs: list[Run]) -> tuple:
         of_random["k"] = of_random["trainable"].map(random_weights)
         matching = of_random[of_random["mean"] >= of_bn["mean"].iloc[0]]["k"]
         most = of_random["k"].max()
+        if not len(matching) and most < MANY * 2:            # too few were tried to tell
+            continue
         factors.append(matching.min() / 2 if len(matching) else most)
         stated.append(f"{name(model)}: {matching.min()} a channel" if len(matching) else
                       f"{name(model)}: more than {most} a channel")
         stated[-1] += f", {epochs} epochs"
     if not factors:
         return title, where, claim, "–", NOT_RUN
-    many = [factor >= 4 for factor in factors]
+    many = [factor >= MANY for factor in factors]
     return title, where, claim, "; ".join(stated), (
         REPRODUCED if all(many) and len(many) >= ENOUGH else PARTLY if any(many) else NOT)
 
