@@ -137,12 +137,12 @@ def test_random_weights_that_match_bn_are_counted(matching, expected):
     assert (f"{matching} a channel" if matching else "more than 32 a channel") in row["ours"]
 
 
-@pytest.mark.parametrize(("less", "expected"), [(0.01, "reproduced"), (0.05, "not reproduced")])
 def test_two_random_weights_alone_do_not_tell_how_many_match_bn():
     runs = [fake_run(0.45), fake_run(0.3, trainable="random2")]
     assert verdict(runs, "Matching BN only takes many times more random weights") == "not yet run"
 
 
+@pytest.mark.parametrize(("less", "expected"), [(0.01, "reproduced"), (0.05, "not reproduced")])
 def test_freezing_gamma_and_beta_costs_little_by_the_stated_margin(less, expected):
     runs = [fake_run(0.85 - less * (t == "weights"), model=m, trainable=t)
             for m in ("resnet14", "resnet32", "resnet56") for t in ("all", "weights")]
