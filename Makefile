@@ -36,7 +36,7 @@ report: $(READY)  ## render all notebooks and figures from results/, training no
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest
 
-test-faults: $(READY)  ## kill, starve and damage runs at many more points: 15 minutes
+test-faults: $(READY)  ## kill, starve and damage runs at many more points: 8 minutes
 	@BNLIB_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py
 
 lint: $(READY)  ## check style, notebooks and the sizes of results/ and figures/

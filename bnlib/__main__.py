@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import os
 import re
 import signal
 import sys
@@ -25,9 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"bnlib: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:                # whoever reads, as `| head` does, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt as interruption:
-        said = str(interruption) or "interrupted; the same command goes on from the last checkpoint"
-        print(f"bnlib: {said}", file=sys.stderr)
+        print(f"bnlib: {interruption or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(interruption, "signal", signal.SIGINT)
 
 
@@ -105,7 +108,7 @@ def test_(run_or_model, dataset, seed, results, device):
     """Evaluate a finished run, or an untrained network, on all test images."""
     folder = store.record_folder(results, run_or_model)
     if folder.exists():
-        recorded = store.Run(folder)
+        recorded = _sound(folder)
         network, dataset = recorded.network(), recorded.config.dataset
     else:
         ids = [r.id for r in store.all_runs(results)]
@@ -133,7 +136,7 @@ def show(run_id, results):
     folder = store.record_folder(results, run_id)
     if not folder.exists():
         choose("run", run_id, _few(run_id, [r.id for r in store.all_runs(results)]))
-    _print_run(store.Run(folder), whole=True)
+    _print_run(_sound(folder), whole=True)
 
 
 def verify_(results, retrain, device):
@@ -188,6 +191,13 @@ def report(profile):
 def _one_line(message, category, *_) -> None:
     """A warning as one line, without the path and the line of code that Python puts before it."""
     print(f"bnlib: {message}", file=sys.stderr)
+
+
+def _sound(folder) -> store.Run:
+    """The record in a folder, every file of it checked."""
+    found = store.Run(folder)
+    found.check()
+    return found
 
 
 def _print_run(found: store.Run, whole: bool = False) -> None:

@@ -1,13 +1,12 @@
 """Runs in, tables out: accuracies, statistics of γ and β, comparison with published numbers."""
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from bnlib.config import PROFILES, Config, InputError
+from bnlib.config import Config, InputError, variant
 from bnlib.store import Run
 
 DEAD = 0.01            # |γ| below which the paper counts a feature as switched off (Sec. 5)
@@ -23,20 +22,6 @@ class Sentences(list):
 
 
 # ------------------------------------------------------------------------------------------- accuracy
-
-#: What a table tells runs apart by anyway; all other fields of Config are the profile's, or make a variant.
-KEYS = ("dataset", "model", "trainable", "epochs", "seed")
-
-
-def variant(config: Config) -> str:
-    """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run."""
-    keys = {key: getattr(config, key) for key in KEYS}
-    differing = [[field.name for field in dataclasses.fields(Config)
-                  if getattr(config, field.name) != getattr(Config(**profile["training"] | keys), field.name)]
-                 for profile in PROFILES.values()
-                 if profile["training"].get("dataset", "cifar10") == config.dataset or not profile["training"]]
-    return ", ".join(f"{name}={getattr(config, name)}" for name in min(differing, key=len))
-
 
 def plain(runs: Iterable[Run]) -> list[Run]:
     """The runs of the protocol, without those that vary it."""

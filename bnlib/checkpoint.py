@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import pickle
 import signal
 import threading
 import time
@@ -36,7 +37,8 @@ class Stop:
     """Whether training should stop after this step: the time is up, or a signal asks the process to end.
 
     Inside `with Stop(deadline) as stop`, SIGINT and SIGTERM are noted and not obeyed, until training has saved a
-    checkpoint and calls `end`. A second SIGINT interrupts at once. deadline: as `time.time()` counts; None: no limit.
+    checkpoint and calls `end`, or until it has written its record. A second SIGINT interrupts at once.
+    deadline: as `time.time()` counts; None: no limit.
     """
 
     def __init__(self, deadline: float | None = None):
@@ -47,9 +49,11 @@ class Stop:
             self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, error, *_) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if self.signal and error is None:            # noted, and nobody could stop any more: now it is obeyed
+            os.kill(os.getpid(), self.signal)
 
     def _note(self, number, frame) -> None:
         if self.signal == number == signal.SIGINT:
@@ -59,13 +63,14 @@ class Stop:
     def asked(self) -> bool:
         return self.signal is not None or (self.deadline is not None and time.time() >= self.deadline)
 
-    def end(self, config_id: str, epoch: int) -> None:
-        """Raises Interrupted or Paused."""
+    def end(self, config_id: str, epoch: int | None = None) -> None:
+        """Raises Interrupted or Paused; epoch: of the checkpoint at which training stops, None before it began."""
         if self.signal is None:
             raise Paused
         name = signal.Signals(self.signal).name
-        raise Interrupted(f"{config_id}: stopped by {name} in epoch {epoch}, at a checkpoint; the same command or cell "
-                          "goes on from there", self.signal)
+        where = "before it began" if epoch is None else f"in epoch {epoch}, at a checkpoint"
+        raise Interrupted(f"{config_id}: stopped by {name} {where}; the same command or cell goes on from there",
+                          self.signal)
 
 
 class Epoch:
@@ -83,10 +88,10 @@ class Progress:
     Order and augmentation follow from seed and epoch (`data.TrainingBatches`), so no generator's state is part of it.
     """
 
-    def __init__(self, file: Path, network: nn.Module, optimizer, schedule, device: torch.device, dataset_sha256: str):
+    def __init__(self, file: Path, network: nn.Module, optimizer, schedule, device: torch.device, science: dict):
         self.file, self.previous = file, previous(file)
         self.network, self.optimizer, self.schedule, self.device = network, optimizer, schedule, device
-        self.science = {"protocol": store.PROTOCOL, "dataset": dataset_sha256}      # what a checkpoint must agree on
+        self.science = science                        # what a checkpoint must agree on, or it is another run's
         self.made: list[dict] = []                    # device, precision and code of each part of the run
         self.history: list[dict] = []                 # one row an epoch
         self.begin_epoch()
@@ -151,7 +156,7 @@ class Progress:
             os.replace(partial, self.file)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            kept = f"the last one, after epoch {len(self.history) - 1}, stays" if self.file.exists() else "none is kept"
+            kept = "the one before it stays" if self.file.exists() or self.previous.exists() else "none is kept"
             raise InputError(f"{self.file}: the checkpoint cannot be written ({error.strerror}); {kept}") from None
         self.saved = time.time()
 
@@ -163,10 +168,12 @@ class Progress:
         if there and states[0] is None:
             where = f"the one before it, after epoch {len(state['history'])}" if state else "the start"
             warnings.warn(f"{there[0]} is damaged; training goes on from {where}", stacklevel=2)
+            there[0].unlink(missing_ok=True)         # or the next save would put it in the place of the sound one
         if state is None:
             return
         if state["science"] != self.science:
-            warnings.warn(f"{self.file} is of another protocol or dataset; training begins anew", stacklevel=2)
+            others = ", ".join(key for key in self.science if state["science"].get(key) != self.science[key])
+            warnings.warn(f"{self.file} is of another {others}; training begins anew", stacklevel=2)
             return
         self.network.load_state_dict(state["network"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -181,7 +188,7 @@ class Progress:
 
 def remove(file: Path) -> None:
     """The run is recorded; its checkpoints have done their work."""
-    for each in (file, previous(file)):
+    for each in (file, previous(file), *file.parent.glob(f"{file.stem}.[0-9]*")):      # the last: of a killed `save`
         each.unlink(missing_ok=True)
 
 
@@ -192,11 +199,13 @@ def previous(file: Path) -> Path:
 
 def _read(file: Path) -> dict | None:
     """What a checkpoint holds, or None if it is not what was written. Reading it runs no code."""
-    content = file.read_bytes()
-    digest, state = content[:32], content[32:]
-    if hashlib.sha256(state).digest() != digest:
+    try:
+        content = file.read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            return None
+        return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError):
         return None
-    return torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
 
 
 def in_one_row(network: nn.Module, part: str) -> torch.Tensor:

@@ -315,6 +315,20 @@ def profile(name: str, **overrides) -> Profile:
     return Profile(name=name, training=training, **settings | {"results": resolve(settings["results"])})
 
 
+#: What a table tells runs apart by anyway; all other fields of Config are the profile's, or make a variant.
+KEYS = ("dataset", "model", "trainable", "epochs", "seed")
+
+
+def variant(config: Config) -> str:
+    """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run."""
+    keys = {key: getattr(config, key) for key in KEYS}
+    differing = [[field.name for field in dataclasses.fields(Config)
+                  if getattr(config, field.name) != getattr(Config(**profile["training"] | keys), field.name)]
+                 for profile in PROFILES.values()
+                 if profile["training"].get("dataset", "cifar10") == config.dataset or not profile["training"]]
+    return ", ".join(f"{name}={getattr(config, name)}" for name in min(differing, key=len))
+
+
 def resolve(path: str | Path) -> Path:
     """`path`, a relative one taken from the project's root, so that a notebook and the shell mean the same folder.
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from bnlib import checkpoint, models, store
+from bnlib import models, store
 from bnlib.checkpoint import Paused, previous
-from bnlib.config import DATASETS, Config, InputError, choose, profile, resolve
+from bnlib.config import DATASETS, Config, InputError, choose, profile, resolve, variant
 from bnlib.train import progress_bar, run
 
 
@@ -50,19 +50,18 @@ def run_all(configs: Iterable[Config], *, budget: str | float | None = None, mis
     to_train = sorted((c for c in configs if not found[c]), key=lambda c: (not started(c, results), work(c)))
     if missing == "train":                         # what a process left that was killed between record and clean-up
         for config in set(configs) - set(to_train):
-            checkpoint.remove(store.checkpoint_file(config, results))
+            if started(config, results):
+                run(config, **options)
     if missing == "train" and to_train:
         queue, busy = deque(to_train), 0           # busy: how many in a row are being trained by other processes
         with progress_bar(sum(map(work, to_train)), f"{len(to_train)} runs") as bar:
-            while queue:
+            while queue and (deadline is None or time.time() < deadline):
                 config = queue.popleft()
                 bar.set_description_str(f"{len(to_train) - len(queue)}/{len(to_train)} {config.id}")
                 try:
                     found[config] = run(config, deadline=deadline, bar=bar, wait=busy > len(queue), **options)
                     busy = 0
                 except store.Busy:
-                    if deadline is not None and time.time() >= deadline:
-                        break
                     queue.append(config)
                     busy += 1
                 except Paused:
@@ -123,10 +122,10 @@ def coverage(profiles: list[str], results: str | Path = "results") -> pd.DataFra
     for profile_name in profiles:
         for config in campaign_configs(profile_name):
             rows.append({"depth": config.depth, "width": config.width, "network": config.model,
-                         "trained": config.trainable, "profile": profile_name,
+                         "trained": config.trainable, "variant": variant(config), "profile": profile_name,
                          "done": (run := store.find_sound(config, results)) is not None and run.status == "done"})
-    keys = ["depth", "width", "network", "trained", "profile"]
+    keys = ["depth", "width", "network", "trained", "variant", "profile"]
     cells = pd.DataFrame(rows).groupby(keys)["done"].agg(["sum", "count"])
     stated = cells["sum"].astype(str) + " of " + cells["count"].astype(str)
     table = stated.unstack("profile").reindex(columns=profiles).fillna("–")
-    return table.reset_index(["network", "trained"]).reset_index(drop=True).rename_axis(columns=None)
+    return table.reset_index(["network", "trained", "variant"]).reset_index(drop=True).rename_axis(columns=None)

@@ -33,6 +33,7 @@ PROTOCOL = 1             # of the science: raised when a config would give anoth
 #: What a record keeps of each batch norm, and its name in `nn.BatchNorm2d`.
 BN_PARTS = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
 SMALL = 96 * 1024        # bytes of trained tensors, beside batch norm's, that a record still stores
+FILES = ("history.csv", "tensors.safetensors", "trajectory.safetensors", "predictions.csv.gz")     # beside run.json
 UNKNOWN = "0" * 64       # stands in run.json for its own SHA-256 while that is taken
 
 
@@ -66,6 +67,9 @@ class Run:
             self.id, self.status = self.record["id"], self.record["status"]
             self.metrics, self.provenance = self.record["metrics"], self.record["provenance"]
             check_science(self.record)
+            if set(self.record["sha256"]) != {*FILES, "run.json"} or not self.record.keys() >= {
+                    "protocol", "classes", "bn_layers", "complete"}:
+                raise RecordError(f"{self.folder}: run.json lacks what a record has, or names other files; remove it")
             if self.id != self.config.id:
                 raise RecordError(f"{self.folder}: named {self.id}, but its config gives {self.config.id}; remove it")
         except RecordError:
@@ -78,9 +82,8 @@ class Run:
         """Raises RecordError unless every file of the record is there as it was written, in a folder of its name."""
         if self.folder.name != self.id:
             raise RecordError(f"{self.folder}: holds the record of {self.id}; rename or remove it")
-        for file in self.record["sha256"]:
-            if file != "run.json":
-                self._read(file)
+        for file in FILES:
+            self._read(file)
 
     def _changed(self, file: str) -> RecordError:
         return RecordError(f"{self.folder / file}: changed since it was written (its SHA-256 is not that in run.json); "
@@ -154,7 +157,10 @@ class Run:
             if not file.exists():
                 raise InputError(f"{self.id}: trained weights this large are kept only where they were trained, at "
                                  f"{file}; to have them here, remove {self.folder} and run again")
-            weights = load(file.read_bytes())
+            content = file.read_bytes()
+            if _sha256(content) != self.record.get("weights_sha256", _sha256(content)):
+                raise RecordError(f"{file}: changed since it was written; remove it and {self.folder} and run again")
+            weights = load(content)
         network = models.from_config(config, self.record["classes"])
         if frozen_sha256(network, config.trainable) != self.provenance["frozen_sha256"]:
             raise InputError(f"{self.id}: the weights drawn from seed {config.seed} are not those of the record; "
@@ -193,9 +199,11 @@ def record_folder(results: str | Path, run_id: str) -> Path:
 
 
 def scratch_folder(results: str | Path) -> Path:
-    """Where checkpoints and event files go: `build/`, which git ignores; beside results kept elsewhere."""
+    """Where checkpoints and event files of a results folder go, of no other: `build/`, which git ignores, for the
+    project's own `results`; else a folder beside the results that has their name and `-scratch`."""
     results = resolve(results)
-    return results.parent / "build" if (results.parent / "bnlib").is_dir() else results.parent
+    own = results.name == "results" and (results.parent / "bnlib").is_dir()
+    return results.parent / "build" if own else results.with_name(f"{results.name}-scratch")
 
 
 def checkpoint_file(config: Config, results: str | Path = "results") -> Path:
@@ -253,12 +261,8 @@ def write(results: str | Path, record: dict, history: pd.DataFrame, tensors: dic
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as file:
         file.write(predictions.to_csv(index=False, float_format="%.2f").encode())
-    files = {
-        "history.csv": history.to_csv(index=False, float_format="%.7g").encode(),
-        "tensors.safetensors": save(tensors),
-        "trajectory.safetensors": save(trajectory),
-        "predictions.csv.gz": packed.getvalue(),
-    }
+    files = dict(zip(FILES, (history.to_csv(index=False, float_format="%.7g").encode(), save(tensors), save(trajectory),
+                             packed.getvalue()), strict=True))
     checksums = {name: _sha256(content) for name, content in files.items()}
     files["run.json"] = sealed({"format": FORMAT, "protocol": PROTOCOL, **record, "sha256": checksums})
 
@@ -278,6 +282,26 @@ def write(results: str | Path, record: dict, history: pd.DataFrame, tensors: dic
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Run(folder)
+
+
+def keep_weights(config: Config, results: str | Path, tensors: dict[str, np.ndarray]) -> str:
+    """Writes weights too large for a record to where `Run.network` looks for them; returns their SHA-256.
+
+    Raises InputError where they cannot be written.
+    """
+    file, content = weights_file(config, results), save(tensors)
+    partial = file.with_suffix(f".{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_through(partial, content)
+        os.replace(partial, file)
+    except OSError as error:
+        raise InputError(f"{file}: the weights cannot be written ({error.strerror}); the trained run waits in its "
+                         "checkpoint: mend that and run again") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    return _sha256(content)
 
 
 def check_writable(results: str | Path) -> None:

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
 
 from bnlib import checkpoint, data, models, optim, store
@@ -42,9 +41,13 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
         with store.lock(config, results, wait, deadline):
             found = store.find(config, results)             # another process may have finished it meanwhile
             if found is None:
-                return train(config, results=results, device=device, precision=precision, tensorboard=tensorboard,
-                             deadline=deadline, bar=bar)
-    checkpoint.remove(store.checkpoint_file(config, results))       # of a process killed between record and here
+                with Stop(deadline) as stop:
+                    return train(config, stop, results=results, device=device, precision=precision,
+                                 tensorboard=tensorboard, bar=bar)
+    left = store.checkpoint_file(config, results)                       # by a process killed after it wrote the record
+    if left.exists() or checkpoint.previous(left).exists():
+        with contextlib.suppress(store.Busy, InputError), store.lock(config, results, wait=False):
+            checkpoint.remove(left)
     if config.dataset not in data.FINGERPRINTS and (
             data.load(config.dataset).fingerprint != found.provenance["dataset_sha256"]):
         raise InputError(f"{found.folder}: trained on other images than {config.dataset} now has; remove the record, "
@@ -73,9 +76,11 @@ def place(network: nn.Module, config: Config, device: torch.device, precision: s
 
 # ---------------------------------------------------------------------------------------------- training
 
-def train(config: Config, *, results: str | Path = "results", device: str | None = None, precision: str | None = None,
-          tensorboard: bool = False, deadline: float | None = None, bar=None) -> store.Run:
-    """Trains the config to its end and writes its record; arguments as for `run`."""
+def train(config: Config, stop: Stop, *, results: str | Path = "results", device: str | None = None,
+          precision: str | None = None, tensorboard: bool = False, bar=None) -> store.Run:
+    """Trains the config to its end, or until `stop` is asked, and writes its record; arguments as for `run`."""
+    if stop.asked():                                 # rather than after a set-up of seconds
+        stop.end(config.id)
     began, code = time.time(), commit()
     device = choose_device(device)
     precision = choose_precision(device, precision)
@@ -97,8 +102,8 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
     optimizer = optim.optimizer(trainable, config)
     schedule = optim.schedule(optimizer, config, len(batches))
     step = make_step(network, optimizer, precision, device)
-    progress = Progress(store.checkpoint_file(config, results), network, optimizer, schedule, device,
-                        dataset.fingerprint)
+    progress = Progress(store.checkpoint_file(config, results), network, optimizer, schedule, device, {
+        "protocol": store.PROTOCOL, "dataset": dataset.fingerprint, "config": config.id, "frozen": frozen_sha256})
     progress.load()
     progress.passed_through({"device": device_name(device), "precision": precision, "bn_path": bn_path(device),
                              "commit": code})
@@ -108,14 +113,13 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
     work = models.multiply_adds(config.model) * len(batches.labels)
     events = open_events(results, config) if tensorboard else None
 
-    with (progress_bar(config.epochs * work, config.id, len(progress.history) * work, bar) as shown,
-          Stop(deadline) as stop):
+    with progress_bar(config.epochs * work, config.id, len(progress.history) * work, bar) as shown:
         for epoch in range(len(progress.history) + 1, config.epochs + 1):
             if progress.diverged:
                 break
             row = {"epoch": epoch, "lr": progress.epoch.lr}
             row |= train_epoch(network, batches, step, schedule, progress, stop)
-            if stop.asked() and progress.epoch.steps < len(batches):
+            if progress.epoch.steps < len(batches):      # `train_epoch` was asked to stop
                 progress.save()
                 stop.end(config.id, epoch)
             if epoch < config.epochs:                # the last epoch's evaluation is the record's, below
@@ -128,8 +132,6 @@ def train(config: Config, *, results: str | Path = "results", device: str | None
                 progress.log_affine(epoch)
             progress.save()
             show(shown, work, row, len(batches.labels))
-        if stop.signal:
-            stop.end(config.id, len(progress.history))
 
     # The record's numbers come from one evaluation in float32, so that another machine finds the same.
     network.float()
@@ -255,13 +257,13 @@ def write_record(config: Config, results, network: nn.Module, dataset: data.Data
     """The run's record: what the seed does not give back, and where it all came from."""
     affine = select(network, "bn")
     others = {name: p for name, p in network.named_parameters() if p.requires_grad and name not in affine}
-    complete = sum(p.numel() * p.element_size() for p in others.values()) <= store.SMALL
+    complete, weights_sha256 = sum(p.numel() * p.element_size() for p in others.values()) <= store.SMALL, None
     tensors = {part: in_one_row(network, part).numpy() for part in store.BN_PARTS}
     others = {name: p.detach().cpu().contiguous() for name, p in others.items()}
     if complete:
         tensors |= {name: tensor.numpy() for name, tensor in others.items()}
     else:
-        keep_weights(store.weights_file(config, results), others)
+        weights_sha256 = store.keep_weights(config, results, {name: value.numpy() for name, value in others.items()})
     trajectory = {"epochs": np.array(list(progress.affine))}
     for part in ("gamma", "beta"):
         trajectory[part] = np.stack([at[part].numpy() for at in progress.affine.values()])
@@ -282,6 +284,7 @@ def write_record(config: Config, results, network: nn.Module, dataset: data.Data
         "classes": len(dataset.classes),
         "bn_layers": {name: layer.num_features for name, layer in bn_layers(network).items()},
         "complete": complete,
+        "weights_sha256": weights_sha256,             # of what is kept beside the checkpoints, if anything is
         "provenance": provenance | {
             "finished": time.strftime("%Y-%m-%d", time.gmtime()),
             "python": platform.python_version(),
@@ -290,14 +293,6 @@ def write_record(config: Config, results, network: nn.Module, dataset: data.Data
     }
     predictions = pd.DataFrame({"predicted": final.predicted, "confidence": final.confidence})
     return store.write(results, record, pd.DataFrame(progress.history), tensors, trajectory, predictions)
-
-
-def keep_weights(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Weights too large for the repository, beside the checkpoints, where `Run.network` looks for them."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}")
-    save_file(tensors, partial)
-    os.replace(partial, file)
 
 
 # -------------------------------------------------------------------------------------------- what is shown

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bnlib import data, store
+from bnlib.checkpoint import Interrupted
 from bnlib.config import InputError
 from bnlib.grid import work
 from bnlib.train import evaluate_on_test_set, run
@@ -32,6 +33,10 @@ def verify(results: str | Path = "results", retrain: int = 0, device: str | None
     Files against their checksums, the id against the config, the record's network against its stored predictions; the
     `retrain` cheapest records are trained once more and compared.
     """
+    if retrain < 0:
+        raise InputError(f"retrain={retrain}: must be at least 0")
+    if not (store.resolve(results) / "runs").is_dir():
+        raise InputError(f"{results}: no folder of records")
     sound = []
     for folder in store.folders(results):
         finding = Finding(folder.name, [], [])
@@ -39,7 +44,7 @@ def verify(results: str | Path = "results", retrain: int = 0, device: str | None
             found = store.Run(folder)
             found.check()
             finding.checked.append("files and id")
-            sound.append(found)
+            sound += [found] if found.record["protocol"] == store.PROTOCOL else []
             _check_predictions(found, finding, device)
         except InputError as error:
             finding.faults.append(str(error))
@@ -73,8 +78,14 @@ def _retrain(found: store.Run, device: str | None) -> Finding:
     """A second training: the same bytes on the same device and software, else an accuracy near the first."""
     finding = Finding(f"{found.id}, trained again", [], [])
     with tempfile.TemporaryDirectory() as folder:
-        again = run(found.config, results=Path(folder) / "results", device=device,
-                    precision=found.provenance["precision"].split("; ")[-1])
+        try:
+            again = run(found.config, results=Path(folder) / "results", device=device,
+                        precision=found.provenance["precision"].split("; ")[-1])
+        except InputError as error:
+            finding.faults.append(str(error))
+            return finding
+        except Interrupted:
+            raise KeyboardInterrupt(f"interrupted; of {found.id}'s second training nothing is kept") from None
         if all(found.provenance.get(key) == again.provenance.get(key) for key in SAME_PLACE):
             finding.faults += differences(found, again)
             finding.checked.append("bit for bit")

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from bnlib import Config, InputError, analysis, published, verdicts
+from bnlib.config import variant
 
 
 def fake_run(accuracy=0.5, gamma=(0.5, 0.5), status="done", **fields):
@@ -116,10 +117,10 @@ def test_published_values_have_a_source_and_a_place():
 
 
 def test_a_variant_is_what_differs_from_the_profile():
-    assert analysis.variant(Config(seed=3, epochs=16, model="resnet56", trainable="all")) == ""
-    assert analysis.variant(Config(lr=0.3, bn_init="ones")) == "bn_init=ones, lr=0.3"
+    assert variant(Config(seed=3, epochs=16, model="resnet56", trainable="all")) == ""
+    assert variant(Config(lr=0.3, bn_init="ones")) == "bn_init=ones, lr=0.3"
     demo = {"dataset": "digits", "batch_size": 32, "augment": "crop", "epochs": 3}
-    assert analysis.variant(Config(**demo)) == "" and analysis.variant(Config(**demo, lr=0.5)) == "lr=0.5"
+    assert variant(Config(**demo)) == "" and variant(Config(**demo, lr=0.5)) == "lr=0.5"
 
 
 def test_runs_that_vary_the_protocol_are_not_averaged_with_it():

@@ -60,6 +60,8 @@ def test_data_checks_a_dataset(capsys):
     (["train", "resnet14", "--epochs=0"], "epochs=0: must be at least 1"),
     (["train", "resnet14", "--epoch=3"], "unrecognized arguments: --epoch=3"),
     (["verify", "--retrain=some"], "invalid int value"),
+    (["verify", "--retrain=-1"], "retrain=-1: must be at least 0"),
+    (["verify", "--results=nowhere"], "nowhere: no folder of records"),
     (["train", "resnet14", "--dataset=cifar11"], "did you mean 'cifar10"),
     (["train", "resnet14", "--device=gpu"], "not one of cuda, mps, cpu"),
     (["train", "resnt14"], "nearest: resnet14"),

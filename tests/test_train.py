@@ -27,7 +27,7 @@ def one_epoch(config: Config, precision="bf16"):
                                    normalise, CPU)
     optimizer = optim.optimizer(trainable, config)
     schedule, step = optim.schedule(optimizer, config, len(batches)), make_step(network, optimizer, precision, CPU)
-    progress = Progress(Path("unused"), network, optimizer, schedule, CPU, dataset.fingerprint)
+    progress = Progress(Path("unused"), network, optimizer, schedule, CPU, {})
     train_epoch(network, batches, step, schedule, progress, Stop())
     return network, before, optimizer
 
@@ -115,7 +115,7 @@ def test_a_run_stopped_within_and_between_epochs_ends_as_if_it_had_not_been(trai
     for steps in (0, 1, 4, 6):
         stop_after(steps, config, tmp_path / "stopped/results", monkeypatch)
     assert same(run(config, results=tmp_path / "stopped/results"), whole)
-    assert not list((tmp_path / "stopped/checkpoints").glob("*.pt"))
+    assert not list((tmp_path / "stopped/results-scratch/checkpoints").glob("*.pt"))
 
 
 def test_checkpoints_within_an_epoch_change_nothing(tiny, tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_protocol_is_not_gone_on_with(tiny, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(store, "PROTOCOL", 0)
         stop_after(4, config, tmp_path / "stopped/results", monkeypatch)
-    with pytest.warns(UserWarning, match="another protocol or dataset; training begins anew"):
+    with pytest.warns(UserWarning, match="another protocol; training begins anew"):
         assert same(run(config, results=tmp_path / "stopped/results"), whole)
 
 
@@ -220,7 +220,7 @@ def test_trajectory_holds_gamma_and_beta_from_the_start_to_the_end(tiny_run):
 def test_tensorboard_events_are_written_on_request(tiny, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     r = run(tiny, results=tmp_path / "results", tensorboard=True)
-    events = EventAccumulator(str(tmp_path / "tensorboard" / r.id)).Reload()
+    events = EventAccumulator(str(tmp_path / "results-scratch/tensorboard" / r.id)).Reload()
     assert [e.step for e in events.Scalars("test_accuracy")] == [1, 2]
     assert events.Scalars("test_accuracy")[-1].value == pytest.approx(r.metrics["test_accuracy"])
 

@@ -48,8 +48,8 @@ def train_all_and_say_who(configs, results, log: Path) -> None:
     """As `train_all`; adds a line to `log` for each run that this process trains to its end."""
     trains = train.train
 
-    def said(config, **options):
-        done = trains(config, **options)
+    def said(config, *rest, **options):
+        done = trains(config, *rest, **options)
         with log.open("a") as file:
             file.write(f"{config.id} {os.getpid()}\n")
         return done
