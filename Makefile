@@ -53,7 +53,7 @@ bench: $(READY)  ## measure the speed of training, side by side: 4 minutes
 	@$(BIN)/python -m benchmarks.speed
 
 lock:  # resolve requirements.lock anew (needs uv), for maintainers
-	uv pip compile pyproject.toml --extra report --extra dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra report --extra cluster --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --upgrade -o requirements.lock
 
 clean:  ## remove build/ with its checkpoints; records in results/ and data/ stay
