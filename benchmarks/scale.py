@@ -68,7 +68,8 @@ def main() -> None:
             hours = {config: plan.hours(config, rates) for config in configs}
             rows = [simulate(hours, n, options.failures, options.away) for n in WORKERS]
             longest = max(hours.values()) / sum(hours.values())
-            print(f"\n{name}, {device}: {len(hours)} runs, the longest {longest:.1%} of the whole; each worker dies {options.failures:g} times an hour")
+            print(f"\n{name}, {device}: {len(hours)} runs, the longest {longest:.1%} of the whole; each worker "
+                  f"dies {options.failures:g} times an hour")
             print(pd.DataFrame(rows).to_string(index=False))
 
 

@@ -3,18 +3,24 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bnlib import Config, InputError, run, run_all, store
+from bnlib.config import resolve
+from bnlib.grid import campaign_configs
 from tests import workers
-from tests.conftest import TALLY, TINY
+from tests.conftest import FULL, TALLY, TINY
 
 distributed = pytest.importorskip("distributed", reason="no Dask: `pip install dask distributed`")
 from bnlib import cluster, worker  # noqa: E402
@@ -281,3 +287,81 @@ def test_a_lost_scheduler_is_said_and_the_next_call_goes_on(outside, tmp_path):
     assert workers.finish(workers.train_all, [LONGER, long], results) == 0
     again = [store.find(config, results) for config in (LONGER, long)]
     assert [files(r) for r in again] == [files(r) for r in alone([LONGER, long], tmp_path)]
+
+
+# ---------------------------------------------------------------------------------------------- Slurm
+
+SLURM = """ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CryptoType=crypto/munge
+SlurmctldPort=36817
+SlurmdPort=36818
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+MpiDefault=none
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES State=UP
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """A Slurm of one node, this machine, in a folder of its own."""
+    missing = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if not shutil.which(name)]
+    if missing or os.geteuid():
+        pytest.skip(f"no {', '.join(missing)}: apt-get install slurm-wlm" if missing else "Slurm's daemons need root")
+    pytest.importorskip("dask_jobqueue")
+    with tempfile.TemporaryDirectory(prefix="slurm") as name:          # munge refuses folders that others may write to
+        folder = Path(name)
+        os.chmod(folder, 0o755)
+        for part in ("state", "spool"):
+            (folder / part).mkdir()
+        (folder / "munge.key").write_bytes(os.urandom(1024))
+        os.chmod(folder / "munge.key", 0o600)
+        conf = folder / "slurm.conf"
+        conf.write_text(SLURM.format(host=socket.gethostname().split(".")[0], folder=folder, cores=os.cpu_count(),
+                                     memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 9 // 10 >> 20))
+        daemons = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("a"),
+                                    env=os.environ | {"SLURM_CONF": str(conf)}) for words in (
+            ["munged", "--foreground", "--force", f"--socket={folder / 'munge.socket'}",
+             f"--key-file={folder / 'munge.key'}", f"--pid-file={folder / 'munged.pid'}",
+             f"--seed-file={folder / 'munged.seed'}", f"--log-file={folder / 'munged.log'}"],
+            ["slurmctld", "-D", "-f", str(conf)], ["slurmd", "-D", "-f", str(conf)])]
+        yield conf
+        for daemon in reversed(daemons):
+            daemon.terminate()
+        for daemon in daemons:
+            daemon.wait(30)
+
+
+@pytest.mark.skipif(not FULL, reason="only in full: make test-faults")
+def test_a_real_slurm_runs_the_demo_grid_through_the_ready_script(slurm, tmp_path):
+    for name in ("bnlib", "notebooks", "docs"):
+        shutil.copytree(resolve(name), tmp_path / name)
+    environment = os.environ | {"SLURM_CONF": str(slurm), "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    for _ in range(60):
+        idle = subprocess.run(["sinfo", "-h", "-o", "%t"], env=environment, capture_output=True, text=True)
+        if idle.stdout.strip() == "idle":
+            break
+        time.sleep(1)
+    else:
+        said = (slurm.parent / "log").read_text()[-300:]
+        pytest.skip(f"Slurm does not start here: {idle.stdout} {idle.stderr} {said}")
+    done = subprocess.run([sys.executable, "docs/bnlib-slurm.py", "--profile=demo", "--jobs=2", "--cores=1",
+                           "--memory=3GB", "--interface=lo", "--walltime=01:00:00"], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    wanted = len(campaign_configs("demo"))
+    assert f"{wanted} runs of profile demo are there, 0 are missing" in done.stdout
+    assert len(store.all_runs(tmp_path / "build/demo/results")) == wanted
