@@ -133,7 +133,7 @@ def start_child() -> tuple[subprocess.Popen, Connection]:
     ours, theirs = multiprocessing.Pipe()          # not multiprocessing.Process: a worker may be a daemon
     with theirs:
         number = theirs.fileno()
-        process = subprocess.Popen([sys.executable, "-c", f"from bnlib.cluster import child; child({number})"],
+        process = subprocess.Popen([sys.executable, "-c", f"from bnlib.worker import child; child({number})"],
                                    pass_fds=[number])
     return process, ours
 

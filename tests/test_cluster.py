@@ -25,7 +25,7 @@ from tests.conftest import FULL, TALLY, TINY
 distributed = pytest.importorskip("distributed", reason="no Dask: `pip install dask distributed`")
 from bnlib import cluster, worker  # noqa: E402
 
-LONGER = Config(**TINY | {"epochs": 60, "batch_size": 32})
+LONGER = Config(**TINY | {"epochs": 40, "batch_size": 32})
 #: Put into workers before they start: a run of seed 13 kills the process that trains it.
 DEADLY = """
 import os
@@ -169,7 +169,7 @@ def test_two_workers_make_the_records_of_one_process_file_by_file(two, tmp_path,
 def test_epochs_and_speed_are_told_while_a_run_goes_on(two, tmp_path, monkeypatch):
     said, said_by = [], cluster.Grid.said
     monkeypatch.setattr(cluster.Grid, "said", lambda grid: said.append(said_by(grid)) or said[-1])
-    assert len(run_all([dataclasses.replace(LONGER, epochs=150)], cluster=two, results=tmp_path / "results")) == 1
+    assert len(run_all([dataclasses.replace(LONGER, epochs=80)], cluster=two, results=tmp_path / "results")) == 1
     assert any("epoch " in line and "images/s" in line for lines in said for line in lines[1:])
 
 
@@ -261,7 +261,7 @@ def test_a_worker_killed_in_mid_run_loses_no_run_and_no_bit(two, tmp_path):
 
 
 def test_a_worker_elsewhere_killed_in_mid_run_is_followed_by_one_with_its_checkpoint(outside, tmp_path, monkeypatch):
-    long = dataclasses.replace(LONGER, epochs=100)
+    long = dataclasses.replace(LONGER, epochs=60)
     monkeypatch.setattr(cluster, "FETCH_SECONDS", 0.0)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
