@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bnlib import Config, InputError, run, run_all, store
 from bnlib.config import resolve
@@ -107,8 +108,12 @@ def alone(configs, tmp_path) -> list:
     Gradients of convolutions are summed in another order by another number of threads, so that runs with `all` may
     differ in the last bit; those with `bn` do not.
     """
-    assert workers.finish(workers.train_all, configs, tmp_path / "alone/results") == 0
-    return [store.find(config, tmp_path / "alone/results") for config in configs]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [run(config, results=tmp_path / "alone/results", device="cpu") for config in configs]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def files(run) -> dict:
@@ -186,6 +191,7 @@ def test_a_budget_stops_workers_at_a_checkpoint(two, tmp_path):
     assert store.checkpoint_file(long, tmp_path / "results").exists()
 
 
+@pytest.mark.skipif(not FULL, reason="only in full: make test-faults")
 def test_runs_that_share_a_worker_have_a_process_each(tmp_path):
     with distributed.LocalCluster(n_workers=1, threads_per_worker=2, resources={"GPU": 1}, dashboard_address=None,
                                   memory_limit=0) as shared:
@@ -260,6 +266,7 @@ def test_a_worker_killed_in_mid_run_loses_no_run_and_no_bit(two, tmp_path):
     assert [files(r) for r in runs] == [files(r) for r in alone(configs, tmp_path)]
 
 
+@pytest.mark.skipif(not FULL, reason="only in full: make test-faults")
 def test_a_worker_elsewhere_killed_in_mid_run_is_followed_by_one_with_its_checkpoint(outside, tmp_path, monkeypatch):
     long = dataclasses.replace(LONGER, epochs=60)
     monkeypatch.setattr(cluster, "FETCH_SECONDS", 0.0)
