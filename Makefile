@@ -4,6 +4,7 @@ PYTHON   ?= python3
 PROFILE  ?= demo
 NOTEBOOKS ?=
 BUDGET   ?=
+CLUSTER  ?=
 FRESH    ?=
 SET      ?=
 ARGS     ?= resnet14 --trainable bn --epochs 16 --seed 0
@@ -26,9 +27,9 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-reproduce: $(READY)  ## train what is missing, make all figures; PROFILE=demo, short or paper, BUDGET=30m, FRESH=1, NOTEBOOKS="01_depth summary", SET="depths=[14,20]"
+reproduce: $(READY)  ## train what is missing, make all figures; PROFILE=demo, short or paper, BUDGET=30m, CLUSTER=local, FRESH=1, NOTEBOOKS="01_depth summary", SET="depths=[14,20]"
 	@$(BIN)/python -m bnlib reproduce --profile $(PROFILE) $(if $(NOTEBOOKS),--notebooks "$(NOTEBOOKS)") \
-		$(if $(BUDGET),--budget $(BUDGET)) $(if $(FRESH),--fresh) $(if $(SET),--set $(SET))
+		$(if $(BUDGET),--budget $(BUDGET)) $(if $(CLUSTER),--cluster "$(CLUSTER)") $(if $(FRESH),--fresh) $(if $(SET),--set $(SET))
 
 report: $(READY)  ## render all notebooks and figures from results/, training nothing
 	@$(BIN)/python -m bnlib report
@@ -36,8 +37,8 @@ report: $(READY)  ## render all notebooks and figures from results/, training no
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest
 
-test-faults: $(READY)  ## kill, starve and damage runs at many more points: 8 minutes
-	@BNLIB_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py
+test-faults: $(READY)  ## kill, starve and damage runs, workers and schedulers everywhere: 15 minutes
+	@BNLIB_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py tests/test_cluster.py
 
 lint: $(READY)  ## check style, notebooks and the sizes of results/ and figures/
 	@$(BIN)/ruff check .
@@ -53,7 +54,7 @@ bench: $(READY)  ## measure the speed of training, side by side: 4 minutes
 	@$(BIN)/python -m benchmarks.speed
 
 lock:  # resolve requirements.lock anew (needs uv), for maintainers
-	uv pip compile pyproject.toml --extra report --extra dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra report --extra cluster --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --upgrade -o requirements.lock
 
 clean:  ## remove build/ with its checkpoints; records in results/ and data/ stay

@@ -52,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     device = {"default": None, "help": "cuda, mps or cpu; the first that is there"}
     profile = {"default": "short", "help": ", ".join(PROFILES)}
     budget = {"default": None, "metavar": "TIME", "help": "stop cleanly after so long: 90s, 30m, 2h"}
+    cluster = {"default": None, "help": "train on local workers (their number, or local), or on a Dask scheduler (its "
+               "address or file)"}
     sub = add(train, "train resnet14 --trainable bn --epochs 16 --seed 0",
               model={"positional": True, "help": "resnet14, resnet110, resnet14x8, …"}, results=dict(results),
               device=device, precision={"default": None, "help": "bf16 or fp32; bf16 where the device is fast at it"},
@@ -75,10 +77,13 @@ def parser() -> argparse.ArgumentParser:
     add(verify_, "verify --retrain 1", results=dict(results), device=device,
         retrain={"default": 0, "type": int, "metavar": "N", "help": "train the N cheapest records once more (0)"})
     add(data_, "data cifar10", name={"positional": True, "help": ", ".join(data.DATASETS) + ", or an image folder"})
-    add(campaign, "campaign --profile paper --budget 9m", profile=profile, budget=budget,
+    add(campaign, "campaign --profile paper --budget 9m", profile=profile, budget=budget, cluster=cluster,
+        plan={"action": "store_true", "help": "train nothing; say what the profile takes, from measured images/s"},
+        price={"default": None, "type": float, "metavar": "X", "help": "with --plan: of an hour of a device"},
+        watts={"default": None, "type": float, "metavar": "W", "help": "with --plan: that a device draws"},
         results={**results, "default": None, "help": "folder of the records; the profile's"})
     add(reproduce, 'reproduce --profile demo --notebooks "01_depth summary"', profile={**profile, "default": "demo"},
-        notebooks={"default": None, "help": "which of them, in quotes; all"}, budget=budget,
+        notebooks={"default": None, "help": "which of them, in quotes; all"}, budget=budget, cluster=cluster,
         fresh={"action": "store_true", "help": "forget build/<profile> and train everything anew, into it"},
         set={"nargs": "+", "default": [], "metavar": "NAME=VALUE",
              "help": "notebook parameters, such as depths=[14,20]"})
@@ -159,16 +164,20 @@ def data_(name):
           f"fingerprint {found.fingerprint[:16]}…")
 
 
-def campaign(profile, budget, results):
+def campaign(profile, budget, cluster, plan, price, watts, results):
     """Train what the profile's notebooks still lack, cheapest first, until the budget is spent."""
     results = results or PROFILES[choose("profile", profile, PROFILES)]["results"]
-    runs = grid.run_all(grid.campaign_configs(profile), budget=budget, results=results)
+    if plan:
+        from bnlib import plan
+        return print(plan.text(grid.campaign_configs(profile), price=price, watts=watts))
+    runs = grid.run_all(grid.campaign_configs(profile), budget=budget, cluster=cluster, results=results)
     print(f"{len(runs)} runs of profile {profile} are there, {len(runs.missing)} are missing")
     for config in runs.missing:
-        print(f"  {config.id}" + (" (begun)" if grid.started(config, results) else ""))
+        why = f" (failed: {runs.failed[config]})" if config in runs.failed else ""
+        print(f"  {config.id}" + (why or (" (begun)" if grid.started(config, results) else "")))
 
 
-def reproduce(profile, notebooks, budget, fresh, set):
+def reproduce(profile, notebooks, budget, cluster, fresh, set):
     """Execute the notebooks with a profile, training what is missing."""
     from bnlib import report
     parameters = {}
@@ -177,7 +186,7 @@ def reproduce(profile, notebooks, budget, fresh, set):
         if not equals:
             raise InputError(f"--set {word}: must be NAME=VALUE, such as depths=[14,20]")
         parameters[name] = _value(value)
-    report.reproduce(profile, notebooks.split() if notebooks else None, budget, fresh, **parameters)
+    report.reproduce(profile, notebooks.split() if notebooks else None, budget, fresh, cluster, **parameters)
 
 
 def report(profile):

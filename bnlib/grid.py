@@ -16,11 +16,14 @@ from bnlib.train import progress_bar, run
 
 
 class Runs(list):
-    """The finished runs of a grid, in the grid's order; `.missing` are the configs without one."""
+    """The finished runs of a grid, in the grid's order; `.missing` are the configs without one.
 
-    def __init__(self, runs: Iterable[store.Run], missing: list[Config]):
+    `.failed` are those of the missing that failed on a cluster, each with its reason.
+    """
+
+    def __init__(self, runs: Iterable[store.Run], missing: list[Config], failed: dict[Config, str] | None = None):
         super().__init__(runs)
-        self.missing = missing
+        self.missing, self.failed = missing, failed or {}
 
     def _repr_markdown_(self) -> str:
         text = f"{len(self)} of {len(self) + len(self.missing)} runs are there"
@@ -33,14 +36,17 @@ def work(config: Config) -> float:
     return models.multiply_adds(config.model) * images * config.epochs
 
 
-def run_all(configs: Iterable[Config], *, budget: str | float | None = None, missing: str = "train", **options) -> Runs:
+def run_all(configs: Iterable[Config], *, budget: str | float | None = None, missing: str = "train", cluster=None,
+            **options) -> Runs:
     """The runs of all configs, cheapest first, with one progress bar and an estimate of the time left.
 
     What another process is training comes last; a damaged record is named in a warning and counts as missing.
 
     budget: seconds, or a text such as `90s`, `30m`, `2h`; when it is spent, training stops at a checkpoint, and the
-    next call goes on from there. missing: `train`, or `skip` to return only what is there. Other options as for
-    `run`. Raises InputError for a budget or option that cannot be.
+    next call goes on from there. missing: `train`, or `skip` to return only what is there. cluster: None trains in this
+    process; a number of local workers, `local`, the address or file of a Dask scheduler, or a Dask Cluster or Client
+    train there, longest first (docs/clusters.md). Other options as for `run`. Raises InputError for a budget, option
+    or cluster that cannot be.
     """
     choose("missing", missing, ("train", "skip"))
     results = options.get("results", "results")
@@ -52,7 +58,12 @@ def run_all(configs: Iterable[Config], *, budget: str | float | None = None, mis
         for config in set(configs) - set(to_train):
             if started(config, results):
                 run(config, **options)
-    if missing == "train" and to_train:
+    failed = {}
+    if missing == "train" and to_train and cluster is not None:
+        from bnlib.cluster import train_all
+        trained, failed = train_all(to_train, cluster, deadline=deadline, **options)
+        found |= trained
+    elif missing == "train" and to_train:
         queue, busy = deque(to_train), 0           # busy: how many in a row are being trained by other processes
         with progress_bar(sum(map(work, to_train)), f"{len(to_train)} runs") as bar:
             while queue and (deadline is None or time.time() < deadline):
@@ -68,7 +79,7 @@ def run_all(configs: Iterable[Config], *, budget: str | float | None = None, mis
                     break
                 except store.RecordError:          # named by find_sound above; somebody must look at it
                     pass
-    return Runs([found[c] for c in configs if found[c]], [c for c in configs if not found[c]])
+    return Runs([found[c] for c in configs if found[c]], [c for c in configs if not found[c]], failed)
 
 
 def started(config: Config, results: str | Path = "results") -> bool:

@@ -10,7 +10,7 @@ from bnlib.config import PROFILES, InputError, choose, resolve
 from bnlib.grid import campaign_configs, run_all
 
 NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"
-_OWN = ("profile_name", "profiles", "results", "missing", "budget")        # parameters that `reproduce` itself sets
+_OWN = ("profile_name", "profiles", "results", "missing", "budget", "cluster")      # parameters that `reproduce` sets
 
 
 def names() -> list[str]:
@@ -51,12 +51,12 @@ def execute(name: str, output: Path, parameters: dict) -> float:
 
 
 def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget: str | None = None,
-              fresh: bool = False, **parameters) -> None:
+              fresh: bool = False, cluster=None, **parameters) -> None:
     """Trains what the notebooks' grids lack, cheapest first, then executes them; copies go to `build/<profile>/`.
 
     budget: time for training; when it is spent, the notebooks show what is there. fresh: forgets `build/<profile>` and
-    trains everything anew, into `build/<profile>/results`. Other parameters are set in those notebooks that declare
-    them. Raises InputError for a parameter that none of them declares.
+    trains everything anew, into `build/<profile>/results`. cluster: as for `run_all`. Other parameters are set in those
+    notebooks that declare them. Raises InputError for a parameter that none of them declares.
     """
     settings = PROFILES[choose("profile", profile, PROFILES)]
     folder = resolve("build") / profile
@@ -71,9 +71,10 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
     configs = dict.fromkeys(c for name in chosen for c in campaign_configs(profile, [name], **grids[name]))
     missing = run_all(configs, missing="skip", results=results).missing
     print(f"profile {profile}: {len(configs)} runs, {len(missing)} of them to train", flush=True)
-    runs = run_all(configs, budget=budget, results=results)
+    runs = run_all(configs, budget=budget, cluster=cluster, results=results)
     if runs.missing:
-        print(f"the budget is spent; {len(runs.missing)} runs are still missing", flush=True)
+        why = f"{len(runs.failed)} runs failed" if runs.failed else "the budget is spent"
+        print(f"{why}; {len(runs.missing)} runs are still missing", flush=True)
     for name in chosen:
         wanted = {"profile_name": profile, "profiles": [profile], "results": results, "missing": "skip"}
         if name == QUICKSTART:                         # always seconds long, whatever the profile

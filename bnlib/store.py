@@ -103,6 +103,11 @@ class Run:
             raise self._changed(file)
         return content
 
+    def files(self) -> dict[str, bytes]:
+        """All files of the record by name. Raises RecordError if one is gone or not what was written."""
+        return {"run.json": (self.folder / "run.json").read_bytes(), **{
+            file: self._read(file) for file in self.record["sha256"] if file != "run.json"}}
+
     @cached_property
     def history(self) -> pd.DataFrame:
         """One row an epoch: epoch, lr, losses, accuracies as shares of 1, seconds."""
@@ -266,7 +271,28 @@ def write(results: str | Path, record: dict, history: pd.DataFrame, tensors: dic
     checksums = {name: _sha256(content) for name, content in files.items()}
     files["run.json"] = sealed({"format": FORMAT, "protocol": PROTOCOL, **record, "sha256": checksums})
 
-    folder = record_folder(results, record["id"])
+    return _put_in_place(results, record["id"], files)
+
+
+def receive(results: str | Path, run_id: str, files: dict[str, bytes]) -> Run:
+    """Writes a record whose files, as `Run.files` gives them, were made on another machine, as `write` does.
+
+    Raises RecordError where they are not a whole and unchanged record of that id.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / run_id
+        trial.mkdir()
+        for name, content in files.items():
+            (trial / Path(name).name).write_bytes(content)
+        found = Run(trial)
+        found.check()
+        if set(files) != set(found.record["sha256"]):
+            raise RecordError(f"{run_id}: came with other files than its record names; run again")
+    return _put_in_place(results, run_id, files)
+
+
+def _put_in_place(results: str | Path, run_id: str, files: dict[str, bytes]) -> Run:
+    folder = record_folder(results, run_id)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         for left_over in folder.parent.glob(f".{folder.name}.*"):       # of a process that was killed at this point

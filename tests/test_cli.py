@@ -1,5 +1,6 @@
 """The command line: each command, and one line without a traceback for a mistake."""
 
+import re
 import shutil
 
 import pytest
@@ -35,6 +36,14 @@ def test_verify_passes_sound_records_and_fails_for_a_damaged_one(tiny_run, tmp_p
     assert main(words) == 1
     said = capsys.readouterr().out
     assert f"BAD {tiny_run.id}" in said and "1 checked, 1 with faults" in said
+
+
+def test_the_plan_of_a_profile_counts_runs_hours_energy_and_cost(capsys):
+    assert main(["campaign", "--profile=paper", "--plan", "--price=2", "--watts=100"]) == 0
+    said = capsys.readouterr().out
+    hours, kwh, cost = (float(re.search(rf"([\d,.]+) {unit}", said)[1].replace(",", ""))
+                        for unit in ("device-hours", "kWh", "at 2 an hour"))
+    assert "measured" in said and abs(cost - 2 * hours) <= 1 and abs(kwh - hours / 10) <= 1
 
 
 def test_an_untrained_network_is_tested_by_its_models_name(tmp_path, capsys):
@@ -79,6 +88,7 @@ def test_data_checks_a_dataset(capsys):
     (["campaign", "--profile=papr"], "did you mean 'paper'?"),
     (["campaign", "--profile=smoke", "--budget=soon"], "must be a time such as 90s, 30m or 2h"),
     (["reproduce", "--notebooks=01_dept"], "did you mean '01_depth'?"),
+    (["campaign", "--profile=smoke", "--cluster=nowhere"], "must be a number of local workers"),
     (["trian"], "invalid choice: 'trian'"),
 ])
 def test_a_mistake_is_one_line_and_a_failing_exit_status(words, said, capsys, tmp_path, monkeypatch):

@@ -1,0 +1,463 @@
+"""A grid on many machines: the workers of a Dask cluster train; this process orders runs, counts deaths, keeps records.
+
+    train_all(configs, cluster)   connect, then until all is done: look who is there · start the longest · hear
+      └ on a worker               worker.train_job, which calls train.run
+"""
+
+import contextlib
+import io
+import os
+import queue
+import socket
+import time
+import uuid
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bnlib import checkpoint, data, store, worker
+from bnlib.checkpoint import Paused
+from bnlib.config import Config, InputError, resolve
+from bnlib.grid import work
+from bnlib.train import progress_bar
+
+DEATHS = 3                # of its workers, after which a run is reported failed
+LOOK_SECONDS = 1.0        # between two looks at which workers are there
+FETCH_SECONDS = 10.0      # between two copies of a checkpoint from a worker without the results folder
+BUSY_SECONDS = 5.0        # until a run is tried again that another process trains
+RUNS_A_GPU = 4            # at most, at a time
+SHOWN = 4                 # running runs that have a line of their own beside the bar
+
+
+# ------------------------------------------------------------------------------------------- which run, where
+
+def longest_first(configs: Iterable, cost: Callable = work) -> list:
+    """The order in which runs start: the last one to start is short, and keeps nobody waiting."""
+    return sorted(configs, key=cost, reverse=True)
+
+
+def gpu_share(config: Config) -> float:
+    """The part of a GPU that a run asks for: narrow layers leave most of it idle. Estimated, not measured."""
+    return min(1.0, config.width / RUNS_A_GPU)
+
+
+def assign(waiting: Iterable, free: dict[str, float], share: Callable[..., float]) -> list[tuple]:
+    """(run, worker) pairs to start now: runs in their order, each on the worker with the most room.
+
+    free: worker → room, in GPUs or runs at a time. share(run, worker): the room that the run takes there. A worker
+    without enough of it is kept for that run, which smaller ones would otherwise overtake for ever.
+    """
+    room, pairs = dict(free), []
+    for each in waiting:
+        if not room:
+            break
+        worker = max(room, key=room.get)
+        left = room.pop(worker) - share(each, worker)
+        if left >= -1e-9:
+            pairs.append((each, worker))
+            if left > 1e-9:
+                room[worker] = left
+    return pairs
+
+
+# ------------------------------------------------------------------------------------------- connecting
+
+@contextlib.contextmanager
+def connect(cluster) -> Iterator:
+    """A Dask client of `cluster`: a number of local workers, `local`, an address, a scheduler file, Cluster or Client.
+
+    What was started here ends here; what was given stays. Raises InputError for what is none of these, or no answer.
+    """
+    try:
+        from distributed import Client
+        from distributed.deploy import Cluster
+    except ModuleNotFoundError as error:
+        raise InputError(f"cluster={cluster!r}: needs {error.name}: `pip install dask distributed`") from None
+    if isinstance(cluster, Client):
+        yield cluster
+        return
+    where = str(cluster)
+    with contextlib.ExitStack() as opened:
+        if isinstance(cluster, Cluster):
+            target = {"address": cluster}
+        elif where == "local" or (where.isdigit() and int(where) > 0):
+            target = {"address": opened.enter_context(local(None if where == "local" else int(where)))}
+        elif "://" in where:
+            target = {"address": where}
+        elif Path(where).is_file():
+            target = {"scheduler_file": where}
+        else:
+            raise InputError(f"cluster={cluster!r}: must be a number of local workers, local, an address such as "
+                             "tcp://host:8786, a scheduler file that is there, or a Dask Cluster or Client")
+        try:
+            client = opened.enter_context(Client(**target, set_as_default=False))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cluster={cluster!r}: no Dask scheduler answers there ({error})") from None
+        yield client
+
+
+def local(workers: int | None = None):
+    """A cluster of this machine: one worker process a GPU, else one for each two cores, or as many as are asked for.
+
+    Its dashboard is bound to loopback; `BNLIB_DASHBOARD=0.0.0.0:8787` in the environment tells it otherwise.
+    """
+    from dask.system import CPU_COUNT
+    from distributed import Nanny, Scheduler, SpecCluster
+    gpus = torch.cuda.device_count()
+    cards = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
+    workers = workers or gpus or max(1, CPU_COUNT // 2)
+
+    def options(i: int) -> dict:
+        if not gpus:
+            return {"nthreads": 1}
+        share = min(1.0, gpus / workers)
+        return {"nthreads": max(1, int(RUNS_A_GPU * share)), "resources": {"GPU": share},
+                "env": {"CUDA_VISIBLE_DEVICES": cards[i % gpus]}}
+
+    common = {"host": "127.0.0.1", "memory_limit": 0, "dashboard": False, "silence_logs": 40}
+    dashboard = os.environ.get("BNLIB_DASHBOARD") or f"127.0.0.1:{free_port(8787)}"
+    return SpecCluster(
+        scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": dashboard}},
+        workers={i: {"cls": Nanny, "options": common | options(i)} for i in range(workers)}, silence_logs=40)
+
+
+def free_port(wanted: int) -> int:
+    """The wanted port of this machine if it is free, else 0, by which the system chooses one."""
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return 0 if trial.connect_ex(("127.0.0.1", wanted)) == 0 else wanted
+
+
+# ------------------------------------------------------------------------------------------- here
+
+@dataclass
+class Place:
+    """A worker, as this process knows it."""
+
+    address: str
+    slots: int                # runs at a time
+    gpus: float               # what it offers of them; 0: runs are counted
+    shared: bool              # whether it sees the results folder and the checkpoints
+    folder: str               # of its machine, for what is not shared
+    machine: str              # host and cores, which several workers may share
+    cores: int
+    data: str | None          # where data that was shipped to it lies
+
+    @property
+    def room(self) -> float:
+        return self.gpus or self.slots
+
+    def share(self, config: Config) -> float:
+        """The room that a run takes: a part of a GPU, or one of the runs at a time."""
+        return min(self.gpus, max(gpu_share(config), self.gpus / self.slots)) if self.gpus else 1.0
+
+
+@dataclass
+class Running:
+    """A run that a worker trains."""
+
+    future: object
+    place: Place
+    held: contextlib.ExitStack          # the run's lock, where the worker cannot hold it
+    done: float = 0.0                   # multiply–adds
+    text: str = "starting"
+    fetched: float = 0.0                # when its checkpoint was copied last, as `time.time()` counts
+
+
+def train_all(configs: list[Config], cluster, *, results: str | Path = "results", deadline: float | None = None,
+              **options) -> tuple[dict[Config, store.Run], dict[Config, str]]:
+    """Trains the configs on a cluster, longest first: the runs, and the reason for each that failed.
+
+    cluster: as for `connect`. deadline: `time.time()` at which workers stop at a checkpoint. Other options as for
+    `run`. What neither finished nor failed is not yet done. A run whose worker dies goes on from its checkpoint on
+    another, until its third death. Raises InputError where the scheduler is lost or a worker has other versions.
+    """
+    results = resolve(results)
+    store.check_writable(results)
+    with connect(cluster) as client, contextlib.ExitStack() as opened:
+        if client.dashboard_link:
+            print(f"dashboard: {client.dashboard_link}", flush=True)
+        grid = Grid(client, configs, results, deadline, options)
+        opened.callback(grid.close)
+        bar = opened.enter_context(progress_bar(sum(map(work, configs)), ""))
+        lines = [opened.enter_context(status_line(place)) for place in range(1, SHOWN + 1)]
+        try:
+            while (grid.waiting and not grid.late()) or grid.running:
+                grid.look()
+                grid.start()
+                grid.hear(time.time() + LOOK_SECONDS)
+                grid.show(bar, lines)
+        except OSError as error:
+            if client.status == "running":
+                raise
+            raise InputError(f"{grid.scheduler}: the scheduler is lost ({error}); {len(grid.found)} runs are done: "
+                             "start it and run again, which goes on from the checkpoints") from None
+    return grid.found, grid.failed
+
+
+def status_line(place: int):
+    """A line of text below the progress bar, where there is one."""
+    from tqdm.auto import tqdm
+    disable = True if os.environ.get("BNLIB_PROGRESS") == "0" else None
+    return tqdm(total=1, position=place, bar_format="{desc}", leave=False, disable=disable)
+
+
+class Grid:
+    """The runs of one call: who waits, who trains where, who is done, who failed and why."""
+
+    def __init__(self, client, configs: list[Config], results: Path, deadline: float | None, options: dict):
+        self.client, self.results, self.deadline, self.options = client, results, deadline, options
+        self.scheduler = client.scheduler.address
+        self.configs = {config.id: config for config in configs}
+        self.waiting = longest_first(configs)
+        self.put_off: dict[Config, float] = {}        # until when: another process trains it
+        self.running: dict[Config, Running] = {}
+        self.found: dict[Config, store.Run] = {}
+        self.failed: dict[Config, str] = {}
+        self.deaths: Counter = Counter()
+        self.places: dict[str, Place] = {}
+        self.fingerprints: dict[str, str] = {}
+        self.inbox: queue.Queue = queue.Queue()       # futures that are done, and what workers tell of their runs
+        self.topic = f"bnlib-{uuid.uuid4().hex}"
+        client.subscribe_topic(self.topic, lambda event: self.inbox.put(event[1]))
+        self.marks = []                               # files by which a worker knows that it sees the same folders
+        for folder in (results / "runs", store.scratch_folder(results) / "checkpoints"):
+            self.marks.append(folder / f".{self.topic}")
+            worker.put(self.marks[-1], b"")
+
+    def close(self) -> None:
+        """Calls off what still runs: its worker stops at the end of the epoch."""
+        for mark in self.marks:
+            mark.unlink(missing_ok=True)
+        for running in self.running.values():
+            running.held.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            self.client.cancel([running.future for running in self.running.values()])
+            self.client.unsubscribe_topic(self.topic)
+
+    def late(self) -> bool:
+        return self.deadline is not None and time.time() >= self.deadline
+
+    # ---------------------------------------------------------------------------------- which workers
+
+    def look(self) -> None:
+        """Greets workers that have come, and counts the deaths of runs whose workers have gone."""
+        if self.client.status != "running":
+            raise OSError("no connection")
+        there = self.client.nthreads()
+        for address in set(self.places) - set(there):
+            del self.places[address]
+            for config in [c for c, running in self.running.items() if running.place.address == address]:
+                self.died(config, f"{address} is gone")
+        if come := sorted(set(there) - set(self.places)):
+            self.greet(come)
+
+    def greet(self, addresses: list[str]) -> None:
+        """Takes in workers: InputError for one of other versions; data goes to each machine that lacks some."""
+        sets = sorted({config.dataset for config in self.waiting})
+        said = self.client.run(worker.greet, [str(mark) for mark in self.marks], list(self.configs), sets,
+                               workers=addresses, on_error="return")
+        own = worker.versions()
+        for address, words in said.items():
+            if isinstance(words, OSError):                       # gone again
+                continue
+            if isinstance(words, Exception):
+                raise InputError(f"worker {address} cannot answer ({type(words).__name__}: {words}); it needs "
+                                 f"{_in_words(own)}, as here")
+            if words["versions"] != own:
+                raise InputError(f"worker {address} has {_in_words(words['versions'])}, and here is {_in_words(own)}; "
+                                 "they must be the same")
+            shipped = None
+            if words["lacks"]:
+                shipped = str(Path(words["folder"]) / "data")
+                self.ship(address, shipped, sets)
+            self.places[address] = Place(address, words["slots"], words["gpus"], words["shared"], words["folder"],
+                                         str(words["machine"]), words["cores"], shipped)
+            for run_id in words["finished"] if not words["shared"] else ():     # for a caller that was lost
+                if self.configs[run_id] in self.waiting:
+                    self.receive(self.configs[run_id], address, self.ask(address, worker.read_record, run_id))
+
+    def ship(self, address: str, folder: str, sets: list[str]) -> None:
+        """Sends datasets to the machine of a worker, unless another worker there has them by now."""
+        for name in sets:
+            if name != "digits" and not self.ask(address, worker.holds, folder, name):
+                found, content = data.load(name), io.BytesIO()
+                np.savez(content, classes=np.array(found.classes), **{
+                    part: getattr(found, part).numpy() for part in ("x_train", "y_train", "x_test", "y_test")})
+                self.ask(address, worker.put_data, folder, name, content.getvalue())
+
+    def ask(self, address: str, question: Callable, *arguments):
+        """What a function returns on a worker; None where the worker is gone."""
+        return self.client.run(question, *arguments, workers=[address], on_error="ignore").get(address)
+
+    # ---------------------------------------------------------------------------------- which runs
+
+    def start(self) -> None:
+        """Starts waiting runs, longest first, where there is room."""
+        if self.late():
+            return
+        room = {address: place.room for address, place in self.places.items()}
+        for config, running in self.running.items():
+            room[running.place.address] -= running.place.share(config)
+        ready = [config for config in self.waiting if self.put_off.get(config, 0.0) <= time.time()]
+        for config, address in assign(ready, {address: left for address, left in room.items() if left > 1e-9},
+                                      lambda config, address: self.places[address].share(config)):
+            with contextlib.ExitStack() as held:
+                try:
+                    begun = None if self.places[address].shared else self.hold(config, address, held)
+                    if config in self.waiting:
+                        self.submit(config, self.places[address], begun, held.pop_all())
+                except store.Busy:
+                    self.put_off[config] = time.time() + BUSY_SECONDS
+                except InputError as error:
+                    self.fail(config, str(error))
+
+    def hold(self, config: Config, address: str, held: contextlib.ExitStack):
+        """Locks a run that its worker cannot lock, and sends its checkpoint; keeps its record if it is there."""
+        held.enter_context(store.lock(config, self.results, wait=False))
+        if found := store.find(config, self.results):
+            self.keep(config, found)
+            return None
+        file = store.checkpoint_file(config, self.results)
+        return self.client.scatter(file.read_bytes(), workers=[address], hash=False) if file.exists() else None
+
+    def submit(self, config: Config, place: Place, begun, held: contextlib.ExitStack) -> None:
+        name = config.dataset
+        if name not in self.fingerprints:
+            self.fingerprints[name] = data.FINGERPRINTS.get(name) or data.load(name).fingerprint
+        neighbours = sum(other.slots for other in self.places.values() if other.machine == place.machine)
+        job = {
+            "config": config.to_dict(), "fingerprint": self.fingerprints[name], "topic": self.topic,
+            "results": self.results_on(place), "shared": place.shared, "threads": max(1, place.cores // neighbours),
+            "environment": {"BNLIB_DATA": place.data} if place.data else {},
+            "options": self.options | {"deadline": self.deadline},
+        }
+        key = config.id + (f"-again{self.deaths[config]}" if self.deaths[config] else "")
+        future = self.client.submit(worker.train_job, job, begun, key=key, pure=False, workers=[place.address],
+                                    resources={"GPU": place.share(config)} if place.gpus else None)
+        self.waiting.remove(config)
+        self.running[config] = Running(future, place, held)
+        future.add_done_callback(self.inbox.put)
+
+    def results_on(self, place: Place) -> str:
+        return str(self.results) if place.shared else str(Path(place.folder) / "results")
+
+    def hear(self, until: float) -> None:
+        """Deals with what comes in, until then or until a run has ended."""
+        while (left := until - time.time()) > 0:
+            try:
+                item = self.inbox.get(timeout=left)
+            except queue.Empty:
+                return
+            if not isinstance(item, dict):
+                return self.ended(item)
+            self.told(item)
+
+    def told(self, event: dict) -> None:
+        """A run has done an epoch. Where its checkpoint is out of sight, a copy of it is fetched now and then."""
+        config = self.configs[event["id"]]
+        running = self.running.get(config)
+        if running is None:
+            return
+        running.done, running.text = event["done"], event["text"]
+        if not running.place.shared and time.time() - running.fetched > FETCH_SECONDS:
+            running.fetched = time.time()
+            content = self.ask(running.place.address, worker.read_checkpoint, self.results_on(running.place),
+                               config.to_dict())
+            if content:
+                worker.put(store.checkpoint_file(config, self.results), content)
+
+    def ended(self, future) -> None:
+        """A task has ended: with a record, at a checkpoint, or with an error."""
+        config = next((c for c, running in self.running.items() if running.future is future), None)
+        if config is None:
+            return
+        place = self.running[config].place
+        with self.running.pop(config).held:
+            try:
+                if future.status == "finished" and place.shared:
+                    return self.keep(config, self.in_sight(config))
+                if future.status == "finished":
+                    return self.receive(config, place.address, future.result(timeout=600))
+                raise future.exception(timeout=60)
+            except store.Busy:
+                self.put_off[config] = time.time() + BUSY_SECONDS
+                self.wait(config)
+            except Paused:                     # the time is up, or the worker is being closed
+                self.wait(config)
+            except (InputError, AssertionError) as error:
+                self.fail(config, f"on {place.address}: {error}")
+            except Exception as error:
+                self.died(config, f"{place.address}: {type(error).__name__}: {error}")
+
+    def in_sight(self, config: Config) -> store.Run:
+        """The record that a worker has written; a shared folder may show it some seconds later."""
+        for _ in range(120):
+            if found := store.find(config, self.results):
+                return found
+            time.sleep(0.5)
+        raise InputError(f"its record is not in {self.results}, where it was written")
+
+    def receive(self, config: Config, address: str, files: dict[str, bytes] | None) -> None:
+        """Writes the record that came from a machine without the results folder, which then forgets it."""
+        if files is None:
+            return
+        weights = files.pop("weights", None)
+        if weights is not None:
+            worker.put(store.weights_file(config, self.results), weights)
+        self.keep(config, store.receive(self.results, config.id, files))
+        checkpoint.remove(store.checkpoint_file(config, self.results))
+        self.ask(address, worker.forget, self.results_on(self.places[address]), config.to_dict())
+
+    def keep(self, config: Config, found: store.Run) -> None:
+        self.found[config] = found
+        if config in self.waiting:
+            self.waiting.remove(config)
+
+    def wait(self, config: Config) -> None:
+        self.waiting = longest_first([*self.waiting, config])
+
+    def died(self, config: Config, reason: str) -> None:
+        """Its worker died with it: it waits for another, unless it was the third."""
+        running = self.running.pop(config, None)
+        if running is not None:
+            running.held.close()
+            running.future.cancel()
+        self.deaths[config] += 1
+        if (found := store.find_sound(config, self.results)) is not None:       # it died after its work was done
+            self.keep(config, found)
+        elif self.deaths[config] < DEATHS and "KilledWorker" not in reason:
+            self.wait(config)
+        else:
+            self.fail(config, f"died {self.deaths[config]} times, at last {reason}")
+
+    def fail(self, config: Config, reason: str) -> None:
+        self.failed[config] = reason
+        if config in self.waiting:
+            self.waiting.remove(config)
+        warnings.warn(f"{config.id} failed: {reason}", stacklevel=2)
+
+    # ---------------------------------------------------------------------------------- what is shown
+
+    def show(self, bar, lines: list) -> None:
+        bar.n = sum(map(work, self.found)) + sum(running.done for running in self.running.values())
+        said = self.said()
+        bar.set_description_str(said[0])
+        for line, text in zip(lines, said[1:] + [""] * len(lines), strict=False):
+            line.set_description_str(text)
+
+    def said(self) -> list[str]:
+        """The counts, and a line for each of some running runs: what, where, epoch, images/s."""
+        counts = (f"{len(self.found)}/{len(self.configs)} done, {len(self.running)} running, {len(self.waiting)} "
+                  f"waiting, {len(self.failed)} failed, {len(self.places)} workers")
+        return [counts, *(f"{config.id} on {running.place.address}: {running.text}"
+                          for config, running in list(self.running.items())[:SHOWN])]
+
+
+def _in_words(versions: dict[str, str]) -> str:
+    return " and ".join(f"{package} {version}" for package, version in versions.items())

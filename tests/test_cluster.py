@@ -1,0 +1,375 @@
+"""The grid on Dask: real workers, killed and starved; what comes back is what one process would have made."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bnlib import Config, InputError, run, run_all, store
+from bnlib.config import resolve
+from bnlib.grid import campaign_configs
+from tests import workers
+from tests.conftest import FULL, TALLY, TINY
+
+distributed = pytest.importorskip("distributed", reason="no Dask: `pip install dask distributed`")
+from bnlib import cluster, worker  # noqa: E402
+
+LONGER = Config(**TINY | {"epochs": 40, "batch_size": 32})
+#: Put into workers before they start: a run of seed 13 kills the process that trains it.
+DEADLY = """
+import os
+from bnlib import worker
+from bnlib.train import run
+worker.run = lambda config, **options: os._exit(13) if config.seed == 13 else run(config, **options)
+"""
+
+
+@pytest.fixture(scope="module")
+def two():
+    """A real LocalCluster of two workers."""
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0) as running:
+        yield running
+
+
+class Outside:
+    """A Dask scheduler and workers in processes of their own, as `dask scheduler` and `dask worker` start them."""
+
+    def __init__(self, folder):
+        self.folder, self.file, self.processes = folder, folder / "scheduler.json", []
+        self.scheduler = self.start("scheduler", "--port=0", f"--scheduler-file={self.file}", "--no-dashboard")
+        while not self.file.exists() and self.scheduler.poll() is None:
+            time.sleep(0.1)
+
+    def start(self, what, *words, before="", **environment):
+        code = f"{before}\nimport sys; from distributed.cli.dask_{what} import main; sys.exit(main())"
+        self.processes.append(subprocess.Popen(
+            [sys.executable, "-c", code, "--host=127.0.0.1", *words], cwd=self.folder, stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), **environment}))
+        return self.processes[-1]
+
+    def worker(self, *words, **options):
+        return self.start("worker", f"--scheduler-file={self.file}", f"--local-directory={self.folder / 'scratch'}",
+                          "--nthreads=1", "--no-dashboard", *words, **options)
+
+    def stop(self):
+        for process in self.processes:
+            process.kill()                       # a worker ends with its nanny
+            process.wait()
+
+
+@pytest.fixture
+def outside(tmp_path):
+    started = Outside(tmp_path)
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """Two workers elsewhere: no data, a current folder of their own, and death by seed 13."""
+    folder = tmp_path_factory.mktemp("apart")
+    started = Outside(folder)
+    (folder / "deadly.py").write_text(DEADLY)
+    (folder / "no-data").mkdir()
+    for _ in range(2):
+        started.worker("--preload", str(folder / "deadly.py"), BNLIB_DATA=str(folder / "no-data"))
+    yield started
+    started.stop()
+
+
+def when(happens, act) -> threading.Thread:
+    """Does `act` in another thread as soon as `happens()`."""
+    def watch():
+        while not happens():
+            time.sleep(0.02)
+        act()
+        TALLY["faults injected"] += 1
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def alone(configs, tmp_path) -> list:
+    """The runs of one process that nothing happens to, with one thread as each of two workers on two cores has.
+
+    Gradients of convolutions are summed in another order by another number of threads, so that runs with `all` may
+    differ in the last bit; those with `bn` do not.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [run(config, results=tmp_path / "alone/results", device="cpu") for config in configs]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def files(run) -> dict:
+    """A record's files; of the history and run.json, what is not provenance."""
+    found = run.files()
+    found["history.csv"] = run.history.drop(columns="seconds").to_csv()
+    found["run.json"] = {key: value for key, value in json.loads(found["run.json"]).items()
+                         if key not in ("provenance", "sha256", "weights_sha256")}     # weights: see `docs/clusters.md`
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- order
+
+def test_the_longest_run_starts_first_on_the_worker_with_the_most_room():
+    configs = [Config(model=f"resnet{depth}") for depth in (14, 110, 32, 866)]
+    order = cluster.longest_first(configs)
+    assert [c.depth for c in order] == [866, 110, 32, 14]
+    pairs = cluster.assign(order, {"a": 1, "b": 2}, lambda config, worker: 1)
+    assert [(c.depth, where) for c, where in pairs] == [(866, "b"), (110, "a"), (32, "b")]
+
+
+def test_small_networks_share_a_gpu_and_do_not_keep_a_large_one_waiting_for_ever():
+    small, wide = [Config(seed=seed) for seed in range(9)], Config(model="resnet14x8")
+    place = cluster.Place("a", slots=4, gpus=1.0, shared=True, folder="", machine="", cores=8, data=None)
+    share = lambda config, _: place.share(config)        # noqa: E731
+    assert len(cluster.assign(small, {"a": 1.0}, share)) == 4
+    assert cluster.assign([wide, *small], {"a": 0.75}, share) == []
+    assert cluster.assign([wide, *small], {"a": 1.0}, share) == [(wide, "a")]
+    assert dataclasses.replace(place, slots=1).share(small[0]) == 1.0
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ("nowhere", "must be a number of local workers"), (0, "must be a number of local workers"),
+    ("tcp://127.0.0.1:1", "no Dask scheduler answers there")])
+def test_a_cluster_that_is_none_is_named_in_one_line(given, said, tiny, tmp_path, monkeypatch):
+    import dask
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(InputError, match=said) as error:
+        run_all([tiny], cluster=given, results=tmp_path / "results")
+    assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------- the same records
+
+def test_two_workers_make_the_records_of_one_process_file_by_file(two, tmp_path, monkeypatch):
+    configs = [Config(**TINY | {"trainable": what, "epochs": 3}, seed=s) for what in ("bn", "all") for s in (0, 1)]
+    said, said_by = [], cluster.Grid.said
+    monkeypatch.setattr(cluster.Grid, "said", lambda grid: said.append(said_by(grid)) or said[-1])
+    runs = run_all(configs, cluster=two, results=tmp_path / "results")
+    assert [r.config for r in runs] == configs and not runs.missing and not runs.failed
+    for ours, single in zip(runs, alone(configs, tmp_path), strict=True):
+        assert files(ours) == files(single)
+    assert said[-1][0] == "4/4 done, 0 running, 0 waiting, 0 failed, 2 workers"
+    assert any(" on tcp://127.0.0.1:" in line for lines in said for line in lines)
+    left = {f.name for f in tmp_path.rglob("*") if f.name.startswith(".bnlib") or f.suffix == ".pt"}
+    assert not left
+
+
+def test_epochs_and_speed_are_told_while_a_run_goes_on(two, tmp_path, monkeypatch):
+    said, said_by = [], cluster.Grid.said
+    monkeypatch.setattr(cluster.Grid, "said", lambda grid: said.append(said_by(grid)) or said[-1])
+    assert len(run_all([dataclasses.replace(LONGER, epochs=80)], cluster=two, results=tmp_path / "results")) == 1
+    assert any("epoch " in line and "images/s" in line for lines in said for line in lines[1:])
+
+
+def test_a_number_of_workers_is_a_cluster_whose_dashboard_is_printed(tiny, tmp_path, capsys):
+    assert len(run_all([tiny], cluster="1", results=tmp_path / "results")) == 1
+    assert "dashboard: http://127.0.0.1:" in capsys.readouterr().out
+
+
+def test_a_budget_stops_workers_at_a_checkpoint(two, tmp_path):
+    long = dataclasses.replace(LONGER, epochs=2000)
+    began = time.time()
+    runs = run_all([long], cluster=two, budget="4s", results=tmp_path / "results")
+    assert runs.missing == [long] and not runs.failed and time.time() - began < 20
+    assert store.checkpoint_file(long, tmp_path / "results").exists()
+
+
+@pytest.mark.skipif(not FULL, reason="only in full: make test-faults")
+def test_runs_that_share_a_worker_have_a_process_each(tmp_path):
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, resources={"GPU": 1}, dashboard_address=None,
+                                  memory_limit=0) as shared:
+        configs = [Config(**TINY, seed=s) for s in (0, 1)]
+        runs = run_all(configs, cluster=shared, results=tmp_path / "results", device="cpu")
+    assert len(runs) == 2
+    assert [files(r) for r in runs] == [files(r) for r in alone(configs, tmp_path)]
+
+
+# ---------------------------------------------------------------------------------------------- elsewhere
+
+def test_workers_without_folder_and_data_get_the_data_once_and_send_the_record_back(apart, tmp_path, monkeypatch):
+    draws = np.random.default_rng(0)
+    images, labels = draws.integers(0, 256, (160, 32, 32, 3), np.uint8), np.arange(160) % 4
+    np.savez(tmp_path / "noise.npz", x_train=images[:128], y_train=labels[:128], x_test=images[128:],
+             y_test=labels[128:], classes=np.array(list("abcd")))
+    monkeypatch.setenv("BNLIB_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    here = "/proc/self/cwd/results"                  # for each process the one in its own current folder
+    if not os.path.exists("/proc/self/cwd"):
+        pytest.skip("no /proc, by which one path is two folders")
+    fields = TINY | {"dataset": "noise", "n_train": None}
+    configs = [Config(**fields, seed=0), Config(**fields | {"model": "resnet14", "trainable": "all"})]
+    runs = run_all(configs, cluster=apart.file, results=here)
+    assert [r.config for r in runs] == configs
+    assert not (apart.folder / "results/runs").exists() or not list((apart.folder / "results/runs").iterdir())
+    for ours, single in zip(runs, alone(configs, tmp_path), strict=True):
+        assert files(ours) == files(single)
+        assert ours.network() is not None            # weights too large for a record came back with it
+    shipped = list(apart.folder.rglob("noise.npz"))
+    assert len(shipped) == 1 and not list((apart.folder / "scratch/dask-scratch-space/bnlib/results/runs").iterdir())
+
+
+def test_a_record_that_a_lost_caller_left_on_a_worker_is_fetched_and_not_trained_again(apart, tmp_path, monkeypatch):
+    config = Config(**TINY, seed=5)
+    left = run(config, results=apart.folder / "scratch/dask-scratch-space/bnlib/results")
+    made = left.files()
+    monkeypatch.chdir(tmp_path)
+    found, = run_all([config], cluster=apart.file, results="/proc/self/cwd/results")
+    assert found.files() == made and not left.folder.exists()
+
+
+def test_a_run_that_kills_its_workers_is_given_up_at_the_third_and_the_rest_goes_on(apart, tmp_path):
+    good, deadly = Config(**TINY, seed=1), Config(**TINY, seed=13)
+    with pytest.warns(UserWarning, match=f"{deadly.id} failed: died 3 times"):
+        runs = run_all([good, deadly], cluster=apart.file, results=tmp_path / "results")
+    assert [r.config for r in runs] == [good] and runs.missing == [deadly]
+    assert "died 3 times" in runs.failed[deadly]
+    TALLY["faults injected"] += 3
+
+
+def test_a_worker_of_another_version_is_an_error_that_names_both(outside, tiny, tmp_path):
+    outside.worker("--no-nanny", before="import bnlib; bnlib.__version__ = '9.9'")
+    with pytest.raises(InputError, match=r"worker tcp://127.0.0.1:\d+ has bnlib 9\.9 \(\w+\) and torch .* here is "
+                                         rf"bnlib {worker.versions()['bnlib'].split()[0]}"):
+        run_all([tiny], cluster=outside.file, results=tmp_path / "results")
+
+
+# ---------------------------------------------------------------------------------------------- killed
+
+def test_a_worker_killed_in_mid_run_loses_no_run_and_no_bit(two, tmp_path):
+    configs, results = [dataclasses.replace(LONGER, seed=s) for s in (0, 1)], tmp_path / "results"
+    with distributed.Client(two, set_as_default=False) as client:
+        victim = next(iter(client.run(os.getpid).values()))
+    when(lambda: all(store.checkpoint_file(c, results).exists() for c in configs),
+         lambda: os.kill(victim, signal.SIGKILL))
+    seen, died = [], cluster.Grid.died
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster.Grid, "died", lambda grid, *why: seen.append(why) or died(grid, *why))
+        runs = run_all(configs, cluster=two, results=results)
+    assert len(runs) == 2 and len(seen) == 1
+    assert [files(r) for r in runs] == [files(r) for r in alone(configs, tmp_path)]
+
+
+@pytest.mark.skipif(not FULL, reason="only in full: make test-faults")
+def test_a_worker_elsewhere_killed_in_mid_run_is_followed_by_one_with_its_checkpoint(outside, tmp_path, monkeypatch):
+    long = dataclasses.replace(LONGER, epochs=60)
+    monkeypatch.setattr(cluster, "FETCH_SECONDS", 0.0)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    results = "/proc/self/cwd/results"
+    words = "--no-nanny", f"--local-directory={tmp_path / 'first/scratch'}"
+    first = outside.worker(*words)
+    when(store.checkpoint_file(long, results).exists,
+         lambda: first.kill() or outside.worker("--no-nanny", f"--local-directory={tmp_path / 'second/scratch'}"))
+    sent, submit = [], cluster.Grid.submit
+    monkeypatch.setattr(cluster.Grid, "submit", lambda grid, config, place, begun, held: sent.append(begun) or
+                        submit(grid, config, place, begun, held))
+    found, = run_all([long], cluster=outside.file, results=results)
+    assert len(sent) == 2 and sent[0] is None and sent[1] is not None
+    assert files(found) == files(alone([long], tmp_path)[0])
+
+
+@pytest.mark.skipif(not FULL, reason="only in full: make test-faults")
+def test_a_lost_scheduler_is_said_and_the_next_call_goes_on(outside, tmp_path):
+    long, results = dataclasses.replace(LONGER, epochs=200), tmp_path / "shared/results"
+    outside.worker()
+    when(store.checkpoint_file(long, results).exists, outside.scheduler.kill)
+    with pytest.raises(InputError, match="the scheduler is lost"):
+        run_all([LONGER, long], cluster=outside.file, results=results)
+    assert workers.finish(workers.train_all, [LONGER, long], results) == 0
+    again = [store.find(config, results) for config in (LONGER, long)]
+    assert [files(r) for r in again] == [files(r) for r in alone([LONGER, long], tmp_path)]
+
+
+# ---------------------------------------------------------------------------------------------- Slurm
+
+SLURM = """ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CryptoType=crypto/munge
+SlurmctldPort=36817
+SlurmdPort=36818
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+MpiDefault=none
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} State=UNKNOWN
+PartitionName=all Nodes={host} Default=YES State=UP
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """A Slurm of one node, this machine, in a folder of its own."""
+    missing = [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if not shutil.which(name)]
+    if missing or os.geteuid():
+        pytest.skip(f"no {', '.join(missing)}: apt-get install slurm-wlm" if missing else "Slurm's daemons need root")
+    pytest.importorskip("dask_jobqueue")
+    with tempfile.TemporaryDirectory(prefix="slurm") as name:          # munge refuses folders that others may write to
+        folder = Path(name)
+        os.chmod(folder, 0o755)
+        for part in ("state", "spool"):
+            (folder / part).mkdir()
+        (folder / "munge.key").write_bytes(os.urandom(1024))
+        os.chmod(folder / "munge.key", 0o600)
+        conf = folder / "slurm.conf"
+        conf.write_text(SLURM.format(host=socket.gethostname().split(".")[0], folder=folder, cores=os.cpu_count(),
+                                     memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 9 // 10 >> 20))
+        daemons = [subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=(folder / "log").open("a"),
+                                    env=os.environ | {"SLURM_CONF": str(conf)}) for words in (
+            ["munged", "--foreground", "--force", f"--socket={folder / 'munge.socket'}",
+             f"--key-file={folder / 'munge.key'}", f"--pid-file={folder / 'munged.pid'}",
+             f"--seed-file={folder / 'munged.seed'}", f"--log-file={folder / 'munged.log'}"],
+            ["slurmctld", "-D", "-f", str(conf)], ["slurmd", "-D", "-f", str(conf)])]
+        yield conf
+        for daemon in reversed(daemons):
+            daemon.terminate()
+        for daemon in daemons:
+            daemon.wait(30)
+
+
+@pytest.mark.skipif(not FULL, reason="only in full: make test-faults")
+def test_a_real_slurm_runs_the_demo_grid_through_the_ready_script(slurm, tmp_path):
+    for name in ("bnlib", "notebooks", "docs"):
+        shutil.copytree(resolve(name), tmp_path / name)
+    environment = os.environ | {"SLURM_CONF": str(slurm), "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    for _ in range(60):
+        idle = subprocess.run(["sinfo", "-h", "-o", "%t"], env=environment, capture_output=True, text=True)
+        if idle.stdout.strip() == "idle":
+            break
+        time.sleep(1)
+    else:
+        said = (slurm.parent / "log").read_text()[-300:]
+        pytest.skip(f"Slurm does not start here: {idle.stdout} {idle.stderr} {said}")
+    done = subprocess.run([sys.executable, "docs/bnlib-slurm.py", "--profile=demo", "--jobs=2", "--cores=1",
+                           "--memory=3GB", "--interface=lo", "--walltime=01:00:00"], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-2000:]
+    wanted = len(campaign_configs("demo"))
+    assert f"{wanted} runs of profile demo are there, 0 are missing" in done.stdout
+    assert len(store.all_runs(tmp_path / "build/demo/results")) == wanted
