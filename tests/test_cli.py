@@ -88,7 +88,7 @@ def test_data_checks_a_dataset(capsys):
     (["campaign", "--profile=papr"], "did you mean 'paper'?"),
     (["campaign", "--profile=smoke", "--budget=soon"], "must be a time such as 90s, 30m or 2h"),
     (["reproduce", "--notebooks=01_dept"], "did you mean '01_depth'?"),
-    (["campaign", "--profile=smoke", "--results=build/never", "--cluster=nowhere"], "must be a number of local workers"),
+    (["campaign", "--profile=smoke", "--results=build/no", "--cluster=nowhere"], "must be a number of local workers"),
     (["trian"], "invalid choice: 'trian'"),
 ])
 def test_a_mistake_is_one_line_and_a_failing_exit_status(words, said, capsys, tmp_path, monkeypatch):
