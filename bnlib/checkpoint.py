@@ -209,13 +209,18 @@ def _read(file: Path) -> dict | None:
 
 
 def in_one_row(network: nn.Module, part: str) -> torch.Tensor:
-    """`gamma`, `beta`, `running_mean` or `running_var` of all layers, first layer first, on the CPU."""
-    name = store.BN_PARTS[part]
-    return torch.cat([getattr(layer, name).detach().float() for layer in bn_layers(network).values()]).cpu()
+    """`gamma`, `beta`, `running_mean` or `running_var` of all layers, first layer first, on the CPU.
+
+    Layers that have none, such as the running statistics of group norm, give none.
+    """
+    layers = [getattr(layer, store.BN_PARTS[part], None) for layer in bn_layers(network).values()]
+    return torch.cat([torch.zeros(0), *(layer.detach().float().cpu() for layer in layers if layer is not None)])
 
 
-def bn_layers(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
-    return {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+def bn_layers(network: nn.Module) -> dict[str, nn.BatchNorm2d | nn.GroupNorm]:
+    """Each batch norm, or what stands in its place, by its name in the network."""
+    return {name: module for name, module in network.named_modules()
+            if isinstance(module, nn.BatchNorm2d | nn.GroupNorm)}
 
 
 def logged_epochs(epochs: int, parameters: int) -> set[int]:

@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,11 +20,12 @@ class InputError(ValueError):
 # ---------------------------------------------------------------------------------------------- names
 
 #: Sets that come with the library or can be downloaded, and their number of training images.
-DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "digits": 1_437}
+DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "digits": 1_437, "sequences": 5_000}
 TRAINABLE = ("all", "bn", "gamma", "beta", "output", "shortcut", "weights", "random<K>", "none")
 CONV_INITS = ("he_normal", "he_uniform", "orthogonal", "binary")
 BN_INITS = ("uniform", "signed", "ones", "beta_one")
 SHORTCUTS = ("A", "B")
+NORMS = ("batch", "group", "layer")
 OPTIMIZERS = ("sgd",)
 AUGMENTATIONS = ("crop+flip", "crop", "none")
 
@@ -37,33 +39,45 @@ def choose(field: str, value: str, choices) -> str:
     raise InputError(f"{field}={value!r}: not one of {', '.join(choices)}{hint}")
 
 
-def parse_model(name: str) -> tuple[int, int]:
-    """(depth, width) of a CIFAR ResNet's name: `resnet14` → (14, 1), `resnet14x8` → (14, 8).
+class Model(NamedTuple):
+    """What a network's name says."""
+
+    family: str            # resnet: CIFAR's; resnet1d: the same for sequences
+    depth: int             # 6n+2 layers
+    width: float           # channels, as a multiple of 16, 32 and 64
+
+
+def parse_model(name: str) -> Model:
+    """`resnet14` → (resnet, 14, 1), `resnet14x8` → (resnet, 14, 8), `resnet14c2`, of 2, 4, 8 channels, → width 2/16.
 
     Accepts the paper's spelling `ResNet-14-8`, and `cifar_resnet_14_8` and `cifar_freeze_14_8` of an earlier study.
-    Raises InputError unless the depth is 6n+2 and the width at least 1.
+    Raises InputError unless the depth is 6n+2 and the width at least 1, or the channels.
     """
-    found = re.fullmatch(r"(?:cifar_)?(?:resnet|freeze)[-_]?(\d+)(?:[-_x](\d+))?", str(name).lower())
+    found = re.fullmatch(r"(?:cifar_)?(resnet1d|resnet|freeze)[-_]?(\d+)(?:[-_x](\d+)|c(\d+))?", str(name).lower())
     if not found:
         numbers = [int(n) for n in re.findall(r"\d+", str(name))] or [14]
-        raise InputError(f"model={name!r}: not a network; choose resnet<depth> or resnet<depth>x<width>; nearest: "
-                         + model_name(_nearest_depth(numbers[0]), *numbers[1:2]))
-    depth, width = int(found[1]), int(found[2] or 1)
+        raise InputError(f"model={name!r}: not a network; choose resnet<depth>, resnet<depth>x<width> or "
+                         f"resnet<depth>c<channels>; nearest: {model_name(_nearest_depth(numbers[0]), *numbers[1:2])}")
+    family = found[1].replace("freeze", "resnet")
+    depth, width = int(found[2]), int(found[4]) / 16 if found[4] else int(found[3] or 1)
     if depth < 8 or (depth - 2) % 6:
         raise InputError(f"{name}: depth must be 6n+2 (14, 20, 26, 32, …); nearest: "
-                         + model_name(_nearest_depth(depth), width))
-    if width < 1:
-        raise InputError(f"{name}: width must be at least 1; nearest: {model_name(depth)}")
-    return depth, width
+                         + model_name(_nearest_depth(depth), width, family))
+    if not width:
+        raise InputError(f"{name}: {'channels' if found[4] else 'width'} must be at least 1; nearest: "
+                         + model_name(depth, 1 / 16 if found[4] else 1, family))
+    return Model(family, depth, int(width) if width == int(width) else width)
 
 
 def _nearest_depth(depth: int) -> int:
     return 6 * max(1, round((depth - 2) / 6)) + 2
 
 
-def model_name(depth: int, width: int = 1) -> str:
-    """One name a network: (14, 1) → `resnet14`, (14, 8) → `resnet14x8`."""
-    return f"resnet{depth}" if width <= 1 else f"resnet{depth}x{width}"
+def model_name(depth: int, width: float = 1, family: str = "resnet") -> str:
+    """One name a network: (14, 1) → `resnet14`, (14, 8) → `resnet14x8`, (14, 2/16) → `resnet14c2`."""
+    if width != int(width):
+        return f"{family}{depth}c{round(16 * width)}"
+    return f"{family}{depth}" if width <= 1 else f"{family}{depth}x{int(width)}"
 
 
 def canonical_trainable(what: str) -> str:
@@ -101,12 +115,14 @@ class Config:
     Raises InputError, naming field and rule, for a value that no run can have.
     """
 
-    dataset: str = "cifar10"                       # cifar10, cifar100, mnist, digits, or an image folder's name
+    dataset: str = "cifar10"                       # cifar10, cifar100, mnist, digits, sequences, or an image folder
     n_train: int | None = None                     # training images, drawn by the seed; None: all there are
     n_val: int = 0                                 # held out of them by the seed; the paper holds out none
-    model: str = "resnet14"                        # resnet<6n+2>, resnet<6n+2>x<width>
+    model: str = "resnet14"                        # resnet<6n+2>, …x<width>, …c<channels>; resnet1d<6n+2> (sequences)
+    norm: str = "batch"                            # batch; in its place group (8 channels each) or layer (all channels)
     shortcut: str = "B"                            # where the shape changes: B 1×1 convolution and BN, A zero padding
     trainable: str = "bn"                          # all, bn, gamma, beta, output, shortcut, weights, random2, none; a+b
+    bn_first: int = 0                              # epochs in which γ and β train alone, before all that trains does
     conv_init: str = "he_normal"                   # convolutions, output; or he_uniform, orthogonal, binary (±σ)
     bn_init: str = "uniform"                       # γ ~ U(0, 1), β = 0; signed: U(-1, 1); ones: γ = 1; beta_one: β = 1
     optimizer: str = "sgd"                         # SGD with momentum
@@ -128,14 +144,15 @@ class Config:
                              "or a folder of images under the data folder")
         if self.model.startswith("cifar_freeze") and canonical_trainable(self.trainable) != "bn":
             raise InputError(f"{self.model} trains batch norm alone, but trainable={self.trainable!r}; "
-                             f"for that: {model_name(*parse_model(self.model))}")
-        object.__setattr__(self, "model", model_name(*parse_model(self.model)))
+                             f"for that: {model_name(self.depth, self.width)}")
+        object.__setattr__(self, "model", model_name(self.depth, self.width, parse_model(self.model).family))
         object.__setattr__(self, "trainable", canonical_trainable(self.trainable))
         if "shortcut" in self.trainable and self.shortcut != "B":
             raise InputError(f"trainable={self.trainable!r}: shortcut={self.shortcut!r} has nothing to train; B has")
         choose("conv_init", self.conv_init, CONV_INITS)
         choose("bn_init", self.bn_init, BN_INITS)
         choose("shortcut", self.shortcut, SHORTCUTS)
+        choose("norm", self.norm, NORMS)
         choose("optimizer", self.optimizer, OPTIMIZERS)
         choose("augment", self.augment, AUGMENTATIONS)
         self._check("n_train", self.n_train is None or self.n_train >= 1, "at least 1, or None for all")
@@ -145,6 +162,9 @@ class Config:
         self._check("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
         self._check("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs a batch")
         self._check("epochs", self.epochs >= 1, "at least 1")
+        self._check("bn_first", 0 <= self.bn_first < self.epochs, "at least 0 and below epochs")
+        if self.bn_first and not {"all", "bn"} & set(self.trainable.split("+")):
+            raise InputError(f"bn_first={self.bn_first}: γ and β never train where trainable={self.trainable!r}")
         self._check("milestones", all(0 < m < 1 for m in self.milestones)
                     and list(self.milestones) == sorted(set(self.milestones)), "rising fractions between 0 and 1")
         self._check("warmup_epochs", 0 <= self.warmup_epochs <= self.epochs, "from 0 to epochs")
@@ -173,11 +193,11 @@ class Config:
 
     @property
     def depth(self) -> int:
-        return parse_model(self.model)[0]
+        return parse_model(self.model).depth
 
     @property
-    def width(self) -> int:
-        return parse_model(self.model)[1]
+    def width(self) -> float:
+        return parse_model(self.model).width
 
     def to_dict(self) -> dict:
         """All fields as JSON knows them; `Config.from_dict` is its inverse."""
@@ -246,10 +266,13 @@ _PAPER = {
     "modes": _MODES,
     "starts": _STARTS,
     "seeds": [0, 1, 2, 3, 4],
+    # a sequence turned round is another one, hence no flip; 5,000 of them make few steps, hence small batches
+    "sequences": {"dataset": "sequences", "batch_size": 32, "augment": "none"},
     "results": "results",
 }
 _SHORT = _PAPER | {
     "training": {"epochs": 16},
+    "sequences": _PAPER["sequences"] | {"epochs": 16},
     "depths": [14, 32, 56, 110],
     "widths": [1, 2, 4],
     "seeds": [0, 1, 2],
@@ -264,6 +287,7 @@ _DEMO = {
     "starts": [{"bn_init": "ones"}, {"bn_init": "signed"}, {"conv_init": "orthogonal"}, {"conv_init": "binary"},
                {"lr": 0.01}, {"lr": 0.5}],
     "seeds": [0, 1],
+    "sequences": _PAPER["sequences"] | {"epochs": 5},
     "results": "build/demo/results",
 }
 _SMOKE = _DEMO | {
@@ -272,6 +296,7 @@ _SMOKE = _DEMO | {
     "widths": [1, 2],
     "modes": ["all", "weights", "bn", "random2"],
     "starts": [{"bn_init": "ones"}, {"lr": 0.5}],
+    "sequences": _PAPER["sequences"] | {"n_train": 128, "epochs": 1},
     "results": "build/smoke/results",
 }
 PROFILES = {"paper": _PAPER, "short": _SHORT, "demo": _DEMO, "smoke": _SMOKE}
@@ -289,6 +314,7 @@ class Profile:
     modes: list[str]          # what trains, where that is varied
     starts: list[dict]        # Config fields that differ from the protocol, where the start is varied
     seeds: list[int]
+    sequences: dict           # Config fields of runs on sequences, in place of `training`
     results: Path             # folder of the run records
 
     @property
@@ -322,10 +348,11 @@ KEYS = ("dataset", "model", "trainable", "epochs", "seed")
 def variant(config: Config) -> str:
     """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run."""
     keys = {key: getattr(config, key) for key in KEYS}
+    protocols = [profile[kind] for profile in PROFILES.values() for kind in ("training", "sequences")]
     differing = [[field.name for field in dataclasses.fields(Config)
-                  if getattr(config, field.name) != getattr(Config(**profile["training"] | keys), field.name)]
-                 for profile in PROFILES.values()
-                 if profile["training"].get("dataset", "cifar10") == config.dataset or not profile["training"]]
+                  if getattr(config, field.name) != getattr(Config(**protocol | keys), field.name)]
+                 for protocol in protocols
+                 if protocol.get("dataset", "cifar10") == config.dataset or not protocol]
     return ", ".join(f"{name}={getattr(config, name)}" for name in min(differing, key=len))
 
 

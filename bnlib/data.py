@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bnlib import sequences
 from bnlib.config import DATASETS, Config, InputError, generator, resolve
 
 PAD = 4        # pixels on each side before the random crop (He et al. 2015, Sec. 4.2)
@@ -24,6 +25,7 @@ FINGERPRINTS = {
     "cifar10": "7aa67db8bf6001034c0c7c11f0fad8cc575081e907ddbff3487d32ee64562550",
     "cifar100": "be7484328bed033a315ff987fa25a53652d00e35eb35a8786b7f97ccc8a1d3cf",
     "mnist": "164126bda9277e11cca23956a53ec66c2f47d2a4e10bb7d9225124a41aca2208",
+    "sequences": "9e08e911ac1c468dd243e23ba274587140a4a231394d0d1a4bbe5ad0774ccf87",
     "digits": "c7cde17d7f5d3fa719db0a978904c0728c9ec9670d29667f7fb4361735983504",
 }
 
@@ -72,11 +74,13 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
 
     Looks in `root` (else `$BNLIB_DATA`, else `data/`) for `<name>.npz`, torchvision's own files, and an image
     folder `<name>/{train,test}/<class>/`; CIFAR and MNIST are downloaded last of all. `digits` comes with
-    scikit-learn. Raises InputError where nothing is found, or where what is found is not the official set.
+    scikit-learn, `sequences` with this library. Raises InputError where nothing is found, or where what is found is not
+    the official set.
     """
     folder = _root(root)
     try:
-        for source in (_from_scikit_learn, _from_npz, _from_torchvision, _from_image_folder, _from_download):
+        for source in (_from_scikit_learn, _from_sequences, _from_npz, _from_torchvision, _from_image_folder,
+                       _from_download):
             found = source(name, folder)
             if found is not None:
                 return _canonical(name, *found)
@@ -91,7 +95,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
 def at_hand(name: str) -> bool:
     """Whether `load(name)` finds the set here, without a download."""
     places = (f"{name}.npz", TORCHVISION.get(name, name), f"{name}/train")
-    return name == "digits" or any((_root() / place).exists() for place in places)
+    return name in ("digits", "sequences") or any((_root() / place).exists() for place in places)
 
 
 def _root(root: str | Path | None = None) -> Path:
@@ -112,6 +116,10 @@ def _from_scikit_learn(name, folder):
     images, labels = images.round().astype(np.uint8), digits.target
     test = np.arange(len(images)) % 5 == 0
     return "scikit-learn", (images[~test], labels[~test], images[test], labels[test]), map(str, range(10))
+
+
+def _from_sequences(name, folder):
+    return ("bnlib.sequences", *sequences.make()) if name == "sequences" else None
 
 
 def _from_npz(name, folder):

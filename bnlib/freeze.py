@@ -1,18 +1,23 @@
 """Which parameters train, decided by module type, never by name; and how many there are."""
 
+import math
+from functools import cache
+
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlib.config import canonical_trainable
-from bnlib.models import ChosenConv2d, Shortcut
+from bnlib.config import canonical_trainable, model_name
+from bnlib.models import ChosenConv2d, Shortcut, architecture
 
 
 def select(network: nn.Module, what: str) -> dict[str, nn.Parameter]:
     """The parameters that `what` names, by their names in the network, first layer first.
 
-    `all`; `bn`: γ and β of every batch norm; `gamma`; `beta`; `output`: weights and biases of the last linear
-    layer; `shortcut`: the 1×1 convolutions and their batch norm; `weights`: all but γ and β; `random2`: two chosen
-    weights of each channel (of a network that `models.choose_weights` made so); `none`; several joined by `+`.
+    `all`; `bn`: γ and β of every batch norm, or of what stands in its place; `gamma`; `beta`; `output`: weights and
+    biases of the last linear layer; `shortcut`: the 1×1 convolutions and their batch norm; `weights`: all but γ and β;
+    `random2`: two chosen weights of each channel (of a network that `models.choose_weights` made so); `none`; several
+    joined by `+`.
     Raises InputError for anything else.
     """
     parts = canonical_trainable(what).split("+")
@@ -21,7 +26,7 @@ def select(network: nn.Module, what: str) -> dict[str, nn.Parameter]:
     selected = set()
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            is_bn, is_gamma = isinstance(module, _BatchNorm), name == "weight"
+            is_bn, is_gamma = isinstance(module, _BatchNorm | nn.GroupNorm), name == "weight"
             if isinstance(module, ChosenConv2d) and name == "chosen":        # a copy of weights, not more of them
                 wanted = any(part.startswith("random") for part in parts)
             else:
@@ -51,3 +56,15 @@ def freeze(network: nn.Module, what: str) -> dict[str, nn.Parameter]:
 def count(network: nn.Module, what: str = "all") -> int:
     """Number of single parameters that `what` names, as in Table 1 of Frankle et al. 2021."""
     return sum(parameter.numel() for parameter in select(network, what).values())
+
+
+@cache
+def narrow(parameters: int, depths: tuple[int, ...] = (8, 14, 20), classes: int = 10) -> str:
+    """The narrow ResNet that has, when all of it trains, the number of parameters nearest to the one given.
+
+    Among ResNets of these depths with 1 to 16 channels in their first stage.
+    """
+    def away(name: str) -> float:
+        with torch.device("meta"):
+            return abs(math.log(count(architecture(name, classes)) / parameters))
+    return min((model_name(depth, channels / 16) for depth in depths for channels in range(1, 17)), key=away)

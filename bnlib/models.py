@@ -9,25 +9,65 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnlib.bnrelu import BN, BNReLU
-from bnlib.config import BN_INITS, CONV_INITS, SHORTCUTS, Config, choose, generator, parse_model, random_weights
+from bnlib.config import (
+    BN_INITS,
+    CONV_INITS,
+    NORMS,
+    SHORTCUTS,
+    Config,
+    choose,
+    generator,
+    parse_model,
+    random_weights,
+)
+from bnlib.sequences import STEPS
+
+
+class GroupNorm(nn.GroupNorm):
+    """group_norm(x) + add, and ReLU where asked, in batch norm's place: γ and β a channel, no running statistics.
+
+    Groups of `size` channels (Wu & He 2018); None: of all, which is layer norm over an image (Ba et al. 2016).
+    """
+
+    def __init__(self, channels: int, size: int | None, relu: bool):
+        super().__init__(1 if size is None else math.gcd(channels, max(1, channels // size)), channels)
+        self.relu = relu
+
+    def forward(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
+        y = super().forward(x)
+        y = y if add is None else y + add
+        return F.relu(y) if self.relu else y
+
+
+def normalisation(norm: str, channels: int, relu: bool = True) -> nn.Module:
+    """Batch norm, a sum and ReLU (without `relu` none) as one module, or another normalisation in its place."""
+    if norm == "batch":
+        return BNReLU(channels) if relu else BN(channels)
+    return GroupNorm(channels, {"group": 8, "layer": None}[norm], relu)
+
+
+def convolution(inputs: int, outputs: int, stride: int = 1, kernel: tuple[int, int] = (3, 3)) -> nn.Conv2d:
+    """Zero-padded, without bias; along an axis where the kernel has one pixel nothing is padded or skipped."""
+    strides = tuple(1 if size == 1 else stride for size in kernel)
+    return nn.Conv2d(inputs, outputs, kernel, strides, [size // 2 for size in kernel], bias=False)
 
 
 class Shortcut(nn.Sequential):
     """1×1 convolution and batch norm where a block changes its input's shape (He et al. 2015, option B)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BN(outputs))
+    def __init__(self, inputs: int, outputs: int, stride: tuple[int, int], norm: str):
+        super().__init__(nn.Conv2d(inputs, outputs, 1, stride, bias=False), normalisation(norm, outputs, relu=False))
 
 
 class PaddedShortcut(nn.Module):
     """Every s-th pixel, and zeros for the channels that are not there: no parameters (He et al. 2015, option A)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, stride: tuple[int, int]):
         super().__init__()
         self.more, self.stride = outputs - inputs, stride
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, 0, self.more))
+        padded = F.pad(x[:, :, ::self.stride[0], ::self.stride[1]], (0, 0, 0, 0, 0, self.more))
         return padded.contiguous(memory_format=torch.channels_last)
 
 
@@ -54,15 +94,18 @@ class ChosenConv2d(nn.Conv2d):
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut (He et al. 2015, Fig. 2); (N, C, H, W) → (N, C', H/s, W/s)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str):
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str, norm: str, kernel: tuple[int, int]):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn1 = BNReLU(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = BNReLU(outputs)
-        changes = stride != 1 or inputs != outputs
-        kind = {"A": PaddedShortcut, "B": Shortcut}[shortcut]
-        self.shortcut = kind(inputs, outputs, stride) if changes else nn.Identity()
+        self.conv1 = convolution(inputs, outputs, stride, kernel)
+        self.bn1 = normalisation(norm, outputs)
+        self.conv2 = convolution(outputs, outputs, kernel=kernel)
+        self.bn2 = normalisation(norm, outputs)
+        if stride == 1 and inputs == outputs:
+            self.shortcut = nn.Identity()
+        elif shortcut == "A":
+            self.shortcut = PaddedShortcut(inputs, outputs, self.conv1.stride)
+        else:
+            self.shortcut = Shortcut(inputs, outputs, self.conv1.stride, norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.bn1(self.conv1(x))
@@ -72,18 +115,20 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """CIFAR ResNet of depth 6n+2 (He et al. 2015, Sec. 4.2): three stages of n blocks; (N, 3, H, W) → (N, classes).
 
-    Width W multiplies the channels 16, 32, 64 of the stages (Frankle et al. 2021, Table 1).
+    Width W multiplies the channels 16, 32, 64 of the stages (Frankle et al. 2021, Table 1). With a kernel of (1, 3) it
+    is the same network for sequences, (N, 3, 1, L): strides and kernels along L alone.
     """
 
-    def __init__(self, depth: int, width: int, classes: int, shortcut: str = "B"):
+    def __init__(self, depth: int, width: float, classes: int, shortcut: str = "B", norm: str = "batch",
+                 kernel: tuple[int, int] = (3, 3)):
         super().__init__()
-        channels = [16 * width, 32 * width, 64 * width]
-        self.conv = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
-        self.bn = BNReLU(channels[0])
+        channels = [int(16 * width), int(32 * width), int(64 * width)]
+        self.conv = convolution(3, channels[0], kernel=kernel)
+        self.bn = normalisation(norm, channels[0])
         blocks, inputs = [], channels[0]
         for stage, outputs in enumerate(channels):
             for block in range((depth - 2) // 6):
-                blocks.append(BasicBlock(inputs, outputs, 2 if stage and not block else 1, shortcut))
+                blocks.append(BasicBlock(inputs, outputs, 2 if stage and not block else 1, shortcut, norm, kernel))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.output = nn.Linear(channels[-1], classes)
@@ -96,7 +141,7 @@ class ResNet(nn.Module):
 def from_config(config: Config, classes: int) -> ResNet:
     """The network of a run as it is before training."""
     network = build(config.model, classes, seed=config.seed, conv_init=config.conv_init, bn_init=config.bn_init,
-                    shortcut=config.shortcut)
+                    shortcut=config.shortcut, norm=config.norm)
     if per_channel := random_weights(config.trainable):
         choose_weights(network, per_channel, config.seed)
     return network
@@ -115,25 +160,30 @@ def choose_weights(network: nn.Module, per_channel: int, seed: int) -> None:
 
 
 def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal", bn_init: str = "uniform",
-          shortcut: str = "B") -> ResNet:
+          shortcut: str = "B", norm: str = "batch") -> ResNet:
     """The network `name` for `classes` classes, its weights drawn from the seed on the CPU, in float32.
 
     The draw is independent of device and of torch's global state. Convolutions and output weights are rounded to
     bfloat16 values, so that a run in bf16 and one in fp32 train the very same network.
-    Raises InputError for an unknown network, initialisation or shortcut.
+    Raises InputError for an unknown network, initialisation, shortcut or normalisation.
     """
-    depth, width = parse_model(name)
     with torch.device("meta"):                         # no weights drawn twice
-        network = ResNet(depth, width, classes, choose("shortcut", shortcut, SHORTCUTS))
+        network = architecture(name, classes, choose("shortcut", shortcut, SHORTCUTS), choose("norm", norm, NORMS))
     network.to_empty(device="cpu")
     draws = generator(seed, "weights")
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 _draw_weight(module, choose("conv_init", conv_init, CONV_INITS), draws)
-            elif isinstance(module, nn.BatchNorm2d):
+            elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
                 _draw_affine(module, choose("bn_init", bn_init, BN_INITS), draws)
     return network
+
+
+def architecture(name: str, classes: int, shortcut: str = "B", norm: str = "batch") -> ResNet:
+    """The network `name` with whatever weights torch gives it."""
+    family, depth, width = parse_model(name)
+    return ResNet(depth, width, classes, shortcut, norm, {"resnet": (3, 3), "resnet1d": (1, 3)}[family])
 
 
 def _draw_weight(module: nn.Module, how: str, draws: np.random.Generator) -> None:
@@ -153,18 +203,20 @@ def _draw_weight(module: nn.Module, how: str, draws: np.random.Generator) -> Non
         module.bias.zero_()
 
 
-def _draw_affine(module: nn.BatchNorm2d, how: str, draws: np.random.Generator) -> None:
-    module.reset_running_stats()
-    uniform = torch.from_numpy(draws.random(module.num_features, dtype="float32"))
+def _draw_affine(module: nn.Module, how: str, draws: np.random.Generator) -> None:
+    if isinstance(module, BN):
+        module.reset_running_stats()
+    uniform = torch.from_numpy(draws.random(len(module.weight), dtype="float32"))
     module.weight.copy_({"signed": 2 * uniform - 1, "ones": torch.ones_like(uniform)}.get(how, uniform))
     module.bias.fill_(1 if how == "beta_one" else 0)
 
 
 @cache
 def multiply_adds(name: str) -> int:
-    """Multiply–add operations of the convolutions in one forward pass over one image of 32×32 pixels."""
+    """Multiply–add operations of the convolutions in one forward pass over one image of 32×32 pixels, or a sequence."""
+    size = {"resnet": (32, 32), "resnet1d": (1, STEPS)}[parse_model(name).family]
     with torch.device("meta"):
-        network = ResNet(*parse_model(name), classes=1)
+        network = architecture(name, classes=1)
     total = 0
 
     def count(module, inputs, output):
@@ -176,5 +228,5 @@ def multiply_adds(name: str) -> int:
             module.register_forward_hook(count)
         elif isinstance(module, BN):
             module.forward = lambda x, add=None: x       # on the meta device batch norm makes torch load its compiler
-    network(torch.empty(1, 3, 32, 32, device="meta"))
+    network(torch.empty(1, 3, *size, device="meta"))
     return total

@@ -13,8 +13,12 @@ def optimizer(parameters, config: Config) -> torch.optim.Optimizer:
     """
     parameters = list(parameters) or [torch.nn.Parameter(torch.empty(0))]
     device = parameters[0].device
-    return torch.optim.SGD(parameters, rate(config.lr, device), config.momentum, weight_decay=config.weight_decay,
+    made = torch.optim.SGD(parameters, rate(config.lr, device), config.momentum, weight_decay=config.weight_decay,
                            fused=device.type in ("cpu", "cuda"))            # one kernel for all parameters
+    if config.bn_first:            # which must find a momentum of all of them, or of none
+        for parameter in parameters:
+            made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return made
 
 
 def rate(value: float, device: torch.device) -> float | torch.Tensor:

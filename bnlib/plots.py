@@ -179,7 +179,8 @@ def _hollow(axes, table: pd.DataFrame, by: str, published: pd.DataFrame) -> set[
     names = published["model"].str.fullmatch(r"resnet\d+(x\d+)?")
     places = published[names & published["dataset"].isin(table["dataset"])
                        & published["trainable"].isin(table["trainable"])].copy()
-    places["depth"], places["width"] = zip(*map(parse_model, places["model"]), strict=True) if len(places) else ((), ())
+    for axis in ("depth", "width"):
+        places[axis] = [getattr(parse_model(model), axis) for model in places["model"]]
     places = places[places[other].isin(table[other])]
     for marker, (source, points) in zip("ovP*", places.groupby("source", sort=False), strict=False):
         colours = [colour(t) for t in points["trainable"]]

@@ -130,7 +130,12 @@ class Run:
         return {"epochs": logged["epochs"], **{part: self._of_each_layer(logged[part]) for part in ("gamma", "beta")}}
 
     def _of_each_layer(self, row: np.ndarray) -> dict[str, np.ndarray]:
-        """Values of all channels of the network, along the last axis, cut up by layer."""
+        """Values of all channels of the network, along the last axis, cut up by layer.
+
+        Nothing for no values: group norm has no running statistics.
+        """
+        if not row.shape[-1]:
+            return {}
         ends = np.cumsum(list(self.record["bn_layers"].values()))
         return dict(zip(self.record["bn_layers"], np.split(row, ends[:-1], axis=-1), strict=True))
 

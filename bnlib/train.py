@@ -101,7 +101,6 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
 
     optimizer = optim.optimizer(trainable, config)
     schedule = optim.schedule(optimizer, config, len(batches))
-    step = make_step(network, optimizer, precision, device)
     progress = Progress(store.checkpoint_file(config, results), network, optimizer, schedule, device, {
         "protocol": store.PROTOCOL, "dataset": dataset.fingerprint, "config": config.id, "frozen": frozen_sha256})
     progress.load()
@@ -111,12 +110,15 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     if 0 not in progress.affine:
         progress.log_affine(0)
     work = models.multiply_adds(config.model) * len(batches.labels)
-    events = open_events(results, config) if tensorboard else None
+    events, step = open_events(results, config) if tensorboard else None, None
 
     with progress_bar(config.epochs * work, config.id, len(progress.history) * work, bar) as shown:
         for epoch in range(len(progress.history) + 1, config.epochs + 1):
             if progress.diverged:
                 break
+            if step is None or epoch == config.bn_first + 1:         # another step where more begins to train
+                freeze(network, "bn" if epoch <= config.bn_first else config.trainable)
+                step = make_step(network, optimizer, precision, device)
             row = {"epoch": epoch, "lr": progress.epoch.lr}
             row |= train_epoch(network, batches, step, schedule, progress, stop)
             if progress.epoch.steps < len(batches):      # `train_epoch` was asked to stop
@@ -282,7 +284,7 @@ def write_record(config: Config, results, network: nn.Module, dataset: data.Data
             "parameters": count(network),
         },
         "classes": len(dataset.classes),
-        "bn_layers": {name: layer.num_features for name, layer in bn_layers(network).items()},
+        "bn_layers": {name: len(layer.weight) for name, layer in bn_layers(network).items()},
         "complete": complete,
         "weights_sha256": weights_sha256,             # of what is kept beside the checkpoints, if anything is
         "provenance": provenance | {

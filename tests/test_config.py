@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bnlib import Config, InputError, profile
 from bnlib.__main__ import parser
-from bnlib.config import BN_INITS, CONV_INITS, PROFILES
+from bnlib.config import BN_INITS, CONV_INITS, NORMS, PROFILES
 
 
 def test_defaults_are_the_papers_protocol():
@@ -54,7 +54,12 @@ def test_a_config_survives_json():
 @pytest.mark.parametrize(("fields", "said"), [
     ({"model": "resnet15"}, "resnet15: depth must be 6n+2 (14, 20, 26, 32, …); nearest: resnet14"),
     ({"model": "resnet14x0"}, "width must be at least 1"),
+    ({"model": "resnet14c0"}, "resnet14c0: channels must be at least 1; nearest: resnet14c1"),
+    ({"model": "resnet1d15"}, "nearest: resnet1d14"),
     ({"model": "vgg11"}, "model='vgg11'"),
+    ({"norm": "grupo"}, "did you mean 'group'?"),
+    ({"bn_first": 160}, "bn_first=160: must be at least 0 and below epochs"),
+    ({"bn_first": 2, "trainable": "gamma"}, "γ and β never train where trainable='gamma'"),
     ({"trainable": "bnn"}, "did you mean 'bn'?"),
     ({"trainable": "random0"}, "did you mean 'random<K>'?"),
     ({"trainable": "random2+random4"}, "one random<K>"),
@@ -87,7 +92,9 @@ CONFIGS = st.builds(
     dataset=st.sampled_from(["cifar10", "cifar100", "mnist", "my_images", "123", "None", "true"]),
     n_train=st.none() | st.integers(1, 30_000),
     n_val=st.integers(0, 5000),
-    model=st.builds("resnet{}x{}".format, st.integers(1, 200).map(lambda n: 6 * n + 2), st.integers(1, 64)),
+    model=st.builds("{}{}{}{}".format, st.sampled_from(["resnet", "resnet1d"]),
+                    st.integers(1, 200).map(lambda n: 6 * n + 2), st.sampled_from("xc"), st.integers(1, 64)),
+    norm=st.sampled_from(NORMS),
     trainable=st.lists(st.sampled_from(["bn", "gamma", "beta", "output", "shortcut", "weights", "random2"]),
                        min_size=1).map("+".join),
     conv_init=st.sampled_from(CONV_INITS),
@@ -121,6 +128,8 @@ IMPOSSIBLE = {
     "n_val": st.integers(max_value=-1) | st.just("few"),
     "trainable": st.text("xyz+", min_size=1),
     "shortcut": st.text("CDE", min_size=1),
+    "norm": st.text("xyz", min_size=1),
+    "bn_first": st.integers(max_value=-1) | st.integers(160) | st.just("soon"),
     "conv_init": st.text("xyz", min_size=1),
     "bn_init": st.text("xyz", min_size=1),
     "optimizer": st.text("xyz", min_size=1),

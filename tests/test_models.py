@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from bnlib import InputError, freeze, models
+from bnlib import Config, InputError, freeze, models
 
 # Depth → parameters of batch norm, of all; width → the same (Frankle et al. 2021, Table 1 and App. A).
 BY_DEPTH = {14: (1_120, 175_258), 32: (2_464, 466_906), 56: (4_256, 855_770), 110: (8_288, 1_730_714),
@@ -20,7 +20,7 @@ TABLE = {f"resnet{d}": n for d, n in BY_DEPTH.items()} | {f"resnet14x{w}": n for
 @pytest.mark.parametrize("name", TABLE)
 def test_parameters_are_those_of_the_papers_table(name):
     with torch.device("meta"):
-        network = models.ResNet(*models.parse_model(name), classes=10)
+        network = models.architecture(name, classes=10)
     assert (freeze.count(network, "bn"), freeze.count(network)) == TABLE[name]
 
 
@@ -33,7 +33,53 @@ def test_the_padded_shortcut_takes_every_other_pixel_and_adds_channels_of_zeros(
     x = torch.arange(32.0).reshape(1, 2, 4, 4)
     expected = torch.zeros(1, 3, 2, 2)
     expected[0, 0], expected[0, 1] = torch.tensor([[0.0, 2], [8, 10]]), torch.tensor([[16.0, 18], [24, 26]])
-    assert torch.equal(models.PaddedShortcut(2, 3, 2)(x), expected)
+    assert torch.equal(models.PaddedShortcut(2, 3, (2, 2))(x), expected)
+
+
+def test_a_narrow_network_has_the_channels_of_its_name_and_wide_ones_have_one_name():
+    network = models.build("resnet14c3", 10)
+    assert [block.conv1.out_channels for block in network.blocks] == [3, 3, 6, 6, 12, 12]
+    assert [Config(model=f"resnet14c{c}").model for c in (16, 32, 24)] == ["resnet14", "resnet14x2", "resnet14c24"]
+
+
+@pytest.mark.parametrize(("parameters", "within"), [(1_120, 0.11), (2_464, 0.25), (4_256, 0.11), (8_288, 0.11)])
+def test_a_narrow_network_has_about_as_many_parameters_as_asked(parameters, within):
+    assert freeze.count(models.build(freeze.narrow(parameters), 10)) == pytest.approx(parameters, rel=within)
+
+
+def test_the_network_for_sequences_is_that_of_one_dimensional_convolutions(seeded):
+    """Block by block with torch's conv1d, whose strides and padding run along the sequence alone."""
+    network, f = models.build("resnet1d8", 12).eval(), torch.nn.functional
+
+    def conv(x, module):
+        return f.conv1d(x, module.weight[:, :, 0], stride=module.stride[1], padding=module.kernel_size[1] // 2)
+
+    def bn(x, m):
+        return f.batch_norm(x, m.running_mean, m.running_var, m.weight, m.bias, eps=m.eps)
+
+    sequences = torch.randn(4, 3, 50)
+    with torch.no_grad():
+        x = f.relu(bn(conv(sequences, network.conv), network.bn))
+        for block in network.blocks:
+            y = bn(conv(f.relu(bn(conv(x, block.conv1), block.bn1)), block.conv2), block.bn2)
+            if isinstance(block.shortcut, models.Shortcut):
+                x = bn(conv(x, block.shortcut[0]), block.shortcut[1])
+            x = f.relu(y + x)
+        expected = network.output(x.mean(2))
+        torch.testing.assert_close(network(sequences[:, :, None]), expected)
+
+
+@pytest.mark.parametrize(("norm", "groups"), [("group", [2, 4, 8]), ("layer", [1, 1, 1])])
+def test_other_normalisations_stand_where_batch_norm_stood(norm, groups, seeded):
+    """Against torch's own function, with as many γ and β; logits do not depend on the batch's other images."""
+    network = models.build("resnet8", 10, norm=norm)
+    assert [block.bn2.num_groups for block in network.blocks] == groups
+    assert freeze.count(network, "bn") == freeze.count(models.build("resnet8", 10), "bn")
+    layer, x, more = network.blocks[1].bn2, torch.randn(2, 32, 8, 8), torch.randn(2, 32, 8, 8)
+    expected = torch.nn.functional.group_norm(x, groups[1], layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x, add=more), torch.relu(expected + more))
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(network(images)[:2], network(images[:2]))
 
 
 def test_parameters_of_a_built_network_are_counted_by_kind():

@@ -118,6 +118,29 @@ def test_a_run_stopped_within_and_between_epochs_ends_as_if_it_had_not_been(trai
     assert not list((tmp_path / "stopped/results-scratch/checkpoints").glob("*.pt"))
 
 
+def test_batch_norm_trains_alone_for_as_many_epochs_as_asked_and_then_everything(tiny, tmp_path, monkeypatch):
+    """Its first epoch is that of a run of γ and β alone; after it weights change too, also if stopped between."""
+    config = dataclasses.replace(tiny, trainable="all", bn_first=1, epochs=4)
+    alone = run(dataclasses.replace(tiny, epochs=4), results=tmp_path / "alone/results")
+    whole = run(config, results=tmp_path / "whole/results")
+    assert whole.history.loc[0, "test_loss"] == alone.history.loc[0, "test_loss"]
+    assert (whole.history.loc[1:, "test_loss"] != alone.history.loc[1:, "test_loss"]).all()
+    assert not torch.equal(whole.network().conv.weight, alone.network().conv.weight)
+    for steps in (1, 2, 3):
+        stop_after(steps, config, tmp_path / f"{steps}/results", monkeypatch)
+        assert same(whole, run(config, results=tmp_path / f"{steps}/results"))
+
+
+@pytest.mark.parametrize("changed", [{"norm": "group"}, {"norm": "layer", "trainable": "all"}, {"model": "resnet8c3"},
+                                     {"dataset": "sequences", "model": "resnet1d8", "augment": "none"}])
+def test_every_kind_of_network_trains_and_comes_back_from_its_record(changed, tiny, tmp_path):
+    r = run(dataclasses.replace(tiny, **changed), results=tmp_path / "results")
+    found = evaluate_on_test_set(r.network(), r.config.dataset)
+    assert found.correct == r.metrics["test_correct"]
+    assert (found.predicted == r.predictions["predicted"]).all()
+    assert bool(len(r.running_mean)) == (r.config.norm == "batch")
+
+
 def test_checkpoints_within_an_epoch_change_nothing(tiny, tmp_path, monkeypatch):
     whole = run(tiny, results=tmp_path / "whole/results")
     saves, save = [], checkpoint.Progress.save

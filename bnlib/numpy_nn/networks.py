@@ -68,7 +68,7 @@ class ResNet(Sequential):
     """CIFAR ResNet of depth 6n+2, twin of `bnlib.models.ResNet`; (N, 3, H, W) → (N, classes)."""
 
     def __init__(self, name: str, classes: int, shortcut: str = "B"):
-        depth, width = parse_model(name)
+        _, depth, width = parse_model(name)
         choose("shortcut", shortcut, ("A", "B"))
         channels = [16 * width, 32 * width, 64 * width]
         self.conv = Conv2d(3, channels[0], 3, padding=1, bias=False)
