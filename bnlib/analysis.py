@@ -28,6 +28,12 @@ def plain(runs: Iterable[Run]) -> list[Run]:
     return [run for run in runs if not variant(run.config)]
 
 
+def varied(runs: Iterable[Run], *fields: str) -> list[Run]:
+    """The runs of the protocol, and those that vary these fields of `Config` and nothing else."""
+    return [run for run in runs
+            if all(part.split("=")[0] in fields for part in variant(run.config).split(", ") if part)]
+
+
 def accuracy(runs: Iterable[Run]) -> pd.DataFrame:
     """Final test accuracy in %, one row a setting: mean and standard deviation over its seeds.
 
@@ -45,6 +51,21 @@ def accuracy(runs: Iterable[Run]) -> pd.DataFrame:
     return rows.groupby(keys, as_index=False).agg(
         mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), diverged=("diverged", "sum"),
         seeds=("seed", listed), devices=("device", listed))
+
+
+def sizes(runs: Iterable[Run]) -> pd.DataFrame:
+    """The table of `accuracy`, and what a trained network takes to store, `bytes`.
+
+    Four for each parameter that trained, each running mean and each running variance; eight for the seed that gives
+    back what was frozen.
+    """
+    runs = list(runs)
+    stored = {(run.config.model, run.config.trainable): 4 * (
+        run.metrics["parameters_trained"] + sum(len(row) for part in (run.running_mean, run.running_var)
+                                                for row in part.values())
+    ) + 8 * (run.metrics["parameters_trained"] < run.metrics["parameters"]) for run in runs}
+    table = accuracy(runs)
+    return table.assign(bytes=[stored[row.model, row.trainable] for row in table.itertuples()])
 
 
 def listed(values: Iterable) -> str:
@@ -97,12 +118,13 @@ def trained(what: str) -> str:
 
 
 def name(model: str) -> str:
-    """`resnet14x8` → `ResNet-14-8`, the paper's spelling."""
-    return model.replace("resnet", "ResNet-").replace("x", "-")
+    """`resnet14x8` → `ResNet-14-8`, the paper's spelling; `resnet1d14` → `1-D ResNet-14`."""
+    return model.replace("resnet1d", "1-D resnet").replace("resnet", "ResNet-").replace("x", "-")
 
 
 #: How a dataset is called in sentences.
-SHOWN = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "digits": "scikit-learn's digits"}
+SHOWN = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "digits": "scikit-learn's digits",
+         "sequences": "synthetic sequences"}
 
 
 def spread(row) -> str:
