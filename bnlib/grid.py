@@ -121,6 +121,35 @@ def campaign_configs(profile_name: str, notebooks: Iterable[str] | None = None, 
         for config in notebook_configs(folder / f"{name}.ipynb", profile_name=profile_name, **parameters)))
 
 
+def campaign_tiers() -> dict[str, list[Config]]:
+    """What the report needs, in the order in which it is worth most: a tier's name → its configs.
+
+    The first tier answers each question of the paper once; the second gives its headline number its own 160 epochs and
+    five seeds.
+    """
+    short, paper = (campaign_configs(name, ["01_depth", "02_width"]) for name in ("short", "paper"))
+    alone = [c for c in paper if c.trainable == "bn"]
+    tiers = {
+        "16 epochs, seed 0: depth and width": [c for c in short if c.seed == 0],
+        "160 epochs: ResNet-14, five seeds; ResNet-32 and -56": [
+            *(c for c in alone if c.model == "resnet14"),
+            *(c for c in paper if c.seed == 0 and (c.model, c.trainable) in (
+                ("resnet14", "all"), ("resnet32", "bn"), ("resnet56", "bn")))],
+        "16 epochs: all notebooks, seed 0": [
+            *(c for c in campaign_configs("short") if c.seed == 0),
+            *(c for c in campaign_configs("short", ["04_what_trains"]) if c.model == "resnet14"
+              and c.trainable in ("bn", "gamma", "beta", "output", "random2"))],
+        "16 epochs, more seeds: depth and width": short,
+        "160 epochs: deeper and wider, BN only, seed 0": [c for c in alone if c.seed == 0],
+        "160 epochs: everything": [*campaign_configs("short"), *campaign_configs("paper")],
+    }
+    listed: set[Config] = set()
+    for name, configs in tiers.items():              # each config in the first tier that asks for it
+        tiers[name] = [c for c in dict.fromkeys(configs) if c not in listed]
+        listed.update(configs)
+    return tiers
+
+
 def planned_runs(profiles: list[str], results: str | Path = "results") -> Runs:
     """What is there of the profiles' grids, and nothing else that may lie in `results`, such as somebody's tweaks."""
     configs = [config for profile_name in profiles for config in campaign_configs(profile_name)]

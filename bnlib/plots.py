@@ -159,7 +159,7 @@ def random_weights(table: pd.DataFrame) -> Figure:
         return nothing_yet()
     chosen["weights"] = chosen["trainable"].map(random_weights_of)
     networks = chosen.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
-    figure, grid = plt.subplots(1, len(networks), figsize=(0.8 + 2.6 * len(networks), 3), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(1, len(networks), figsize=(1.6 + 2.6 * len(networks), 3), sharey=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
         line = chosen[chosen["model"] == model].sort_values("weights")
         axes.errorbar(line["weights"], line["mean"], yerr=line["std"].fillna(0), color=colour("random2"),
