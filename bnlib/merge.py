@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from bnlib import checkpoint, store, worker
+from bnlib import checkpoint, store
 from bnlib.config import InputError
 from bnlib.verify import Finding, check, differences
 
@@ -56,7 +56,7 @@ def _take_unfinished(theirs: Path, results: str | Path) -> Finding:
     elif here.exists() and (ours := checkpoint.read(here)) and _done(ours) >= _done(state):
         finding.checked.append("come further here")
     else:
-        worker.put(here, theirs.read_bytes())
+        store.put(here, theirs.read_bytes())
         finding.checked.append(f"taken in, after epoch {_done(state)[0]}")
     return finding
 

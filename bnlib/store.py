@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -367,6 +368,14 @@ def write_through(file: Path, *parts) -> None:
             out.write(part)
         out.flush()
         os.fsync(out.fileno())
+
+
+def put(file: Path, content: bytes) -> None:
+    """A file that is there whole or not at all, in a folder that is made for it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
+    write_through(partial, content)
+    os.replace(partial, file)
 
 
 def _sha256(content: bytes) -> str:
