@@ -12,7 +12,7 @@ ARGS     ?= resnet14 --trainable bn --epochs 16 --seed 0
 BIN   := .venv/bin
 READY := .venv/ready
 
-.PHONY: help setup reproduce report test test-faults lint lab train bench lock clean
+.PHONY: help setup reproduce report test test-faults test-browser lint lab train bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -40,6 +40,10 @@ test: $(READY)  ## run the tests
 test-faults: $(READY)  ## kill, starve and damage runs, workers and schedulers everywhere: 15 minutes
 	@BNLIB_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py tests/test_cluster.py
 
+test-browser: $(READY)  ## build the site and read it, and run JupyterLab, in Chromium: 5 minutes
+	@command -v chromium chromium-browser google-chrome >/dev/null || apt-get install --yes --quiet chromium || true
+	@BNLIB_BROWSER=1 $(BIN)/python -m pytest tests/test_browser.py -rs
+
 lint: $(READY)  ## check style, notebooks and the sizes of results/ and figures/
 	@$(BIN)/ruff check .
 	@$(BIN)/python tests/lint.py
@@ -54,7 +58,7 @@ bench: $(READY)  ## measure the speed of training, side by side: 4 minutes
 	@$(BIN)/python -m benchmarks.speed
 
 lock:  # resolve requirements.lock anew (needs uv), for maintainers
-	uv pip compile pyproject.toml --extra report --extra cluster --extra dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra report --extra site --extra cluster --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --upgrade -o requirements.lock
 
 clean:  ## remove build/ with its checkpoints; records in results/ and data/ stay

@@ -1,5 +1,7 @@
 """A table in, a figure out: one short function each, one visual language for all."""
 
+import base64
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -39,14 +41,39 @@ STYLE = {
 mpl.rcParams.update(STYLE)
 
 
-def save(figure: Figure, file_name: str, folder: str | Path) -> Figure:
-    """Writes the figure as SVG and PNG, the same bytes for the same figure; returns it, so that a cell shows it."""
+class Saved:
+    """A saved figure: a notebook shows its PNG at its size in print, with a text for those who cannot see it."""
+
+    def __init__(self, figure: Figure, png: Path):
+        self.png, self.alt = png, described(figure)
+        self.width = round(96 * figure.get_figwidth())
+
+    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
+        return ({"image/png": base64.b64encode(self.png.read_bytes()).decode()},
+                {"image/png": {"alt": self.alt, "width": self.width}})
+
+
+def save(figure: Figure, file_name: str, folder: str | Path) -> Saved:
+    """Writes the figure as SVG and PNG, the same bytes for the same figure; what it returns shows it in a notebook."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{file_name}.svg", metadata={"Date": None})
     figure.savefig(folder / f"{file_name}.png", metadata={"Software": None})
     plt.close(figure)                  # shown as the cell's value, once
-    return figure
+    return Saved(figure, folder / f"{file_name}.png")
+
+
+def described(figure: Figure) -> str:
+    """A figure in words: what stands against what, panel by panel, and the labels of its lines."""
+    panels = []
+    for axes in figure.axes:
+        against = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
+        labels = [text.get_text() for text in (*axes.get_yticklabels(), *axes.get_xticklabels(), *axes.texts)]
+        labels = [label for label in labels if re.search("[a-zγβ]", label) and "mathdefault" not in label]
+        title = "; ".join(filter(None, (axes.get_title(loc) for loc in ("left", "center"))))
+        panels.append(": ".join(filter(None, (title, against, ", ".join(dict.fromkeys(labels))))))
+    stated = figure.get_suptitle()
+    return " | ".join(dict.fromkeys(filter(None, (stated, *panels)))).replace("\n", " ")
 
 
 # ------------------------------------------------------------------------------------------- tables

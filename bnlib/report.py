@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -84,10 +86,10 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
 
 
 def render(profile: str = "short") -> None:
-    """Renders all notebooks and figures from the records there are, and trains nothing.
+    """Renders all notebooks and figures from the records there are, and trains nothing; then the site of them.
 
     Copies go to `build/report/`; the summary is rendered in its place, as it is committed with its outputs.
-    Notebooks that keep no records, and so train whenever they run, are left out.
+    Notebooks that keep no records, and so train whenever they run, are not executed.
     """
     choose("profile", profile, PROFILES)
     folder = resolve("build/report")
@@ -96,6 +98,63 @@ def render(profile: str = "short") -> None:
             _show(name, folder, {"profile_name": profile, "missing": "skip", "results": "results"})
     _show(SUMMARY, folder, {})
     _keep_outputs(folder / f"{SUMMARY}.ipynb", resolve(NOTEBOOKS) / f"{SUMMARY}.ipynb")
+    build_site(folder, resolve("build/site"))
+
+
+def build_site(rendered: Path, place: Path) -> None:
+    """A static site of the rendered notebooks, the summary in front, and with Chromium a PDF of it.
+
+    Those that are not rendered are shown as they are, without outputs. Without Sphinx there is no site, and a line says
+    so. Raises InputError where Sphinx fails.
+    """
+    try:
+        from sphinx.cmd.build import build_main
+    except ModuleNotFoundError:
+        print("no site: it needs sphinx, myst-nb and furo, which `make setup` installs")
+        return
+    source = place.with_name("site-source")
+    for folder in (source, place):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(resolve("docs/static"), source / "static")
+    shutil.copy(resolve("docs/conf.py"), source)
+    for name in names():
+        executed = rendered / f"{name}.ipynb"
+        _as_page(executed if executed.exists() else resolve(NOTEBOOKS) / executed.name, source / executed.name)
+    if build_main(["-q", "-b", "html", "-d", str(place.with_name("site-cache")), str(source), str(place)]):
+        raise InputError(f"{source}: Sphinx could not make the site; what it says is above")
+    shutil.rmtree(place / "_sources", ignore_errors=True)
+    shutil.copy(place / f"{SUMMARY}.html", place / "index.html")
+    printed = _print_pdf(place / f"{SUMMARY}.html", place / f"{SUMMARY}.pdf")
+    megabytes = sum(file.stat().st_size for file in place.rglob("*")) / 1e6
+    print(f"site: {os.path.relpath(place)}/{SUMMARY}.html, {megabytes:.1f} MB, {printed}")
+
+
+def _as_page(notebook: Path, page: Path) -> None:
+    """A notebook as Sphinx takes it: figures with their texts; in the summary, code folded and links to all."""
+    import nbformat
+    content = nbformat.read(notebook, as_version=4)
+    for cell in content.cells:
+        for output in cell.get("outputs", ()):
+            if "alt" in (image := output.get("metadata", {}).get("image/png", {})):
+                cell.metadata["mystnb"] = {"image": {"alt": image["alt"]}}
+        if page.stem == SUMMARY and cell.cell_type == "code":
+            cell.metadata.setdefault("tags", []).append("hide-input" if cell.outputs else "remove-input")
+    if page.stem == SUMMARY:
+        pages = "\n".join(name for name in names() if name != SUMMARY)
+        content.cells.append(nbformat.v4.new_markdown_cell(f"```{{toctree}}\n:hidden:\n\n{pages}\n```"))
+    nbformat.write(content, page)
+
+
+def _print_pdf(page: Path, pdf: Path) -> str:
+    """Prints a page through headless Chromium; returns what became of it."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        return "no PDF without Chromium"
+    with tempfile.TemporaryDirectory() as profile:
+        done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
+                               "--no-pdf-header-footer", f"--print-to-pdf={pdf}", page.absolute().as_uri()],
+                              capture_output=True, timeout=120)
+    return f"with {pdf.name}" if done.returncode == 0 and pdf.exists() else "no PDF: Chromium failed"
 
 
 def _show(name: str, folder: Path, parameters: dict) -> None:

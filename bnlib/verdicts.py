@@ -67,7 +67,8 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
                "bn", percent_right),
         _narrow_beats(protocol),
     ]
-    return pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
+    table = pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
+    return table[["claim", "verdict", "ours", "published", "where"]]
 
 
 def percent_right(run: Run) -> float:

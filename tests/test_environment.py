@@ -5,6 +5,8 @@ import subprocess
 import sys
 import tomllib
 
+from packaging.markers import Marker
+
 from bnlib.config import resolve
 
 
@@ -13,7 +15,7 @@ def locked() -> dict[str, str]:
     found = {}
     for line in resolve("requirements.lock").read_text().splitlines():
         pin = re.match(r"([\w.-]+)==([\w.]+)(?: ; (.*?))? \\", line)
-        if pin and ">= '3.12'" not in (pin[3] or ""):
+        if pin and (not pin[3] or Marker(pin[3]).evaluate({"python_version": "3.11", "python_full_version": "3.11.9"})):
             found[pin[1]] = pin[2]
     return found
 
