@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 
-from bnlib import Config, InputError, data, grid, load_runs, run, store, verify
+from bnlib import Config, InputError, data, grid, load_runs, run, store, streaming, verify
 from bnlib.config import PROFILES, choose
 from bnlib.device import choose_device
 from bnlib.train import evaluate_on_test_set
@@ -114,13 +114,13 @@ def test_(run_or_model, dataset, seed, results, device):
     folder = store.record_folder(results, run_or_model)
     if folder.exists():
         recorded = _sound(folder)
-        network, dataset = recorded.network(), recorded.config.dataset
+        network, dataset, image_size = recorded.network(), recorded.config.dataset, recorded.config.image_size
     else:
         ids = [r.id for r in store.all_runs(results)]
         if "-" in run_or_model and not run_or_model.lower().startswith("resnet-"):
             choose("run", run_or_model, _few(run_or_model, ids))
-        network = _untrained(Config(model=run_or_model, dataset=dataset, seed=seed))
-    found = evaluate_on_test_set(network, dataset, device)
+        network, image_size = _untrained(Config(model=run_or_model, dataset=dataset, seed=seed)), None
+    found = evaluate_on_test_set(network, dataset, device, image_size)
     print(f"{run_or_model}: {found.correct:,} of {len(found.predicted):,} test images of {dataset} right "
           f"({found.accuracy:.2%}), loss {found.loss:.4f}, on {choose_device(device).type}")
 
@@ -159,9 +159,12 @@ def verify_(results, retrain, device):
 def data_(name):
     """Fetch a dataset where it is not there yet, and check every pixel and label."""
     found = data.load(name)
-    print(f"{name}: {len(found.x_train):,} training and {len(found.x_test):,} test images "
-          f"{'×'.join(map(str, found.x_train.shape[1:]))}, {len(found.classes)} classes, "
-          f"fingerprint {found.fingerprint[:16]}…")
+    if isinstance(found, data.Dataset):
+        shape = "×".join(map(str, found.x_train.shape[1:]))
+    else:
+        shape = f"of any size, decoded at {streaming.speed(found):,.0f} images/s by {streaming.workers()} processes"
+    print(f"{name}: {found.n_train:,} training and {len(found.y_test):,} test images {shape}, "
+          f"{len(found.classes)} classes, fingerprint {found.fingerprint[:16]}…")
 
 
 def campaign(profile, budget, cluster, plan, price, watts, results):

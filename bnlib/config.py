@@ -70,7 +70,8 @@ def parse_model(name: str) -> Model:
     if not found:
         numbers = [int(n) for n in re.findall(r"\d+", str(name))] or [14]
         raise InputError(f"model={name!r}: not a network; choose resnet<depth>, resnet<depth>x<width>, "
-                         f"resnet<depth>c<channels> or imagenet_resnet<depth>; nearest: {model_name(_nearest_depth(numbers[0]), *numbers[1:2])}")
+                         "resnet<depth>c<channels> or imagenet_resnet<depth>; nearest: "
+                         + model_name(_nearest_depth(numbers[0]), *numbers[1:2]))
     family = found[1].replace("freeze", "resnet")
     depth, width = int(found[2]), int(found[4]) / 16 if found[4] else int(found[3] or 1)
     if depth < 8 or (depth - 2) % 6:
@@ -175,7 +176,7 @@ class Config:
         choose("shortcut", self.shortcut, SHORTCUTS)
         choose("norm", self.norm, NORMS)
         if self.norm == "none" and not family.startswith("imagenet"):
-            raise InputError(f"norm='none': for torchvision's networks, such as imagenet_resnet18; not for {self.model}")
+            raise InputError(f"norm='none': for torchvision's networks, such as imagenet_resnet18, not {self.model}")
         if self.norm == "none" and ({"bn", "gamma", "beta"} & set(self.trainable.split("+")) or self.bn_first):
             raise InputError(f"trainable={self.trainable!r}: norm='none' has no γ and β to train")
         choose("optimizer", self.optimizer, OPTIMIZERS)
@@ -265,8 +266,8 @@ def _whole(value) -> int:
 
 
 def generator(seed: int, purpose: str, epoch: int = 0, *index: int) -> np.random.Generator:
-    """The random numbers of one seed for one purpose, `weights`, `split`, `batches`, `chosen` or `image`, and one epoch;
-    for `image` also of one image, by its index.
+    """The random numbers of one seed for one purpose, `weights`, `split`, `batches`, `chosen` or `image`, and one
+    epoch; for `image` also of one image, by its index.
 
     A function of its arguments alone: neither the device nor torch's global state has a say, and a resumed run
     needs no generator's state to go on with the same draws.
@@ -295,11 +296,20 @@ _PAPER = {
     "seeds": [0, 1, 2, 3, 4],
     # a sequence turned round is another one, hence no flip; 5,000 of them make few steps, hence small batches
     "sequences": {"dataset": "sequences", "batch_size": 32, "augment": "none"},
+    # what the paper's author trains ImageNet with: github.com/facebookresearch/open_lth, models/imagenet_resnet.py
+    "large": {"dataset": "imagenet", "batch_size": 1024, "lr": 0.4, "epochs": 90, "warmup_epochs": 5,
+              "milestones": (30 / 90, 60 / 90, 80 / 90)},
+    "large_models": list(IMAGENET),
+    "large_modes": ["all", "bn", "output", "random2"],
+    "large_seeds": [0, 1, 2],
     "results": "results",
 }
 _SHORT = _PAPER | {
     "training": {"epochs": 16},
     "sequences": _PAPER["sequences"] | {"epochs": 16},
+    "large": _PAPER["large"] | {"batch_size": 256, "lr": 0.1, "epochs": 16, "warmup_epochs": 1},
+    "large_models": ["imagenet_resnet18", "imagenet_resnet50"],
+    "large_seeds": [0],
     "depths": [14, 32, 56, 110],
     "widths": [1, 2, 4],
     "seeds": [0, 1, 2],
@@ -315,6 +325,10 @@ _DEMO = {
                {"lr": 0.01}, {"lr": 0.5}],
     "seeds": [0, 1],
     "sequences": _PAPER["sequences"] | {"epochs": 5},
+    "large": {"dataset": "large_digits", "image_size": 32, "epochs": 2, "batch_size": 32, "augment": "crop"},
+    "large_models": ["imagenet_resnet18"],
+    "large_modes": ["all", "bn", "output", "random2"],
+    "large_seeds": [0],
     "results": "build/demo/results",
 }
 _SMOKE = _DEMO | {
@@ -324,6 +338,8 @@ _SMOKE = _DEMO | {
     "modes": ["all", "weights", "bn", "random2"],
     "starts": [{"bn_init": "ones"}, {"lr": 0.5}],
     "sequences": _PAPER["sequences"] | {"n_train": 128, "epochs": 1},
+    "large": _DEMO["large"] | {"n_train": 64, "epochs": 1},
+    "large_modes": ["bn", "output"],
     "results": "build/smoke/results",
 }
 PROFILES = {"paper": _PAPER, "short": _SHORT, "demo": _DEMO, "smoke": _SMOKE}
@@ -342,6 +358,10 @@ class Profile:
     starts: list[dict]        # Config fields that differ from the protocol, where the start is varied
     seeds: list[int]
     sequences: dict           # Config fields of runs on sequences, in place of `training`
+    large: dict               # Config fields of runs on large images, in place of `training`
+    large_models: list[str]   # torchvision's networks
+    large_modes: list[str]    # what trains of them
+    large_seeds: list[int]
     results: Path             # folder of the run records
 
     @property
@@ -362,7 +382,7 @@ def profile(name: str, **overrides) -> Profile:
     for key, value in overrides.items():
         choose("profile setting", key, [*settings, *config_fields])
         if value is not None:
-            if key in ("depths", "widths", "modes", "starts", "seeds") and not isinstance(value, list | tuple | range):
+            if isinstance(settings.get(key), list) and not isinstance(value, list | tuple | range):
                 raise InputError(f"{key}={value!r}: must be a list, such as [{value}]")
             (settings if key in settings else training)[key] = value
     return Profile(name=name, training=training, **settings | {"results": resolve(settings["results"])})
@@ -375,7 +395,7 @@ KEYS = ("dataset", "model", "trainable", "epochs", "seed")
 def variant(config: Config) -> str:
     """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run."""
     keys = {key: getattr(config, key) for key in KEYS}
-    protocols = [profile[kind] for profile in PROFILES.values() for kind in ("training", "sequences")]
+    protocols = [profile[kind] for profile in PROFILES.values() for kind in ("training", "sequences", "large")]
     differing = [[field.name for field in dataclasses.fields(Config)
                   if getattr(config, field.name) != getattr(Config(**protocol | keys), field.name)]
                  for protocol in protocols

@@ -38,7 +38,7 @@ TORCHVISION = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python",
 
 #: What to do for sets that nobody can download without an account, or at all.
 _CARS = "put torchvision's folder stanford_cars/ (devkit, cars_train, cars_test and the labels of the test set) there"
-MISSING = {"imagenet": "put its folders train/ and val/, with a folder of images for each class, into {folder}/imagenet",
+MISSING = {"imagenet": "put its folders train/ and val/, a folder of images for each class, into {folder}/imagenet",
            "stanford_cars_64x96": _CARS, "stanford_cars_96x96": _CARS}
 
 

@@ -154,7 +154,8 @@ def pruning(runs: Iterable[Run], device: str | None = None) -> pd.DataFrame:
         network, dead = run.network(), silent(channels)
         pruned = prune(network, dead)
         inner = [mask for layer, mask in dead.items() if layer.endswith(".bn1")]
-        before, after = (evaluate_on_test_set(n, run.config.dataset, device, run.config.image_size) for n in (network, pruned))
+        before, after = (evaluate_on_test_set(n, run.config.dataset, device, run.config.image_size)
+                         for n in (network, pruned))
         rows.append({
             "run": run.id, **{key: getattr(run.config, key) for key in KEYS},
             "channels": len(channels), "silent": 100 * float((channels["zero"] == 1).mean()),

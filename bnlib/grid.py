@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bnlib import models, store
+from bnlib import data, models, store
 from bnlib.checkpoint import Paused, previous
 from bnlib.config import DATASETS, Config, InputError, choose, profile, resolve, variant
 from bnlib.train import progress_bar, run
@@ -110,6 +110,11 @@ def notebook_configs(notebook: Path, **parameters) -> list[Config]:
         if tag == "parameters":
             names.update(parameters)
     return names.get("configs", [])
+
+
+def possible(configs: Iterable[Config], results: str | Path = "results") -> list[Config]:
+    """The configs whose images are here, or whose record is; for sets that nobody can download, such as ImageNet."""
+    return [c for c in configs if data.at_hand(c.dataset) or store.record_folder(results, c.id).exists()]
 
 
 def campaign_configs(profile_name: str, notebooks: Iterable[str] | None = None, **parameters) -> list[Config]:
