@@ -58,12 +58,13 @@ def parser() -> argparse.ArgumentParser:
               model={"positional": True, "help": "resnet14, resnet110, resnet14x8, …"}, results=dict(results),
               device=device, precision={"default": None, "help": "bf16 or fp32; bf16 where the device is fast at it"},
               tensorboard={"action": "store_true", "help": "write event files to build/tensorboard"})
+    comments = _comments()
     for field in dataclasses.fields(Config):
         if field.name != "model":
             sub.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS,
                              type=str if isinstance(field.default, str) else _value,
                              nargs="*" if field.name == "milestones" else None, metavar="X",
-                             help=f"{_comments()[field.name]} ({field.default})".replace("%", "%%"))
+                             help=f"{comments[field.name]} ({field.default})".replace("%", "%%"))
     add(test_, "test cifar10-resnet14-bn-s0-78e9d3a6",
         run_or_model={"positional": True, "help": "a run's id, or a network's name for one that is not trained"},
         dataset={"default": "cifar10", "help": "for an untrained network: the set to test it on (cifar10)"},

@@ -58,9 +58,9 @@ def table(styler):
     """
     data = styler.data
     formats = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
-               "model": name, "network": name, "trainable": trained, "trained": trained}
+               "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained}
     titles = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
-              "parameters": "parameters trained"}
+              "parameters": "parameters trained", "chance": "chance (%)"}
     silent = [c for c in ("dataset", "depth", "width", "seeds", "devices") if c in data and "mean" in data]
     silent += [c for c in ("diverged", "variant") if c in data and not data[c].any()]
     styler = styler.format({c: f for c, f in formats.items() if c in data}, na_rep="–")
@@ -164,8 +164,9 @@ def top1_and_top5(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
         known = () if published is None or top == 1 else published.itertuples()
         for claim in known:
             if claim.dataset in set(part["dataset"]) and (claim.model, claim.trainable) in rows:
-                axes.scatter(claim.value, rows.index((claim.model, claim.trainable)), facecolors="none", s=45,
-                             edgecolors=colour(claim.trainable), zorder=3, label=f"published: {claim.source}")
+                y = rows.index((claim.model, claim.trainable)) + 0.3                  # above ours and its number
+                axes.scatter(claim.value, y, s=35, facecolors="none", edgecolors=colour(claim.trainable),
+                             label=f"published: {claim.source}")
         axes.axvline(part["chance"].iloc[0], color="#333333", linewidth=0.8, linestyle=":")
         axes.annotate("chance", (part["chance"].iloc[0], 1), xytext=(3, -2), textcoords="offset points", va="top",
                       xycoords=axes.get_xaxis_transform(), fontsize=7.5, color="#333333")
@@ -179,7 +180,7 @@ def top1_and_top5(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
     for label, (_, trainable) in zip(grid[0].get_yticklabels(), rows, strict=True):
         label.set_fontweight("normal" if trainable else "bold")
     if grid[1].get_legend_handles_labels()[0]:
-        grid[1].legend(fontsize=7.5)
+        figure.legend(loc="outside lower right", fontsize=7.5)
     figure.suptitle(f"{_seeds_stated(table)}; {listed(table['epochs'])} epochs", x=0.01, ha="left", color="#555555",
                     fontsize=8)
     return figure
