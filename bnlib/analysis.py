@@ -182,7 +182,7 @@ def dead_features(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
     keys = ["dataset", "depth", "width", "model", "trainable", "epochs"]
     by_run = pd.DataFrame([{**{key: getattr(run.config, key) for key in keys}, "seed": run.config.seed,
                             "dead": 100 * dead_share({"all": np.concatenate(list(run.gamma.values()))}, below)["all"]}
-                           for run in runs if run.status == "done"], columns=[*keys, "seed", "dead"])
+                           for run in runs if run.status == "done" and run.gamma], columns=[*keys, "seed", "dead"])
     return by_run.groupby(keys, as_index=False).agg(mean=("dead", "mean"), std=("dead", "std"), n=("dead", "count"))
 
 
