@@ -1,4 +1,4 @@
-"""The command line: python -m bnlib train | test | list | show | verify | data | campaign | reproduce | report."""
+"""The command line: `python -m bnlib train`, and the other commands that `--help` lists."""
 
 import argparse
 import dataclasses
@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import time
 import warnings
 
 from bnlib import Config, InputError, data, grid, load_runs, run, store, streaming, verify
@@ -77,9 +78,12 @@ def parser() -> argparse.ArgumentParser:
         results=dict(results))
     add(verify_, "verify --retrain 1", results=dict(results), device=device,
         retrain={"default": 0, "type": int, "metavar": "N", "help": "train the N cheapest records once more (0)"})
+    add(merge_, "merge ../other/results", folder={"positional": True, "help": "a results folder from elsewhere"},
+        results=dict(results), device=device)
     add(data_, "data cifar10", name={"positional": True, "help": ", ".join(data.DATASETS) + ", or an image folder"})
-    add(campaign, "campaign --profile paper --budget 9m", profile=profile, budget=budget, cluster=cluster,
-        plan={"action": "store_true", "help": "train nothing; say what the profile takes, from measured images/s"},
+    add(campaign, "campaign --budget 8h", budget=budget, cluster=cluster,
+        profile={"default": None, "help": f"its grids alone: {', '.join(PROFILES)}"},
+        plan={"action": "store_true", "help": "train nothing; say what it takes, from measured images/s"},
         price={"default": None, "type": float, "metavar": "X", "help": "with --plan: of an hour of a device"},
         watts={"default": None, "type": float, "metavar": "W", "help": "with --plan: that a device draws"},
         results={**results, "default": None, "help": "folder of the records; the profile's"})
@@ -147,8 +151,13 @@ def show(run_id, results):
 
 def verify_(results, retrain, device):
     """Check every record: files, id, the network's predictions, and on request a second training."""
+    return _print_findings(verify.verify(results, retrain, device))
+
+
+def _print_findings(made) -> int:
+    """A line a finding, and their count; 1 if any has a fault."""
     findings = []
-    for finding in verify.verify(results, retrain, device):
+    for finding in made:
         findings.append(finding)
         print(f"{'BAD' if finding.faults else 'ok ':4s}{finding.name:44s} "
               + "; ".join(finding.faults or [", ".join(finding.checked)]), flush=True)
@@ -169,16 +178,32 @@ def data_(name):
 
 
 def campaign(profile, budget, cluster, plan, price, watts, results):
-    """Train what the profile's notebooks still lack, cheapest first, until the budget is spent."""
-    results = results or PROFILES[choose("profile", profile, PROFILES)]["results"]
+    """Train what the report still lacks, what is worth most first; or one profile's notebooks, cheapest first.
+
+    Stops cleanly when the budget is spent; the next call goes on, here or wherever results/ is.
+    """
+    if profile:
+        tiers = {f"profile {profile}": grid.campaign_configs(choose("profile", profile, PROFILES))}
+    else:
+        tiers = grid.campaign_tiers()
+    results = results or (PROFILES[profile]["results"] if profile else "results")
     if plan:
         from bnlib import plan
-        return print(plan.text(grid.campaign_configs(profile), price=price, watts=watts))
-    runs = grid.run_all(grid.campaign_configs(profile), budget=budget, cluster=cluster, results=results)
-    print(f"{len(runs)} runs of profile {profile} are there, {len(runs.missing)} are missing")
-    for config in runs.missing:
-        why = f" (failed: {runs.failed[config]})" if config in runs.failed else ""
-        print(f"  {config.id}" + (why or (" (begun)" if grid.started(config, results) else "")))
+        return print(plan.text([c for configs in tiers.values() for c in configs], price=price, watts=watts))
+    deadline = None if budget is None else time.time() + grid.seconds(budget)
+    for tier, configs in tiers.items():
+        left = None if deadline is None else max(0.0, deadline - time.time())
+        runs = grid.run_all(configs, budget=left, cluster=cluster, results=results)
+        print(f"{tier}: {len(runs)} runs are there, {len(runs.missing)} are missing", flush=True)
+        for config in runs.missing:
+            if config in runs.failed or grid.started(config, results):
+                print(f"  {config.id} ({f'failed: {why}' if (why := runs.failed.get(config)) else 'begun'})")
+
+
+def merge_(folder, results, device):
+    """Take in records and unfinished runs from another machine's results folder, each one checked."""
+    from bnlib.merge import merge
+    return _print_findings(merge(folder, results, device))
 
 
 def reproduce(profile, notebooks, budget, cluster, fresh, set):

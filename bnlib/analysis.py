@@ -29,6 +29,12 @@ def plain(runs: Iterable[Run]) -> list[Run]:
     return [run for run in runs if not variant(run.config)]
 
 
+def varied(runs: Iterable[Run], *fields: str) -> list[Run]:
+    """The runs of the protocol, and those that vary these fields of `Config` and nothing else."""
+    return [run for run in runs
+            if all(part.split("=")[0] in fields for part in variant(run.config).split(", ") if part)]
+
+
 def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame:
     """Final test accuracy (or another share among the metrics) in %, a row a setting: mean and deviation over seeds.
 
@@ -59,6 +65,21 @@ def top1_and_top5(runs: Iterable[Run]) -> pd.DataFrame:
         (1, "test_accuracy"), (5, "test_top5_accuracy"))]
     both = pd.concat(tables, ignore_index=True)
     return both.assign(chance=100 * both["top"] / both["dataset"].map(classes))
+
+
+def sizes(runs: Iterable[Run]) -> pd.DataFrame:
+    """The table of `accuracy`, and what a trained network takes to store, `bytes`.
+
+    Four for each parameter that trained, each running mean and each running variance; eight for the seed that gives
+    back what was frozen.
+    """
+    runs = list(runs)
+    stored = {(run.config.model, run.config.trainable): 4 * (
+        run.metrics["parameters_trained"] + sum(len(row) for part in (run.running_mean, run.running_var)
+                                                for row in part.values())
+    ) + 8 * (run.metrics["parameters_trained"] < run.metrics["parameters"]) for run in runs}
+    table = accuracy(runs)
+    return table.assign(bytes=[stored[row.model, row.trainable] for row in table.itertuples()])
 
 
 def listed(values: Iterable) -> str:
@@ -120,16 +141,17 @@ def trained(what: str) -> str:
 
 
 def name(model: str) -> str:
-    """`resnet14x8` → `ResNet-14-8`, the paper's spelling; `imagenet_resnet50` → `ImageNet ResNet-50`."""
+    """`resnet14x8` → `ResNet-14-8`, the paper's spelling; `resnet1d14` → `1-D ResNet-14`;
+    `imagenet_resnet50` → `ImageNet ResNet-50`."""
     if model.startswith("imagenet"):
         model = model.removeprefix("imagenet_").removesuffix("_bn").replace("vgg", "VGG-").replace("_", "-")
         return "ImageNet " + model.replace("wide-resnet", "Wide ResNet-").replace("resnet", "ResNet-")
-    return model.replace("resnet", "ResNet-").replace("x", "-")
+    return model.replace("resnet1d", "1-D resnet").replace("resnet", "ResNet-").replace("x", "-")
 
 
 #: How a dataset is called in sentences.
 SHOWN = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "digits": "scikit-learn's digits",
-         "imagenet": "ImageNet", "large_digits": "digits of many sizes and colours"}
+         "sequences": "synthetic sequences", "imagenet": "ImageNet", "large_digits": "digits of many sizes and colours"}
 
 
 def spread(row) -> str:

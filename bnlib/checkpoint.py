@@ -1,5 +1,7 @@
 """All that changes while a run trains: saved after every epoch and whenever training is stopped, loaded to go on."""
 
+import contextlib
+import gzip
 import hashlib
 import io
 import os
@@ -8,6 +10,7 @@ import signal
 import threading
 import time
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from bnlib import optim, store
 from bnlib.config import InputError
 
 TRAJECTORY_BYTES = 40 * 1024        # a record's logged γ and β: 18 epochs of ResNet-14, fewer of larger networks
+PACKED_BYTES = 8 * 2**20            # checkpoints smaller than that are compressed
 SAVE_SECONDS = 300                  # within an epoch as long as that, a checkpoint is saved every so often
 
 
@@ -150,7 +154,10 @@ class Progress:
         partial = self.file.with_suffix(f".{os.getpid()}")
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            store.write_through(partial, hashlib.sha256(content.getbuffer()).digest(), content.getbuffer())
+            packed = content.getvalue()
+            if len(packed) < PACKED_BYTES:           # half of a small checkpoint is the file format's own
+                packed = gzip.compress(packed, 1, mtime=0)
+            store.write_through(partial, hashlib.sha256(packed).digest(), packed)
             if self.file.exists():
                 os.replace(self.file, self.previous)
             os.replace(partial, self.file)
@@ -163,7 +170,7 @@ class Progress:
     def load(self) -> None:
         """Goes on from the checkpoint, or the one before it where that is damaged; a warning says what is lost."""
         there = [file for file in (self.file, self.previous) if file.exists()]
-        states = [_read(file) for file in there]
+        states = [read(file) for file in there]
         state = next((state for state in states if state is not None), None)
         if there and states[0] is None:
             where = f"the one before it, after epoch {len(state['history'])}" if state else "the start"
@@ -190,6 +197,9 @@ def remove(file: Path) -> None:
     """The run is recorded; its checkpoints have done their work."""
     for each in (file, previous(file), *file.parent.glob(f"{file.stem}.[0-9]*")):      # the last: of a killed `save`
         each.unlink(missing_ok=True)
+    if file.parent.parent.name == "partial":         # a folder of its own
+        with contextlib.suppress(OSError):
+            file.parent.rmdir()
 
 
 def previous(file: Path) -> Path:
@@ -197,14 +207,17 @@ def previous(file: Path) -> Path:
     return file.with_suffix(".previous.pt")
 
 
-def _read(file: Path) -> dict | None:
+def read(file: Path) -> dict | None:
     """What a checkpoint holds, or None if it is not what was written. Reading it runs no code."""
     try:
         content = file.read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             return None
-        return torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError):
+        content = content[32:]
+        if content.startswith(b"\x1f\x8b"):
+            content = gzip.decompress(content)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, zlib.error):
         return None
 
 

@@ -228,7 +228,7 @@ class Grid:
         self.marks = []                               # files by which a worker knows that it sees the same folders
         for folder in (results / "runs", store.scratch_folder(results) / "checkpoints"):
             self.marks.append(folder / f".{self.topic}")
-            worker.put(self.marks[-1], b"")
+            store.put(self.marks[-1], b"")
 
     def close(self) -> None:
         """Calls off what still runs: its worker stops at the end of the epoch."""
@@ -373,7 +373,7 @@ class Grid:
             content = self.ask(running.place.address, worker.read_checkpoint, self.results_on(running.place),
                                config.to_dict())
             if content:
-                worker.put(store.checkpoint_file(config, self.results), content)
+                store.put(store.checkpoint_file(config, self.results), content)
 
     def ended(self, future) -> None:
         """A task has ended: with a record, at a checkpoint, or with an error."""
@@ -412,7 +412,7 @@ class Grid:
             return
         weights = files.pop("weights", None)
         if weights is not None:
-            worker.put(store.weights_file(config, self.results), weights)
+            store.put(store.weights_file(config, self.results), weights)
         self.keep(config, store.receive(self.results, config.id, files))
         checkpoint.remove(store.checkpoint_file(config, self.results))
         self.ask(address, worker.forget, self.results_on(self.places[address]), config.to_dict())

@@ -59,12 +59,13 @@ def count(network: nn.Module, what: str = "all") -> int:
 
 
 @cache
-def narrow(parameters: int, depths: tuple[int, ...] = (8, 14, 20), classes: int = 10) -> str:
-    """The narrow ResNet that has, when all of it trains, the number of parameters nearest to the one given.
+def narrow(model: str, depths: tuple[int, ...] = (8, 14, 20), classes: int = 10) -> str:
+    """The narrow ResNet that has, when all of it trains, about as many parameters as γ and β of `model`.
 
-    Among ResNets of these depths with 1 to 16 channels in their first stage.
+    The nearest count among ResNets of these depths with 1 to 16 channels in their first stage.
     """
-    def away(name: str) -> float:
+    def parameters(name: str, what: str) -> int:
         with torch.device("meta"):
-            return abs(math.log(count(architecture(name, classes)) / parameters))
-    return min((model_name(depth, channels / 16) for depth in depths for channels in range(1, 17)), key=away)
+            return count(architecture(name, classes), what)
+    names = [model_name(depth, channels / 16) for depth in depths for channels in range(1, 17)]
+    return min(names, key=lambda name: abs(math.log(parameters(name, "all") / parameters(model, "bn"))))

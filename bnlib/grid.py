@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bnlib import data, models, store
+from bnlib import data, freeze, models, store
 from bnlib.checkpoint import Paused, previous
 from bnlib.config import DATASETS, Config, InputError, choose, profile, resolve, variant
 from bnlib.train import progress_bar, run
@@ -102,7 +102,7 @@ def notebook_configs(notebook: Path, **parameters) -> list[Config]:
     So the list a reader sees in the notebook is the one that `campaign` trains. Empty where no cell is tagged `grid`.
     """
     cells = json.loads(Path(notebook).read_text())["cells"]
-    names = {"Config": Config, "profile": profile}
+    names = {"Config": Config, "freeze": freeze, "profile": profile}
     for tag in ("parameters", "grid"):
         for cell in cells:
             if tag in cell["metadata"].get("tags", ()):
@@ -124,6 +124,35 @@ def campaign_configs(profile_name: str, notebooks: Iterable[str] | None = None, 
     return list(dict.fromkeys(
         config for name in names
         for config in notebook_configs(folder / f"{name}.ipynb", profile_name=profile_name, **parameters)))
+
+
+def campaign_tiers() -> dict[str, list[Config]]:
+    """What the report needs, in the order in which it is worth most: a tier's name → its configs.
+
+    The first tier answers each question of the paper once; the second gives its headline number its own 160 epochs and
+    five seeds.
+    """
+    short, paper = (campaign_configs(name, ["01_depth", "02_width"]) for name in ("short", "paper"))
+    alone = [c for c in paper if c.trainable == "bn"]
+    tiers = {
+        "16 epochs, seed 0: depth and width": [c for c in short if c.seed == 0],
+        "160 epochs: ResNet-14, five seeds; ResNet-32 and -56": [
+            *(c for c in alone if c.model == "resnet14"),
+            *(c for c in paper if c.seed == 0 and (c.model, c.trainable) in (
+                ("resnet14", "all"), ("resnet32", "bn"), ("resnet56", "bn")))],
+        "16 epochs: all notebooks, seed 0": [
+            *(c for c in campaign_configs("short") if c.seed == 0),
+            *(c for c in campaign_configs("short", ["04_what_trains"]) if c.model == "resnet14"
+              and c.trainable in ("bn", "gamma", "beta", "output", "random2"))],
+        "16 epochs, more seeds: depth and width": short,
+        "160 epochs: deeper and wider, BN only, seed 0": [c for c in alone if c.seed == 0],
+        "160 epochs: everything": [*campaign_configs("short"), *campaign_configs("paper")],
+    }
+    listed: set[Config] = set()
+    for name, configs in tiers.items():              # each config in the first tier that asks for it
+        tiers[name] = [c for c in dict.fromkeys(configs) if c not in listed]
+        listed.update(configs)
+    return tiers
 
 
 def planned_runs(profiles: list[str], results: str | Path = "results") -> Runs:

@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from bnlib.analysis import DEAD, SHOWN, listed, name, trained
 from bnlib.config import parse_model
@@ -112,19 +112,26 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
     """Test accuracy of each choice of what trains (`trainable`) or of each `variant`, a row each, a panel a network.
 
     table: from `analysis.accuracy`. Bars are one standard deviation over seeds. With one network, what trains is
-    followed by how many parameters that are.
+    followed by how many parameters that are. Variants of several training modes share a row, the modes named on top.
     """
     table = table[table["n"] > 0]
     if not len(table):
         return nothing_yet()
     table = _longest(table)
     settings = table.groupby(by)["mean"].mean().sort_values().index.tolist()
+    modes = table.groupby("trainable")["mean"].mean().sort_values().index.tolist() if by == "variant" else []
     networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
-    figure, grid = plt.subplots(1, len(networks), figsize=(2.4 + 3 * len(networks), 1 + 0.26 * len(settings)),
+    figure, grid = plt.subplots(1, len(networks), figsize=(2.4 + 3 * len(networks), 1.1 + 0.28 * len(settings)),
                                 sharey=True, sharex=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
         for row in table[table["model"] == model].itertuples():
             y, hue = settings.index(getattr(row, by)), colour(row.trainable)
+            if len(modes) > 1:                         # one above the other, the best mode on top
+                place = modes.index(row.trainable) / (len(modes) - 1) - 0.5
+                y += 0.36 * place
+                if getattr(row, by) == settings[-1]:
+                    axes.annotate(trained(row.trainable), (row.mean - np.nan_to_num(row.std), y), xytext=(-6, 0),
+                                  ha="right", va="center", textcoords="offset points", fontsize=7.5, color=hue)
             axes.errorbar(row.mean, y, xerr=np.nan_to_num(row.std), color=hue, capsize=2,
                           marker=MARKERS.get(row.epochs, "D"))
             axes.annotate(f"{row.mean:.1f}", (row.mean + np.nan_to_num(row.std), y), xytext=(7, 0), va="center",
@@ -132,6 +139,7 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
         axes.set(xlabel="test accuracy (%)", title=f"{name(model)}, {table['epochs'].max()} epochs")
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.15)
+        axes.set_ylim(-0.6, len(settings) - 0.4)
     counts = table.groupby(by)["parameters"].first()
     labels = {s: s or "the protocol" if by == "variant" else trained(s) for s in settings}
     if by == "trainable" and len(networks) == 1:
@@ -196,7 +204,7 @@ def random_weights(table: pd.DataFrame) -> Figure:
         return nothing_yet()
     chosen["weights"] = chosen["trainable"].map(random_weights_of)
     networks = chosen.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
-    figure, grid = plt.subplots(1, len(networks), figsize=(0.8 + 2.6 * len(networks), 3), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(1, len(networks), figsize=(1.6 + 2.6 * len(networks), 3), sharey=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
         line = chosen[chosen["model"] == model].sort_values("weights")
         axes.errorbar(line["weights"], line["mean"], yerr=line["std"].fillna(0), color=colour("random2"),
@@ -538,4 +546,59 @@ def activations(table: pd.DataFrame) -> Figure:
     handles, labels = grid[0][0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
+    return figure
+
+
+# -------------------------------------------------------------------------------------- beyond the paper
+
+def sequences(dataset, each: int = 2) -> Figure:
+    """The first training sequences of a few classes: value of each channel against step.
+
+    dataset: from `data.load("sequences")`.
+    """
+    classes = (0, 1, len(dataset.classes) - 1)
+    figure, grid = plt.subplots(each, len(classes), figsize=(7.6, 1.2 + 1.1 * each), sharex=True, sharey=True)
+    for column, label in zip(grid.T, classes, strict=True):
+        chosen = dataset.x_train[dataset.y_train == label][:each, 0]
+        for axes, sequence in zip(column, chosen, strict=True):
+            for channel, hue in zip(sequence.T, ("#0072B2", "#D55E00", "#009E73"), strict=True):
+                axes.plot(channel, color=hue, linewidth=0.8)
+        column[0].set_title(dataset.classes[label], fontsize=9)
+        column[-1].set_xlabel("step")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("value (0–255)")
+    figure.suptitle("first training sequences of three classes; a colour a channel", x=0.01, ha="left",
+                    color="#555555", fontsize=8)
+    return figure
+
+
+def accuracy_by_size(table: pd.DataFrame) -> Figure:
+    """Test accuracy against trained parameters and against stored bytes, BN-only networks and narrow ones in full.
+
+    table: from `analysis.sizes`. Bars are one standard deviation over seeds.
+    """
+    table = table[table["n"] > 0]
+    if not len(table):
+        return nothing_yet()
+    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True)
+    for axes, by in zip(panels, ("parameters", "bytes"), strict=True):
+        for trainable, line in table.sort_values(by).groupby("trainable"):
+            hue = colour(trainable)
+            axes.errorbar(line[by], line["mean"], yerr=line["std"].fillna(0), color=hue, capsize=2,
+                          marker=MARKERS.get(line["epochs"].iloc[0], "D"))
+            for row in line.itertuples():
+                axes.annotate(name(row.model), (getattr(row, by), row.mean), xytext=(5, -10), color=hue, fontsize=7,
+                              textcoords="offset points")
+            last, what = line.iloc[-1], "BN only" if trainable == "bn" else "narrow, all parameters"
+            if by == "bytes":                          # where the lines lie apart
+                axes.annotate(what, (last[by], last["mean"] + np.nan_to_num(last["std"])), xytext=(0, 5), ha="right",
+                              color=hue, textcoords="offset points")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.margins(x=0.15, y=0.12)
+    panels[0].set(xlabel="parameters that train", ylabel="test accuracy (%)")
+    panels[1].set(xlabel="bytes to store the trained network")
+    figure.suptitle(_seeds_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ PROTOCOL = 1             # of the science: raised when a config would give anoth
 #: What a record keeps of each batch norm, and its name in `nn.BatchNorm2d`.
 BN_PARTS = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
 SMALL = 96 * 1024        # bytes of trained tensors, beside batch norm's, that a record still stores
+LITTLE = {"bn", "gamma", "beta", "output", "none"}       # what trains of a run whose checkpoint git may track
 FILES = ("history.csv", "tensors.safetensors", "trajectory.safetensors", "predictions.csv.gz")     # beside run.json
 UNKNOWN = "0" * 64       # stands in run.json for its own SHA-256 while that is taken
 
@@ -209,15 +211,20 @@ def record_folder(results: str | Path, run_id: str) -> Path:
 
 
 def scratch_folder(results: str | Path) -> Path:
-    """Where checkpoints and event files of a results folder go, of no other: `build/`, which git ignores, for the
-    project's own `results`; else a folder beside the results that has their name and `-scratch`."""
+    """Where large checkpoints, locks and event files of a results folder go, of no other: `build/`, which git ignores,
+    for the project's own `results`; else a folder beside the results that has their name and `-scratch`."""
     results = resolve(results)
     own = results.name == "results" and (results.parent / "bnlib").is_dir()
     return results.parent / "build" if own else results.with_name(f"{results.name}-scratch")
 
 
 def checkpoint_file(config: Config, results: str | Path = "results") -> Path:
-    """Where the checkpoint of a run is while it trains."""
+    """Where the checkpoint of a run is while it trains.
+
+    Where little trains it is small and lies among the results, which git tracks, so that another machine can go on.
+    """
+    if set(config.trainable.split("+")) <= LITTLE:
+        return resolve(results) / "partial" / config.id / "checkpoint.pt"
     return scratch_folder(results) / "checkpoints" / f"{config.id}.pt"
 
 
@@ -228,7 +235,7 @@ def lock(config: Config, results: str | Path = "results", wait: bool = True,
 
     Raises Busy if another process holds it: at once without `wait`, else when the deadline (`time.time()`) has come.
     """
-    file = checkpoint_file(config, results).with_suffix(".lock")
+    file = scratch_folder(results) / "checkpoints" / f"{config.id}.lock"
     held = FileLock(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -361,6 +368,14 @@ def write_through(file: Path, *parts) -> None:
             out.write(part)
         out.flush()
         os.fsync(out.fileno())
+
+
+def put(file: Path, content: bytes) -> None:
+    """A file that is there whole or not at all, in a folder that is made for it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
+    write_through(partial, content)
+    os.replace(partial, file)
 
 
 def _sha256(content: bytes) -> str:

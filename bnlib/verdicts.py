@@ -20,7 +20,8 @@ from bnlib.analysis import (
     spread,
     trained,
 )
-from bnlib.config import PROFILES, random_weights
+from bnlib.config import PROFILES, random_weights, variant
+from bnlib.freeze import narrow
 from bnlib.store import Run
 
 REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
@@ -41,6 +42,7 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
     """
     runs = list(runs)
     large = accuracy(plain(run for run in runs if run.config.dataset == "imagenet"), "test_top5_accuracy")
+    sequences = [run for run in runs if run.config.dataset == "sequences" and run.status == "done"]
     runs = [run for run in runs if run.config.dataset == dataset]
     done = [run for run in runs if run.status == "done"]
     protocol = plain(done)
@@ -63,6 +65,12 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
         _thresholds(thresholds),
         *(_matters_little(done, field, title) for field, title in (
             ("bn_init", "How γ and β start matters little"), ("conv_init", "How convolutions start matters little"))),
+        _differs("Training γ and β first, then everything, beats training everything", done, "all", "bn_first"),
+        _differs(f"γ and β of group or layer norm alone do as well (within {LITTLE:g} points)", done, "bn", "norm",
+                 margin=LITTLE),
+        _beats("On sequences too, γ and β do more than the output layer", "this report", "–", sequences, "output",
+               "bn", percent_right),
+        _narrow_beats(protocol),
     ]
     return pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
 
@@ -149,12 +157,38 @@ def _beats(title: str, where: str, claim: str, runs: list[Run], lower: str, uppe
     found = {(r.config.trainable, r.config.model, r.config.epochs, r.config.seed): r for r in runs}
     pairs = [(run, found[upper, *key]) for (what, *key), run in found.items()
              if what == lower and (upper, *key) in found]
+    return title, where, claim, *_paired(pairs, trained(lower), trained(upper), measure, margin)
+
+
+def _paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Callable[[Run], float],
+            margin: float = 0.0) -> tuple[str, str]:
+    """What is stated and the verdict, on whether the second run of each pair measures more than the first."""
     lows, highs = ([measure(run) for run in side] for side in (zip(*pairs, strict=True) if pairs else ((), ())))
     holds = [high > low - margin for low, high in zip(lows, highs, strict=True)]
-    means = (f"in the mean {trained(upper)} {np.mean(highs):.1f} %, {trained(lower)} {np.mean(lows):.1f} %"
-             if pairs else "")
+    means = f"in the mean {upper} {np.mean(highs):.1f} %, {lower} {np.mean(lows):.1f} %" if pairs else ""
     stated = _pairs_stated(holds, means, [low for low, _ in pairs])
-    return title, where, claim, stated, _pairs_verdict(holds, {low.config.model for low, _ in pairs})
+    return stated, _pairs_verdict(holds, {low.config.model for low, _ in pairs})
+
+
+def _differs(title: str, runs: list[Run], trainable: str, field: str, margin: float = 0.0) -> tuple:
+    """Whether runs that differ from the protocol in one field measure more than it, less a margin, seed by seed."""
+    same = {(r.config.model, r.config.epochs, r.config.seed): r for r in plain(runs) if r.config.trainable == trainable}
+    pairs = [(same[key], run) for run in runs
+             if run.config.trainable == trainable and variant(run.config).split("=")[0] == field
+             and "," not in variant(run.config)
+             and (key := (run.config.model, run.config.epochs, run.config.seed)) in same]
+    values = listed(getattr(run.config, field) for _, run in pairs)
+    return title, "this report", "–", *_paired(pairs, "the protocol", f"{field}={values}", percent_right, margin)
+
+
+def _narrow_beats(runs: list[Run]) -> tuple:
+    """Whether a narrow network of which all trains beats BN-only training of about as many parameters."""
+    full = {(r.config.model, r.config.epochs, r.config.seed): r for r in runs if r.config.trainable == "all"}
+    pairs = [(run, full[key]) for run in runs
+             if run.config.trainable == "bn" and run.config.width == 1
+             and (key := (narrow(run.config.model), run.config.epochs, run.config.seed)) in full]
+    return ("At as many trained parameters, a narrow network trained in full beats BN only", "this report", "–",
+            *_paired(pairs, "BN only", "narrow", percent_right))
 
 
 # ------------------------------------------------------------------------------------------ other claims

@@ -39,18 +39,25 @@ def verify(results: str | Path = "results", retrain: int = 0, device: str | None
         raise InputError(f"{results}: no folder of records")
     sound = []
     for folder in store.folders(results):
-        finding = Finding(folder.name, [], [])
-        try:
-            found = store.Run(folder)
-            found.check()
-            finding.checked.append("files and id")
-            sound += [found] if found.record["protocol"] == store.PROTOCOL else []
-            _check_predictions(found, finding, device)
-        except InputError as error:
-            finding.faults.append(str(error))
+        finding, found = check(folder, device)
+        sound += [found] if found and found.record["protocol"] == store.PROTOCOL else []
         yield finding
     for found in sorted(sound, key=lambda found: work(found.config))[:retrain]:
         yield _retrain(found, device)
+
+
+def check(folder: Path, device: str | None = None) -> tuple[Finding, store.Run | None]:
+    """What was found of the record in a folder; and the record, if its files and its id are sound."""
+    finding, found = Finding(folder.name, [], []), None
+    try:
+        read = store.Run(folder)
+        read.check()
+        found = read
+        finding.checked.append("files and id")
+        _check_predictions(found, finding, device)
+    except InputError as error:
+        finding.faults.append(str(error))
+    return finding, found
 
 
 def _check_predictions(found: store.Run, finding: Finding, device: str | None) -> None:

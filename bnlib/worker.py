@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -83,7 +82,7 @@ def train_here(job: dict, begun: bytes | None, report: Callable[[dict], bool]) -
         raise InputError(f"{config.dataset}: fingerprint {found[:16]}… on {socket.gethostname()}, and "
                          f"{job['fingerprint'][:16]}… where the run was asked for; both must have the same images")
     if begun is not None:
-        put(store.checkpoint_file(config, results), begun)
+        store.put(store.checkpoint_file(config, results), begun)
     done = run(config, results=results, bar=Reporter(config, report), wait=False, **job["options"])
     if job["shared"]:
         return None
@@ -178,13 +177,5 @@ def forget(results: str, config: dict) -> None:
     store.weights_file(config, results).unlink(missing_ok=True)
 
 
-def put(file: Path, content: bytes) -> None:
-    """A file that is there whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
-    store.write_through(partial, content)
-    os.replace(partial, file)
-
-
 def put_data(folder: str, name: str, content: bytes) -> None:
-    put(Path(folder) / f"{name}.npz", content)
+    store.put(Path(folder) / f"{name}.npz", content)

@@ -2,12 +2,16 @@
 
 import os
 
+import hypothesis
 import pytest
 import torch
 
 os.environ["BNLIB_PROGRESS"] = "0"
 from bnlib import Config, data, run
 from bnlib.config import InputError
+
+hypothesis.settings.register_profile("bnlib", deadline=None)         # a busy machine is no fault of the code
+hypothesis.settings.load_profile("bnlib")
 
 FULL = os.environ.get("BNLIB_FAULTS") == "full"        # as `make test-faults` sets it; else a short form
 TALLY = {"faults injected": 0, "runs lost": 0, "results differing": 0}

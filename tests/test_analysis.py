@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bnlib import Config, InputError, analysis, published, verdicts
+from bnlib import Config, InputError, analysis, freeze, published, verdicts
 from bnlib.config import variant
 
 
@@ -161,3 +161,37 @@ def test_starts_that_matter_little_stay_within_two_points():
     runs = [fake_run(0.45), fake_run(0.44, bn_init="ones"), fake_run(0.40, conv_init="binary")]
     assert verdict(runs, "How γ and β start matters little") == "reproduced"
     assert verdict(runs, "How convolutions start matters little") == "not reproduced"
+
+
+@pytest.mark.parametrize(("claim", "fields", "accuracy", "expected"), [
+    ("Training γ and β first, then everything, beats training everything", {"trainable": "all", "bn_first": 20}, 0.46,
+     "partly"),                                                        # one network is not three
+    ("Training γ and β first, then everything, beats training everything", {"trainable": "all", "bn_first": 20}, 0.44,
+     "not reproduced"),
+    ("γ and β of group or layer norm alone do as well (within 2 points)", {"norm": "group"}, 0.44, "partly"),
+    ("γ and β of group or layer norm alone do as well (within 2 points)", {"norm": "layer"}, 0.42, "not reproduced"),
+    ("At as many trained parameters, a narrow network trained in full beats BN only",
+     {"model": freeze.narrow("resnet14"), "trainable": "all"}, 0.46, "partly"),
+])
+def test_claims_beyond_the_paper_are_judged_seed_by_seed(claim, fields, accuracy, expected):
+    runs = [fake_run(0.45), fake_run(0.45, trainable="all"), fake_run(accuracy, **fields),
+            fake_run(0.99, **fields | {"seed": 7})]                    # without a partner of its seed: no pair
+    row = verdicts.table(runs).set_index("claim").loc[claim]
+    assert row["verdict"] == expected and "of 1 pairs" in row["ours"]
+
+
+def test_sequences_are_judged_apart_from_images():
+    runs = [fake_run(a, dataset="sequences", model="resnet1d14", augment="none", batch_size=32, trainable=t)
+            for t, a in (("bn", 0.5), ("output", 0.1))]
+    assert verdict(runs, "On sequences too, γ and β do more than the output layer") == "partly"
+    assert verdict(runs, "γ alone does more than β alone") == "not yet run"
+
+
+def test_runs_that_vary_one_field_are_told_from_those_that_vary_another():
+    runs = [fake_run(), fake_run(norm="group"), fake_run(norm="group", lr=0.5), fake_run(lr=0.5)]
+    assert analysis.varied(runs, "norm") == runs[:2] and analysis.varied(runs, "norm", "lr") == runs
+
+
+def test_a_stored_network_takes_its_trained_parameters_running_statistics_and_a_seed(tiny_run):
+    """ResNet-8: 16 + 2·(16 + 32 + 64) channels, and the shortcuts' 32 + 64; γ, β, running mean and variance of each."""
+    assert analysis.sizes([tiny_run])["bytes"].tolist() == [4 * 4 * (16 + 2 * (16 + 32 + 64) + 32 + 64) + 8]

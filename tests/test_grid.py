@@ -77,3 +77,16 @@ def test_coverage_counts_finished_seeds(tmp_path):
     table = grid.coverage(["short", "paper"], tmp_path / "results")
     row = table[(table["network"] == "resnet14") & (table["trained"] == "bn") & (table["variant"] == "")].iloc[0]
     assert (row["short"], row["paper"]) == ("0 of 3", "0 of 5")
+
+
+def test_the_campaign_trains_what_is_worth_most_first_and_each_run_once():
+    tiers = list(grid.campaign_tiers().values())
+    assert {(c.model, c.trainable, c.seed, c.epochs) for c in tiers[0]} == {
+        (m, t, 0, 16) for m in ("resnet14", "resnet32", "resnet56", "resnet110", "resnet14x2", "resnet14x4")
+        for t in ("bn", "all")}
+    assert {(c.model, c.trainable, c.seed) for c in tiers[1]} == {*(("resnet14", "bn", s) for s in range(5)), *(
+        (m, t, 0) for m, t in (("resnet14", "all"), ("resnet32", "bn"), ("resnet56", "bn")))}
+    assert {c.epochs for c in tiers[1]} == {160}
+    every = [c for tier in tiers for c in tier]
+    assert len(every) == len(set(every))
+    assert set(every) == {*grid.campaign_configs("short"), *grid.campaign_configs("paper")}

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.metrics import top_k_accuracy_score
 from torchvision.transforms.v2 import functional as tv
 
-from bnlib import Config, InputError, analysis, data, freeze, grid, models, run, streaming, verdicts
+from bnlib import Config, InputError, analysis, data, freeze, grid, models, run, store, streaming, verdicts
 from bnlib.config import IMAGENET, resolve
 from bnlib.train import evaluate, evaluate_on_test_set
 from tests.test_analysis import fake_run
@@ -277,18 +277,19 @@ def test_validation_images_are_not_trained_on(small, tmp_path):
 
 def test_ctrl_c_leaves_a_checkpoint_and_no_workers_traceback(small, root, tmp_path):
     """The signal reaches all processes of the terminal, as a shell sends it."""
-    arguments = ["train", small.model, "--dataset=photos", "--image-size=64", "--batch-size=4", "--epochs=500",
+    config = Config(dataset="photos", model=small.model, image_size=64, batch_size=4, epochs=500)
+    arguments = ["train", config.model, "--dataset=photos", "--image-size=64", "--batch-size=4", "--epochs=500",
                  f"--results={tmp_path}/results", "--precision=fp32"]
     process = subprocess.Popen([sys.executable, "-m", "bnlib", *arguments], start_new_session=True, text=True,
                                stderr=subprocess.PIPE, env=os.environ | {"BNLIB_WORKERS": "2"}, cwd=resolve("."))
-    deadline, checkpoints = time.time() + 120, tmp_path / "results-scratch/checkpoints"
-    while not list(checkpoints.glob("*.pt")) and time.time() < deadline and process.poll() is None:
+    deadline, checkpoint = time.time() + 120, store.checkpoint_file(config, tmp_path / "results")
+    while not checkpoint.exists() and time.time() < deadline and process.poll() is None:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGINT, said
     assert "stopped by SIGINT" in said and "Traceback" not in said
-    assert list(checkpoints.glob("*.pt"))
+    assert checkpoint.exists()
 
 
 # --------------------------------------------------------------------------------------------- folders

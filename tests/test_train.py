@@ -115,7 +115,7 @@ def test_a_run_stopped_within_and_between_epochs_ends_as_if_it_had_not_been(trai
     for steps in (0, 1, 4, 6):
         stop_after(steps, config, tmp_path / "stopped/results", monkeypatch)
     assert same(run(config, results=tmp_path / "stopped/results"), whole)
-    assert not list((tmp_path / "stopped/results-scratch/checkpoints").glob("*.pt"))
+    assert not list((tmp_path / "stopped").glob("**/*.pt"))
 
 
 def test_batch_norm_trains_alone_for_as_many_epochs_as_asked_and_then_everything(tiny, tmp_path, monkeypatch):
