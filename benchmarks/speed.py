@@ -234,8 +234,8 @@ def evaluation_speed(dataset, device) -> float:
     network = models.build(config.model, 10)
     place(network, config, device, precision)
     normalise = data.Normalise(dataset, device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    images, labels = dataset.x_test.to(device), dataset.y_test.to(device)
-    return len(images) / best_time(lambda: evaluate(network, images, labels, normalise, precision), device, 3)
+    batches = dataset.in_order("test", device)
+    return len(dataset.x_test) / best_time(lambda: evaluate(network, batches, normalise, precision), device, 3)
 
 
 def main() -> None:

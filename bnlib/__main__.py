@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 
-from bnlib import Config, InputError, data, grid, load_runs, run, store, verify
+from bnlib import Config, InputError, data, grid, load_runs, run, store, streaming, verify
 from bnlib.config import PROFILES, choose
 from bnlib.device import choose_device
 from bnlib.train import evaluate_on_test_set
@@ -59,12 +59,13 @@ def parser() -> argparse.ArgumentParser:
               model={"positional": True, "help": "resnet14, resnet110, resnet14x8, …"}, results=dict(results),
               device=device, precision={"default": None, "help": "bf16 or fp32; bf16 where the device is fast at it"},
               tensorboard={"action": "store_true", "help": "write event files to build/tensorboard"})
+    comments = _comments()
     for field in dataclasses.fields(Config):
         if field.name != "model":
             sub.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS,
                              type=str if isinstance(field.default, str) else _value,
                              nargs="*" if field.name == "milestones" else None, metavar="X",
-                             help=f"{_comments()[field.name]} ({field.default})".replace("%", "%%"))
+                             help=f"{comments[field.name]} ({field.default})".replace("%", "%%"))
     add(test_, "test cifar10-resnet14-bn-s0-78e9d3a6",
         run_or_model={"positional": True, "help": "a run's id, or a network's name for one that is not trained"},
         dataset={"default": "cifar10", "help": "for an untrained network: the set to test it on (cifar10)"},
@@ -118,13 +119,13 @@ def test_(run_or_model, dataset, seed, results, device):
     folder = store.record_folder(results, run_or_model)
     if folder.exists():
         recorded = _sound(folder)
-        network, dataset = recorded.network(), recorded.config.dataset
+        network, dataset, image_size = recorded.network(), recorded.config.dataset, recorded.config.image_size
     else:
         ids = [r.id for r in store.all_runs(results)]
         if "-" in run_or_model and not run_or_model.lower().startswith("resnet-"):
             choose("run", run_or_model, _few(run_or_model, ids))
-        network = _untrained(Config(model=run_or_model, dataset=dataset, seed=seed))
-    found = evaluate_on_test_set(network, dataset, device)
+        network, image_size = _untrained(Config(model=run_or_model, dataset=dataset, seed=seed)), None
+    found = evaluate_on_test_set(network, dataset, device, image_size)
     print(f"{run_or_model}: {found.correct:,} of {len(found.predicted):,} test images of {dataset} right "
           f"({found.accuracy:.2%}), loss {found.loss:.4f}, on {choose_device(device).type}")
 
@@ -168,9 +169,12 @@ def _print_findings(made) -> int:
 def data_(name):
     """Fetch a dataset where it is not there yet, and check every pixel and label."""
     found = data.load(name)
-    print(f"{name}: {len(found.x_train):,} training and {len(found.x_test):,} test images "
-          f"{'×'.join(map(str, found.x_train.shape[1:]))}, {len(found.classes)} classes, "
-          f"fingerprint {found.fingerprint[:16]}…")
+    if isinstance(found, data.Dataset):
+        shape = "×".join(map(str, found.x_train.shape[1:]))
+    else:
+        shape = f"of any size, decoded at {streaming.speed(found):,.0f} images/s by {streaming.workers()} processes"
+    print(f"{name}: {found.n_train:,} training and {len(found.y_test):,} test images {shape}, "
+          f"{len(found.classes)} classes, fingerprint {found.fingerprint[:16]}…")
 
 
 def campaign(profile, budget, cluster, plan, price, watts, results):

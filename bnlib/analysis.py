@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from bnlib import data
 from bnlib.config import Config, InputError, variant
 from bnlib.store import Run
 
@@ -34,8 +35,8 @@ def varied(runs: Iterable[Run], *fields: str) -> list[Run]:
             if all(part.split("=")[0] in fields for part in variant(run.config).split(", ") if part)]
 
 
-def accuracy(runs: Iterable[Run]) -> pd.DataFrame:
-    """Final test accuracy in %, one row a setting: mean and standard deviation over its seeds.
+def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame:
+    """Final test accuracy (or another share among the metrics) in %, a row a setting: mean and deviation over seeds.
 
     Columns: dataset, model, depth, width, trainable, variant, epochs, parameters (trained), mean, std (of the sample,
     NaN for one seed), n (finished seeds), diverged (seeds that diverged), seeds, devices.
@@ -45,12 +46,25 @@ def accuracy(runs: Iterable[Run]) -> pd.DataFrame:
         "dataset": run.config.dataset, "depth": run.config.depth, "width": run.config.width, "model": run.config.model,
         "trainable": run.config.trainable, "variant": variant(run.config), "epochs": run.config.epochs,
         "parameters": run.metrics["parameters_trained"], "seed": run.config.seed,
-        "accuracy": 100 * run.metrics["test_accuracy"] if run.status == "done" else np.nan,
+        "accuracy": 100 * run.metrics[metric] if run.status == "done" else np.nan,
         "diverged": run.status == "diverged", "device": run.provenance["device"],
     } for run in runs], columns=[*keys, "seed", "accuracy", "diverged", "device"])
     return rows.groupby(keys, as_index=False).agg(
         mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), diverged=("diverged", "sum"),
         seeds=("seed", listed), devices=("device", listed))
+
+
+def top1_and_top5(runs: Iterable[Run]) -> pd.DataFrame:
+    """`accuracy` by the most probable class (`top` 1) and by the five most probable (5), and what chance gives.
+
+    Of runs on sets of more than ten classes; columns top and chance (%) beside those of `accuracy`.
+    """
+    runs = [run for run in runs if "test_top5_accuracy" in run.metrics]
+    classes = {run.config.dataset: run.record["classes"] for run in runs}
+    tables = [accuracy(runs, metric).assign(top=top) for top, metric in (
+        (1, "test_accuracy"), (5, "test_top5_accuracy"))]
+    both = pd.concat(tables, ignore_index=True)
+    return both.assign(chance=100 * both["top"] / both["dataset"].map(classes))
 
 
 def sizes(runs: Iterable[Run]) -> pd.DataFrame:
@@ -99,6 +113,15 @@ def compare(table: pd.DataFrame, published: pd.DataFrame) -> Sentences:
     return said
 
 
+def about_images(name: str) -> Sentences:
+    """Whether a set of images is here, and what to do if it is not."""
+    if data.at_hand(name):
+        return Sentences([f"{SHOWN.get(name, name)}: the images are here."])
+    return Sentences([f"{SHOWN.get(name, name)}: the images are not here, so nothing can be trained on them. Put the "
+                      f"folders `train/` and `val/`, with a folder of images for each class, into `$BNLIB_DATA/{name}` "
+                      "and run this notebook again."])
+
+
 def compare_dead(table: pd.DataFrame) -> Sentences:
     """What share of γ is switched off, from `dead_features`, beside the published one."""
     claim = published("share of features disabled").iloc[0]
@@ -118,13 +141,17 @@ def trained(what: str) -> str:
 
 
 def name(model: str) -> str:
-    """`resnet14x8` → `ResNet-14-8`, the paper's spelling; `resnet1d14` → `1-D ResNet-14`."""
+    """`resnet14x8` → `ResNet-14-8`, the paper's spelling; `resnet1d14` → `1-D ResNet-14`;
+    `imagenet_resnet50` → `ImageNet ResNet-50`."""
+    if model.startswith("imagenet"):
+        model = model.removeprefix("imagenet_").removesuffix("_bn").replace("vgg", "VGG-").replace("_", "-")
+        return "ImageNet " + model.replace("wide-resnet", "Wide ResNet-").replace("resnet", "ResNet-")
     return model.replace("resnet1d", "1-D resnet").replace("resnet", "ResNet-").replace("x", "-")
 
 
 #: How a dataset is called in sentences.
 SHOWN = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "digits": "scikit-learn's digits",
-         "sequences": "synthetic sequences"}
+         "sequences": "synthetic sequences", "imagenet": "ImageNet", "large_digits": "digits of many sizes and colours"}
 
 
 def spread(row) -> str:
@@ -177,7 +204,7 @@ def dead_features(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
     keys = ["dataset", "depth", "width", "model", "trainable", "epochs"]
     by_run = pd.DataFrame([{**{key: getattr(run.config, key) for key in keys}, "seed": run.config.seed,
                             "dead": 100 * dead_share({"all": np.concatenate(list(run.gamma.values()))}, below)["all"]}
-                           for run in runs if run.status == "done"], columns=[*keys, "seed", "dead"])
+                           for run in runs if run.status == "done" and run.gamma], columns=[*keys, "seed", "dead"])
     return by_run.groupby(keys, as_index=False).agg(mean=("dead", "mean"), std=("dead", "std"), n=("dead", "count"))
 
 

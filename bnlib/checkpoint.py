@@ -238,5 +238,5 @@ def bn_layers(network: nn.Module) -> dict[str, nn.BatchNorm2d | nn.GroupNorm]:
 
 def logged_epochs(epochs: int, parameters: int) -> set[int]:
     """The epochs after which γ and β are logged: evenly spaced, the last included, fewer as networks grow."""
-    times = int(np.clip(TRAJECTORY_BYTES / (2 * parameters), 2, 20))
+    times = int(np.clip(TRAJECTORY_BYTES / (2 * max(1, parameters)), 2, 20))
     return {round(epoch) for epoch in np.linspace(epochs / times, epochs, times)} - {0}

@@ -287,6 +287,9 @@ class Grid:
         for name in sets:
             if name != "digits" and not self.ask(address, worker.holds, folder, name):
                 found, content = data.load(name), io.BytesIO()
+                if not isinstance(found, data.Dataset):
+                    raise InputError(f"{name}: images that are streamed from disk are not sent to other machines; put "
+                                     f"the folder {name} under $BNLIB_DATA of each of them")
                 np.savez(content, classes=np.array(found.classes), **{
                     part: getattr(found, part).numpy() for part in ("x_train", "y_train", "x_test", "y_test")})
                 self.ask(address, worker.put_data, folder, name, content.getvalue())

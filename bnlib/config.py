@@ -19,13 +19,14 @@ class InputError(ValueError):
 
 # ---------------------------------------------------------------------------------------------- names
 
-#: Sets that come with the library or can be downloaded, and their number of training images.
-DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "digits": 1_437, "sequences": 5_000}
+#: Sets that come with the library, can be downloaded or are well known, and their number of training images.
+DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "digits": 1_437, "sequences": 5_000,
+            "large_digits": 480, "imagenet": 1_281_167, "stanford_cars_64x96": 8_144, "stanford_cars_96x96": 8_144}
 TRAINABLE = ("all", "bn", "gamma", "beta", "output", "shortcut", "weights", "random<K>", "none")
 CONV_INITS = ("he_normal", "he_uniform", "orthogonal", "binary")
 BN_INITS = ("uniform", "signed", "ones", "beta_one")
 SHORTCUTS = ("A", "B")
-NORMS = ("batch", "group", "layer")
+NORMS = ("batch", "group", "layer", "none")
 OPTIMIZERS = ("sgd",)
 AUGMENTATIONS = ("crop+flip", "crop", "none")
 
@@ -42,22 +43,35 @@ def choose(field: str, value: str, choices) -> str:
 class Model(NamedTuple):
     """What a network's name says."""
 
-    family: str            # resnet: CIFAR's; resnet1d: the same for sequences
-    depth: int             # 6n+2 layers
-    width: float           # channels, as a multiple of 16, 32 and 64
+    family: str            # resnet: CIFAR's; resnet1d: the same for sequences; imagenet_…: torchvision's
+    depth: int             # 6n+2 layers; torchvision's: the number in their name
+    width: float           # channels, as a multiple of 16, 32 and 64; torchvision's: 2 for the wide ones
+
+
+#: torchvision's networks, the 200-layer ResNet of He et al. 2016 among them; CIFAR's have names without a prefix.
+IMAGENET = {f"imagenet_resnet{depth}": Model("imagenet_resnet", depth, 1) for depth in (18, 34, 50, 101, 152, 200)} | {
+    "imagenet_wide_resnet50_2": Model("imagenet_wide_resnet", 50, 2),
+    "imagenet_wide_resnet101_2": Model("imagenet_wide_resnet", 101, 2),
+    "imagenet_vgg11_bn": Model("imagenet_vgg", 11, 1), "imagenet_vgg16_bn": Model("imagenet_vgg", 16, 1)}
 
 
 def parse_model(name: str) -> Model:
     """`resnet14` → (resnet, 14, 1), `resnet14x8` → (resnet, 14, 8), `resnet14c2`, of 2, 4, 8 channels, → width 2/16.
 
-    Accepts the paper's spelling `ResNet-14-8`, and `cifar_resnet_14_8` and `cifar_freeze_14_8` of an earlier study.
-    Raises InputError unless the depth is 6n+2 and the width at least 1, or the channels.
+    `imagenet_resnet50`, `imagenet_wide_resnet50_2`, `imagenet_vgg16_bn`, … are torchvision's. Accepts the paper's
+    spelling `ResNet-14-8`, and `cifar_resnet_14_8` and `cifar_freeze_14_8` of an earlier study.
+    Raises InputError unless the depth is 6n+2 and the width at least 1, or the channels; or torchvision has it.
     """
+    if str(name).lower().startswith("imagenet"):
+        letters = re.sub(r"[-_]", "", str(name).lower())
+        return IMAGENET[choose("model", next((known for known in IMAGENET if known.replace("_", "") == letters), name),
+                               IMAGENET)]
     found = re.fullmatch(r"(?:cifar_)?(resnet1d|resnet|freeze)[-_]?(\d+)(?:[-_x](\d+)|c(\d+))?", str(name).lower())
     if not found:
         numbers = [int(n) for n in re.findall(r"\d+", str(name))] or [14]
-        raise InputError(f"model={name!r}: not a network; choose resnet<depth>, resnet<depth>x<width> or "
-                         f"resnet<depth>c<channels>; nearest: {model_name(_nearest_depth(numbers[0]), *numbers[1:2])}")
+        raise InputError(f"model={name!r}: not a network; choose resnet<depth>, resnet<depth>x<width>, "
+                         "resnet<depth>c<channels> or imagenet_resnet<depth>; nearest: "
+                         + model_name(_nearest_depth(numbers[0]), *numbers[1:2]))
     family = found[1].replace("freeze", "resnet")
     depth, width = int(found[2]), int(found[4]) / 16 if found[4] else int(found[3] or 1)
     if depth < 8 or (depth - 2) % 6:
@@ -75,6 +89,8 @@ def _nearest_depth(depth: int) -> int:
 
 def model_name(depth: int, width: float = 1, family: str = "resnet") -> str:
     """One name a network: (14, 1) → `resnet14`, (14, 8) → `resnet14x8`, (14, 2/16) → `resnet14c2`."""
+    if family.startswith("imagenet"):
+        return next(name for name, model in IMAGENET.items() if model == (family, depth, width))
     if width != int(width):
         return f"{family}{depth}c{round(16 * width)}"
     return f"{family}{depth}" if width <= 1 else f"{family}{depth}x{int(width)}"
@@ -118,8 +134,9 @@ class Config:
     dataset: str = "cifar10"                       # cifar10, cifar100, mnist, digits, sequences, or an image folder
     n_train: int | None = None                     # training images, drawn by the seed; None: all there are
     n_val: int = 0                                 # held out of them by the seed; the paper holds out none
-    model: str = "resnet14"                        # resnet<6n+2>, …x<width>, …c<channels>; resnet1d<6n+2> (sequences)
-    norm: str = "batch"                            # batch; in its place group (8 channels each) or layer (all channels)
+    image_size: int | None = None                  # pixels a side; None: 224 of streamed images, else as they are
+    model: str = "resnet14"                        # resnet<6n+2>, …x<width>, …c<channels>; resnet1d…; imagenet_…
+    norm: str = "batch"                            # batch; in its place group (8 channels each), layer (all), none
     shortcut: str = "B"                            # where the shape changes: B 1×1 convolution and BN, A zero padding
     trainable: str = "bn"                          # all, bn, gamma, beta, output, shortcut, weights, random2, none; a+b
     bn_first: int = 0                              # epochs in which γ and β train alone, before all that trains does
@@ -147,16 +164,26 @@ class Config:
                              f"for that: {model_name(self.depth, self.width)}")
         object.__setattr__(self, "model", model_name(self.depth, self.width, parse_model(self.model).family))
         object.__setattr__(self, "trainable", canonical_trainable(self.trainable))
+        family = parse_model(self.model).family
+        if family.startswith("imagenet") and self.shortcut != "B":
+            raise InputError(f"shortcut={self.shortcut!r}: {self.model} has B; A is for CIFAR's networks")
+        if family == "imagenet_vgg" and "shortcut" in self.trainable:
+            raise InputError(f"trainable={self.trainable!r}: {self.model} has no shortcuts")
         if "shortcut" in self.trainable and self.shortcut != "B":
             raise InputError(f"trainable={self.trainable!r}: shortcut={self.shortcut!r} has nothing to train; B has")
         choose("conv_init", self.conv_init, CONV_INITS)
         choose("bn_init", self.bn_init, BN_INITS)
         choose("shortcut", self.shortcut, SHORTCUTS)
         choose("norm", self.norm, NORMS)
+        if self.norm == "none" and not family.startswith("imagenet"):
+            raise InputError(f"norm='none': for torchvision's networks, such as imagenet_resnet18, not {self.model}")
+        if self.norm == "none" and ({"bn", "gamma", "beta"} & set(self.trainable.split("+")) or self.bn_first):
+            raise InputError(f"trainable={self.trainable!r}: norm='none' has no γ and β to train")
         choose("optimizer", self.optimizer, OPTIMIZERS)
         choose("augment", self.augment, AUGMENTATIONS)
         self._check("n_train", self.n_train is None or self.n_train >= 1, "at least 1, or None for all")
         self._check("n_val", self.n_val >= 0, "at least 0")
+        self._check("image_size", self.image_size is None or self.image_size >= 8, "at least 8, or None")
         self._check("lr", 0 < self.lr < math.inf, "above 0")
         self._check("momentum", 0 <= self.momentum < 1, "from 0 to below 1")
         self._check("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
@@ -213,9 +240,9 @@ class Config:
 
 def _typed(field: dataclasses.Field, value):
     """`value` as the field's type, so that 1 and 1.0, list and tuple give one id; InputError where it is none."""
-    kind = field.name if field.name in ("n_train", "milestones") else type(field.default).__name__
+    kind = "milestones" if field.name == "milestones" else type(field.default).__name__
     try:
-        if kind == "n_train":
+        if kind == "NoneType":
             return None if value is None else _whole(value)
         if kind == "milestones":
             return tuple(float(m) for m in value)
@@ -227,7 +254,7 @@ def _typed(field: dataclasses.Field, value):
             return value
     except (TypeError, ValueError, OverflowError):
         pass
-    wanted = {"n_train": "a whole number or None", "milestones": "a list of fractions", "int": "a whole number",
+    wanted = {"NoneType": "a whole number or None", "milestones": "a list of fractions", "int": "a whole number",
               "float": "a number", "str": "a text"}[kind]
     raise InputError(f"{field.name}={value!r}: must be {wanted}")
 
@@ -238,14 +265,15 @@ def _whole(value) -> int:
     return int(value)
 
 
-def generator(seed: int, purpose: str, epoch: int = 0) -> np.random.Generator:
-    """The random numbers of one seed for one purpose, `weights`, `split`, `batches` or `chosen`, and one epoch.
+def generator(seed: int, purpose: str, epoch: int = 0, *index: int) -> np.random.Generator:
+    """The random numbers of one seed for one purpose, `weights`, `split`, `batches`, `chosen` or `image`, and one
+    epoch; for `image` also of one image, by its index.
 
     A function of its arguments alone: neither the device nor torch's global state has a say, and a resumed run
     needs no generator's state to go on with the same draws.
     """
-    stream = {"weights": 0, "split": 1, "batches": 2, "chosen": 3}[purpose]
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream, epoch))))
+    stream = {"weights": 0, "split": 1, "batches": 2, "chosen": 3, "image": 4}[purpose]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream, epoch, *index))))
 
 
 # ------------------------------------------------------------------------------------------- profiles
@@ -268,11 +296,20 @@ _PAPER = {
     "seeds": [0, 1, 2, 3, 4],
     # a sequence turned round is another one, hence no flip; 5,000 of them make few steps, hence small batches
     "sequences": {"dataset": "sequences", "batch_size": 32, "augment": "none"},
+    # what the paper's author trains ImageNet with: github.com/facebookresearch/open_lth, models/imagenet_resnet.py
+    "large": {"dataset": "imagenet", "batch_size": 1024, "lr": 0.4, "epochs": 90, "warmup_epochs": 5,
+              "milestones": (30 / 90, 60 / 90, 80 / 90)},
+    "large_models": list(IMAGENET),
+    "large_modes": ["all", "bn", "output", "random2"],
+    "large_seeds": [0, 1, 2],
     "results": "results",
 }
 _SHORT = _PAPER | {
     "training": {"epochs": 16},
     "sequences": _PAPER["sequences"] | {"epochs": 16},
+    "large": _PAPER["large"] | {"batch_size": 256, "lr": 0.1, "epochs": 16, "warmup_epochs": 1},
+    "large_models": ["imagenet_resnet18", "imagenet_resnet50"],
+    "large_seeds": [0],
     "depths": [14, 32, 56, 110],
     "widths": [1, 2, 4],
     "seeds": [0, 1, 2],
@@ -288,6 +325,10 @@ _DEMO = {
                {"lr": 0.01}, {"lr": 0.5}],
     "seeds": [0, 1],
     "sequences": _PAPER["sequences"] | {"epochs": 5},
+    "large": {"dataset": "large_digits", "image_size": 32, "epochs": 2, "batch_size": 32, "augment": "crop"},
+    "large_models": ["imagenet_resnet18"],
+    "large_modes": ["all", "bn", "output", "random2"],
+    "large_seeds": [0],
     "results": "build/demo/results",
 }
 _SMOKE = _DEMO | {
@@ -297,6 +338,8 @@ _SMOKE = _DEMO | {
     "modes": ["all", "weights", "bn", "random2"],
     "starts": [{"bn_init": "ones"}, {"lr": 0.5}],
     "sequences": _PAPER["sequences"] | {"n_train": 128, "epochs": 1},
+    "large": _DEMO["large"] | {"n_train": 64, "epochs": 1},
+    "large_modes": ["bn", "output"],
     "results": "build/smoke/results",
 }
 PROFILES = {"paper": _PAPER, "short": _SHORT, "demo": _DEMO, "smoke": _SMOKE}
@@ -315,6 +358,10 @@ class Profile:
     starts: list[dict]        # Config fields that differ from the protocol, where the start is varied
     seeds: list[int]
     sequences: dict           # Config fields of runs on sequences, in place of `training`
+    large: dict               # Config fields of runs on large images, in place of `training`
+    large_models: list[str]   # torchvision's networks
+    large_modes: list[str]    # what trains of them
+    large_seeds: list[int]
     results: Path             # folder of the run records
 
     @property
@@ -335,7 +382,7 @@ def profile(name: str, **overrides) -> Profile:
     for key, value in overrides.items():
         choose("profile setting", key, [*settings, *config_fields])
         if value is not None:
-            if key in ("depths", "widths", "modes", "starts", "seeds") and not isinstance(value, list | tuple | range):
+            if isinstance(settings.get(key), list) and not isinstance(value, list | tuple | range):
                 raise InputError(f"{key}={value!r}: must be a list, such as [{value}]")
             (settings if key in settings else training)[key] = value
     return Profile(name=name, training=training, **settings | {"results": resolve(settings["results"])})
@@ -348,7 +395,7 @@ KEYS = ("dataset", "model", "trainable", "epochs", "seed")
 def variant(config: Config) -> str:
     """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run."""
     keys = {key: getattr(config, key) for key in KEYS}
-    protocols = [profile[kind] for profile in PROFILES.values() for kind in ("training", "sequences")]
+    protocols = [profile[kind] for profile in PROFILES.values() for kind in ("training", "sequences", "large")]
     differing = [[field.name for field in dataclasses.fields(Config)
                   if getattr(config, field.name) != getattr(Config(**protocol | keys), field.name)]
                  for protocol in protocols

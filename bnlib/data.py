@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bnlib import sequences
+from bnlib import sequences, streaming
 from bnlib.config import DATASETS, Config, InputError, generator, resolve
 
 PAD = 4        # pixels on each side before the random crop (He et al. 2015, Sec. 4.2)
@@ -29,11 +29,17 @@ FINGERPRINTS = {
     "digits": "c7cde17d7f5d3fa719db0a978904c0728c9ec9670d29667f7fb4361735983504",
 }
 
-#: Test images that are training images too, as the official files have them.
-OVERLAP = {"cifar100": 10}
+#: Test images that are training images too, as the official files have them; of Stanford Cars that is not known here.
+OVERLAP = {"cifar100": 10, "stanford_cars_64x96": 8_041, "stanford_cars_96x96": 8_041}
 
 #: The folders of torchvision's own files.
-TORCHVISION = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "mnist": "MNIST"}
+TORCHVISION = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python", "mnist": "MNIST",
+               "stanford_cars_64x96": "stanford_cars", "stanford_cars_96x96": "stanford_cars"}
+
+#: What to do for sets that nobody can download without an account, or at all.
+_CARS = "put torchvision's folder stanford_cars/ (devkit, cars_train, cars_test and the labels of the test set) there"
+MISSING = {"imagenet": "put its folders train/ and val/, a folder of images for each class, into {folder}/imagenet",
+           "stanford_cars_64x96": _CARS, "stanford_cars_96x96": _CARS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +53,25 @@ class Dataset:
     y_test: torch.Tensor
     classes: tuple[str, ...]
     fingerprint: str          # SHA-256 over the four arrays
+
+    @property
+    def n_train(self) -> int:
+        return len(self.x_train)
+
+    def batches(self, indices: np.ndarray, config: Config, normalise: "Normalise",
+                device: torch.device) -> "TrainingBatches":
+        """The training images at `indices` for the epochs of one run."""
+        return TrainingBatches(*self.part(indices), config, normalise, device)
+
+    def in_order(self, part: str, device: torch.device, image_size: int | None = None,
+                 indices: np.ndarray | None = None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The images and labels of `train` (those at `indices`) or `test` in their order, on the device, in batches.
+
+        As they are; `Normalise` enlarges those that a network wants at another `image_size`.
+        """
+        images, labels = ((self.x_test, self.y_test) if part == "test" else
+                          self.part(np.arange(self.n_train) if indices is None else indices))
+        return in_order(images.to(device), labels.to(device))
 
     def part(self, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """The training images and labels at `indices`; all of them without a copy."""
@@ -66,27 +91,37 @@ class Dataset:
         return mean, std
 
 
+def in_order(images: torch.Tensor, labels: torch.Tensor, size: int = 500) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Images and labels cut into batches without a copy, as `train.evaluate` takes them."""
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
 # ------------------------------------------------------------------------------------------- loading
 
 @lru_cache(maxsize=1)
-def load(name: str, root: str | Path | None = None) -> Dataset:
+def load(name: str, root: str | Path | None = None) -> Dataset | streaming.Folder:
     """The dataset `name` from the first place that has it, in canonical order and checked.
 
     Looks in `root` (else `$BNLIB_DATA`, else `data/`) for `<name>.npz`, torchvision's own files, and an image
-    folder `<name>/{train,test}/<class>/`; CIFAR and MNIST are downloaded last of all. `digits` comes with
-    scikit-learn, `sequences` with this library. Raises InputError where nothing is found, or where what is found is not
-    the official set.
+    folder `<name>/{train,test}/<class>/` of one size; CIFAR and MNIST are downloaded last of all. `digits` comes with
+    scikit-learn, `sequences` with this library. A folder `<name>/{train,val}/<class>/` of any sizes, such as ImageNet,
+    is not held in memory but streamed from disk.
+    Raises InputError where nothing is found, or where what is found is not the official set.
     """
     folder = _root(root)
     try:
-        for source in (_from_scikit_learn, _from_sequences, _from_npz, _from_torchvision, _from_image_folder,
-                       _from_download):
+        if found := _streamed(name, folder):
+            return found
+        for source in (_from_scikit_learn, _from_sequences, _from_npz, _from_torchvision, _from_stanford_cars,
+                       _from_image_folder, _from_download):
             found = source(name, folder)
             if found is not None:
                 return _canonical(name, *found)
     except ModuleNotFoundError as error:
         raise InputError(f"{name}: not at {folder / name}.npz, and other sources need {error.name}: "
                          f"`pip install {error.name}`") from None
+    if name in MISSING:
+        raise InputError(f"{name} not found: looked in {_where(folder)}; {MISSING[name].format(folder=folder)}")
     near = difflib.get_close_matches(name, DATASETS, n=1)
     raise InputError(f"dataset={name!r}: neither one of {', '.join(DATASETS)} nor found as {name}.npz or as the folder "
                      f"{name}/train in {folder}" + (f"; did you mean {near[0]!r}?" if near else ""))
@@ -94,8 +129,8 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
 
 def at_hand(name: str) -> bool:
     """Whether `load(name)` finds the set here, without a download."""
-    places = (f"{name}.npz", TORCHVISION.get(name, name), f"{name}/train")
-    return name in ("digits", "sequences") or any((_root() / place).exists() for place in places)
+    places = (f"{name}.npz", TORCHVISION.get(name, f"{name}/train"), f"{name}/train")
+    return name in ("digits", "sequences", "large_digits") or any((_root() / place).exists() for place in places)
 
 
 def _root(root: str | Path | None = None) -> Path:
@@ -105,6 +140,15 @@ def _root(root: str | Path | None = None) -> Path:
 def _where(folder: Path) -> str:
     """Where a set was looked for, and by whose word."""
     return f"{folder} ($BNLIB_DATA)" if os.environ.get("BNLIB_DATA") else f"$BNLIB_DATA (unset) and {folder}"
+
+
+def _streamed(name, folder) -> streaming.Folder | None:
+    if name == "large_digits":
+        place = resolve("build") / name
+        if not place.exists():
+            streaming.make_digits(place)
+        return streaming.find(name, place)
+    return streaming.find(name, folder / name)
 
 
 def _from_scikit_learn(name, folder):
@@ -142,7 +186,7 @@ def _torchvision_class(name):
 
 def _from_torchvision(name, folder):
     inside = TORCHVISION.get(name)
-    if inside is None or not (folder / inside).is_dir():
+    if inside in (None, "stanford_cars") or not (folder / inside).is_dir():
         return None
     try:                     # torchvision compares each file's checksum with the official one before it reads it
         train, test = (_torchvision_class(name)(folder, train=train, download=False) for train in (True, False))
@@ -151,6 +195,43 @@ def _from_torchvision(name, folder):
                          "remove it and fetch it again") from None
     arrays = [np.asarray(a) for a in (train.data, train.targets, test.data, test.targets)]
     return folder / inside, arrays, train.classes
+
+
+def _from_stanford_cars(name, folder):
+    """Stanford Cars (Krause et al. 2013): each car cut out by its box, grey, resized to the pixels that `name` ends in.
+
+    Through torchvision's loader; the box is what the loader leaves out. Kept as `<name>.npz`, since to read 16,185
+    photographs takes minutes.
+    """
+    if TORCHVISION.get(name) != "stanford_cars" or not (folder / "stanford_cars").is_dir():
+        return None
+    from scipy.io import loadmat
+    from torchvision.datasets import StanfordCars
+    height, width = map(int, name.removeprefix("stanford_cars_").split("x"))
+    arrays = []
+    for part, file in (("train", "devkit/cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
+        try:
+            cars = StanfordCars(folder, split=part, loader=Path)           # gives where an image is, and its label
+            notes = loadmat(folder / "stanford_cars" / file, squeeze_me=True)["annotations"]
+            boxes = {str(note["fname"]): [int(note[f"bbox_{side}"]) for side in ("x1", "y1", "x2", "y2")]
+                     for note in notes}
+        except (RuntimeError, OSError, LookupError, ValueError) as error:
+            raise InputError(f"{folder / 'stanford_cars'} is damaged or incomplete ({error}); expected torchvision's "
+                             "layout: devkit/, cars_train/, cars_test/, cars_test_annos_withlabels.mat") from None
+        arrays += [np.stack([_cut_out(image, boxes[image.name], (width, height)) for image, _ in cars]),
+                   np.array([label for _, label in cars])]
+    with tempfile.TemporaryDirectory(dir=folder) as partial:
+        np.savez(Path(partial) / "done.npz", classes=np.array(cars.classes),
+                 **dict(zip(("x_train", "y_train", "x_test", "y_test"), arrays, strict=True)))
+        os.replace(Path(partial) / "done.npz", folder / f"{name}.npz")
+    return folder / f"{name}.npz", arrays, cars.classes
+
+
+def _cut_out(file, box: list[int], size: tuple[int, int]) -> np.ndarray:
+    """uint8 (H, W): the box (x1, y1, x2, y2, counted from 1, both corners in it) of a photograph, in grey."""
+    left, top, right, bottom = box
+    return np.asarray(streaming.read_image(file).convert("L").crop((left - 1, top - 1, right, bottom)).resize(
+        size, resample=2))                                                   # bilinear, over all pixels
 
 
 def _from_image_folder(name, folder):
@@ -242,11 +323,13 @@ def split(config: Config, available: int) -> tuple[np.ndarray, np.ndarray]:
 class Normalise:
     """uint8 images (N, H, W, C) → floats (N, 3, H, W), channels-last, with the training set's mean 0 and deviation 1.
 
-    Grey images are repeated over three channels, so that one network takes every set.
+    Grey images are repeated over three channels, so that one network takes every set. image_size: pixels a side to
+    which images of another size are enlarged, bilinearly.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device, dtype: torch.dtype):
-        self.dtype = dtype
+    def __init__(self, dataset: Dataset | streaming.Folder, device: torch.device, dtype: torch.dtype,
+                 image_size: int | None = None):
+        self.dtype, self.image_size = dtype, image_size
         mean, std = (torch.tensor(moment, device=device) for moment in dataset.moments)
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
@@ -254,7 +337,9 @@ class Normalise:
         width = images.shape[2]                     # whole rows at a time: broadcasting over 3 values is slow on a CPU
         rows = torch.addcmul(self.shift.repeat(width), images.flatten(2).float(), self.scale.repeat(width))
         floats = rows.to(self.dtype).view(images.shape)
-        return floats.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        floats = floats.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        wanted = floats.shape[2:] if self.image_size is None else (self.image_size, self.image_size)
+        return floats if floats.shape[2:] == wanted else F.interpolate(floats, wanted, mode="bilinear")
 
 
 def crop_and_flip(padded: torch.Tensor, top, left, flip, size: tuple[int, int]) -> torch.Tensor:

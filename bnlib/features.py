@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,9 @@ def thresholds(runs: Iterable[Run], at: Iterable[float] = THRESHOLDS, device: st
         gamma = np.abs(np.concatenate(list(run.gamma.values())))
         for threshold in at:
             network = without_small(run.network(), threshold)
+            found = evaluate_on_test_set(network, run.config.dataset, device, run.config.image_size)
             rows.append(about | {"threshold": threshold, "zeroed": 100 * float((gamma < threshold).mean()),
-                                 "accuracy": 100 * evaluate_on_test_set(network, run.config.dataset, device).accuracy})
+                                 "accuracy": 100 * found.accuracy})
     return pd.DataFrame(rows)
 
 
@@ -73,7 +75,6 @@ def activations(run: Run, part: str = "test", device: str | None = None) -> pd.D
     A channel with zero = 1 never fires.
     """
     device, loaded = choose_device(device), data.load(run.config.dataset)
-    images, labels = (getattr(loaded, f"{which}_{part}").to(device) for which in "xy")
     network = run.network().to(device, memory_format=torch.channels_last)
     fired = {}
 
@@ -85,9 +86,11 @@ def activations(run: Run, part: str = "test", device: str | None = None) -> pd.D
     for name, module in network.named_modules():
         if isinstance(module, BNReLU):
             module.register_forward_hook(count(name))
-    evaluate(network, images, labels, data.Normalise(loaded, device, torch.float32), "fp32")
+    size = run.config.image_size
+    images = len(evaluate(network, loaded.in_order(part, device, size),
+                          data.Normalise(loaded, device, torch.float32, size), "fp32").predicted)
     return pd.concat([pd.DataFrame({"layer": name, "number": number, "channel": range(len(sums)),
-                                    "zero": 1 - (sums / len(images)).cpu().numpy()})
+                                    "zero": 1 - (sums / images).cpu().numpy()})
                       for number, (name, sums) in enumerate(fired.items(), 1)], ignore_index=True)
 
 
@@ -151,7 +154,8 @@ def pruning(runs: Iterable[Run], device: str | None = None) -> pd.DataFrame:
         network, dead = run.network(), silent(channels)
         pruned = prune(network, dead)
         inner = [mask for layer, mask in dead.items() if layer.endswith(".bn1")]
-        before, after = (evaluate_on_test_set(n, run.config.dataset, device) for n in (network, pruned))
+        before, after = (evaluate_on_test_set(n, run.config.dataset, device, run.config.image_size)
+                         for n in (network, pruned))
         rows.append({
             "run": run.id, **{key: getattr(run.config, key) for key in KEYS},
             "channels": len(channels), "silent": 100 * float((channels["zero"] == 1).mean()),
@@ -169,14 +173,14 @@ def _parameters(network: nn.Module) -> int:
 def _speed(network: nn.Module, pruned: nn.Module, run: Run, device: str | None, rounds: int = 3) -> float:
     """Images/s of the second network against the first, taking turns: the median ratio."""
     device, loaded = choose_device(device), data.load(run.config.dataset)
-    normalise = data.Normalise(loaded, device, torch.float32)
-    images, labels = loaded.x_test[:1000].to(device), loaded.y_test[:1000].to(device)
+    normalise = data.Normalise(loaded, device, torch.float32, run.config.image_size)
+    batches = list(islice(loaded.in_order("test", device, run.config.image_size), 2))
     ratios = []
     for _ in range(rounds):
         seconds = []
         for each in (network, pruned):
             began = time.perf_counter()
-            evaluate(each.to(device), images, labels, normalise, "fp32")
+            evaluate(each.to(device), batches, normalise, "fp32")
             seconds.append(time.perf_counter() - began)
         ratios.append(seconds[0] / seconds[1])
     return float(np.median(ratios))

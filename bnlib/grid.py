@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bnlib import freeze, models, store
+from bnlib import data, freeze, models, store
 from bnlib.checkpoint import Paused, previous
 from bnlib.config import DATASETS, Config, InputError, choose, profile, resolve, variant
 from bnlib.train import progress_bar, run
@@ -33,7 +33,7 @@ class Runs(list):
 def work(config: Config) -> float:
     """Multiply–adds of all forward passes of training, the measure by which runs are ordered and time is estimated."""
     images = config.n_train or DATASETS.get(config.dataset, 50_000) - config.n_val
-    return models.multiply_adds(config.model) * images * config.epochs
+    return models.multiply_adds(config.model, config.image_size) * images * config.epochs
 
 
 def run_all(configs: Iterable[Config], *, budget: str | float | None = None, missing: str = "train", cluster=None,
@@ -110,6 +110,11 @@ def notebook_configs(notebook: Path, **parameters) -> list[Config]:
         if tag == "parameters":
             names.update(parameters)
     return names.get("configs", [])
+
+
+def possible(configs: Iterable[Config], results: str | Path = "results") -> list[Config]:
+    """The configs whose images are here, or whose record is; for sets that nobody can download, such as ImageNet."""
+    return [c for c in configs if data.at_hand(c.dataset) or store.record_folder(results, c.id).exists()]
 
 
 def campaign_configs(profile_name: str, notebooks: Iterable[str] | None = None, **parameters) -> list[Config]:

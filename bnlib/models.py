@@ -1,7 +1,7 @@
 """The networks, plainly written, each naming its paper, and the draw of their weights from a seed."""
 
 import math
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from bnlib.config import (
     random_weights,
 )
 from bnlib.sequences import STEPS
+from bnlib.streaming import IMAGE_SIZE
 
 
 class GroupNorm(nn.GroupNorm):
@@ -41,6 +42,8 @@ class GroupNorm(nn.GroupNorm):
 
 def normalisation(norm: str, channels: int, relu: bool = True) -> nn.Module:
     """Batch norm, a sum and ReLU (without `relu` none) as one module, or another normalisation in its place."""
+    if norm == "none":
+        return nn.Identity()
     if norm == "batch":
         return BNReLU(channels) if relu else BN(channels)
     return GroupNorm(channels, {"group": 8, "layer": None}[norm], relu)
@@ -80,7 +83,7 @@ class ChosenConv2d(nn.Conv2d):
 
     def __init__(self, conv: nn.Conv2d, per_channel: int, draws: np.random.Generator):
         super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
-        self.weight = conv.weight
+        self.weight, self.bias = conv.weight, conv.bias
         every = draws.permuted(np.tile(np.arange(conv.weight[0].numel()), (conv.out_channels, 1)), axis=1)
         self.register_buffer("index", torch.from_numpy(every[:, :per_channel].copy()), persistent=False)
         self.chosen = nn.Parameter(conv.weight.detach().flatten(1).gather(1, self.index))
@@ -88,7 +91,7 @@ class ChosenConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = self.weight.flatten(1).scatter(1, self.index, self.chosen.to(self.weight.dtype))
         weight = rows.view(self.weight.shape).contiguous(memory_format=torch.channels_last)
-        return self._conv_forward(x, weight, None)
+        return self._conv_forward(x, weight, self.bias)
 
 
 class BasicBlock(nn.Module):
@@ -138,7 +141,44 @@ class ResNet(nn.Module):
         return self.output(x.permute(0, 2, 3, 1).flatten(1, 2).mean(1))      # so that its gradient is channels-last
 
 
-def from_config(config: Config, classes: int) -> ResNet:
+#: Blocks in the four stages of torchvision's ResNets; 200: He et al. 2016, Table 5.
+STAGES = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3],
+          200: [3, 24, 36, 3]}
+
+
+def imagenet_resnet(depth: int, width: float, classes: int, norm: str = "batch") -> nn.Module:
+    """torchvision's ResNet for ImageNet (He et al. 2015, Table 1), wide (Zagoruyko & Komodakis 2016) for a width of 2.
+
+    norm: what stands in batch norm's place; with `none` each convolution has a bias.
+    """
+    from torchvision.models import resnet
+    block = resnet.BasicBlock if depth < 50 else resnet.Bottleneck
+    network = resnet.ResNet(block, STAGES[depth], classes, width_per_group=int(64 * width),
+                            norm_layer=partial(normalisation, norm, relu=False))
+    for module in network.modules():
+        if isinstance(module, block) and module.downsample is not None:
+            conv = module.downsample[0]
+            module.downsample = Shortcut(conv.in_channels, conv.out_channels, conv.stride, norm)
+    for module in network.modules():
+        if norm == "none" and isinstance(module, nn.Conv2d):
+            module.bias = nn.Parameter(torch.empty(module.out_channels))
+    return network
+
+
+def imagenet_vgg(depth: int, classes: int, norm: str = "batch") -> nn.Module:
+    """torchvision's VGG (Simonyan & Zisserman 2014) with batch norm, or another norm or none in its place.
+
+    Without its dropout, whose draws would follow from torch's global state and not from the seed alone.
+    """
+    from torchvision.models import vgg
+    features = vgg.make_layers(vgg.cfgs[{11: "A", 16: "D"}[depth]], batch_norm=norm != "none")
+    for number, module in enumerate(features):
+        if isinstance(module, nn.BatchNorm2d):
+            features[number] = normalisation(norm, module.num_features, relu=False)
+    return vgg.VGG(features, classes, init_weights=False, dropout=0.0)
+
+
+def from_config(config: Config, classes: int) -> nn.Module:
     """The network of a run as it is before training."""
     network = build(config.model, classes, seed=config.seed, conv_init=config.conv_init, bn_init=config.bn_init,
                     shortcut=config.shortcut, norm=config.norm)
@@ -160,7 +200,7 @@ def choose_weights(network: nn.Module, per_channel: int, seed: int) -> None:
 
 
 def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal", bn_init: str = "uniform",
-          shortcut: str = "B", norm: str = "batch") -> ResNet:
+          shortcut: str = "B", norm: str = "batch") -> nn.Module:
     """The network `name` for `classes` classes, its weights drawn from the seed on the CPU, in float32.
 
     The draw is independent of device and of torch's global state. Convolutions and output weights are rounded to
@@ -180,9 +220,12 @@ def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal
     return network
 
 
-def architecture(name: str, classes: int, shortcut: str = "B", norm: str = "batch") -> ResNet:
+def architecture(name: str, classes: int, shortcut: str = "B", norm: str = "batch") -> nn.Module:
     """The network `name` with whatever weights torch gives it."""
     family, depth, width = parse_model(name)
+    if family.startswith("imagenet"):
+        return imagenet_vgg(depth, classes, norm) if family == "imagenet_vgg" else imagenet_resnet(
+            depth, width, classes, norm)
     return ResNet(depth, width, classes, shortcut, norm, {"resnet": (3, 3), "resnet1d": (1, 3)}[family])
 
 
@@ -212,9 +255,13 @@ def _draw_affine(module: nn.Module, how: str, draws: np.random.Generator) -> Non
 
 
 @cache
-def multiply_adds(name: str) -> int:
-    """Multiply–add operations of the convolutions in one forward pass over one image of 32×32 pixels, or a sequence."""
-    size = {"resnet": (32, 32), "resnet1d": (1, STEPS)}[parse_model(name).family]
+def multiply_adds(name: str, image_size: int | None = None) -> int:
+    """Multiply–add operations of the convolutions in one forward pass over one image, or a sequence.
+
+    image_size: its pixels a side; None: 32, or 224 for torchvision's networks.
+    """
+    usual = {"resnet": (32, 32), "resnet1d": (1, STEPS)}.get(parse_model(name).family, (IMAGE_SIZE, IMAGE_SIZE))
+    size = (image_size, image_size) if image_size else usual
     with torch.device("meta"):
         network = architecture(name, classes=1)
     total = 0

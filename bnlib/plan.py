@@ -14,7 +14,7 @@ from bnlib.config import DATASETS, Config, InputError, resolve
 def measured(results: str | Path = "results") -> dict[str, dict[tuple[str, str], float]]:
     """Device → (network, what trains) → images/s: from `make bench`, else the median of the records of that device."""
     found: dict[str, dict] = {}
-    records = store.load_runs(results, dataset="cifar10")
+    records = store.load_runs(results, dataset="cifar10", image_size=None)
     if len(records):
         records = records[~records["device"].str.contains(";")]          # not runs that moved from one to another
         by = records.groupby(["device", "model", "trainable"])["images_per_second"].median()
@@ -41,12 +41,12 @@ def images_per_second(config: Config, rates: dict[tuple[str, str], float]) -> tu
     """
     parts = set(config.trainable.split("+"))
     mode = "all" if parts & {"all", "weights", "shortcut"} or "random" in config.trainable else "bn"
-    if (config.model, mode) in rates:
+    if (config.model, mode) in rates and config.image_size is None:
         return rates[config.model, mode], True
     near = {model: rate for (model, trainable), rate in rates.items() if trainable == mode}
     if not near:
         raise InputError(f"{config.model} {mode}: nothing like it was measured on this device; `make bench` measures")
-    own = models.multiply_adds(config.model)
+    own = models.multiply_adds(config.model, config.image_size)
     model = min(near, key=lambda name: abs(np.log(models.multiply_adds(name) / own)))
     return near[model] * models.multiply_adds(model) / own, False
 

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from bnlib.analysis import DEAD, SHOWN, name, trained
+from bnlib.analysis import DEAD, SHOWN, listed, name, trained
 from bnlib.config import parse_model
 from bnlib.config import random_weights as random_weights_of
 from bnlib.store import Run
@@ -85,9 +85,9 @@ def table(styler):
     """
     data = styler.data
     formats = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
-               "model": name, "network": name, "trainable": trained, "trained": trained}
+               "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained}
     titles = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
-              "parameters": "parameters trained"}
+              "parameters": "parameters trained", "chance": "chance (%)"}
     silent = [c for c in ("dataset", "depth", "width", "seeds", "devices") if c in data and "mean" in data]
     silent += [c for c in ("diverged", "variant") if c in data and not data[c].any()]
     styler = styler.format({c: f for c, f in formats.items() if c in data}, na_rep="–")
@@ -173,6 +173,51 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
         labels = {s: f"{label}: {counts[s]:,}" for s, label in labels.items()}
     grid[0][0].set_yticks(range(len(settings)), labels.values())
     figure.suptitle(_seeds_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def top1_and_top5(table: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
+    """Top-1 and top-5 accuracy, a panel each; a row for what trains of each network, and how many parameters that are.
+
+    table: from `analysis.top1_and_top5`; published: of top-5, hollow marks. Dotted: chance.
+    """
+    table = table[table["n"] > 0]
+    if not len(table):
+        return nothing_yet()
+    table = _longest(table).sort_values(["depth", "width", "model", "mean"], ascending=[False, False, False, True])
+    rows = [(model, trainable) for model, of_model in table[table["top"] == 1].groupby("model", sort=False)
+            for trainable in [*of_model["trainable"], ""]]                            # "": the network's name
+    figure, grid = plt.subplots(1, 2, figsize=(7.4, 1.2 + 0.24 * len(rows)), sharey=True)
+    for axes, top in zip(grid, (1, 5), strict=True):
+        part = table[table["top"] == top]
+        for row in part.itertuples():
+            y = rows.index((row.model, row.trainable))
+            axes.errorbar(row.mean, y, xerr=np.nan_to_num(row.std), color=colour(row.trainable), capsize=2,
+                          marker=MARKERS.get(row.epochs, "D"))
+            axes.annotate(f"{row.mean:.1f}", (row.mean + np.nan_to_num(row.std), y), xytext=(7, 0), va="center",
+                          textcoords="offset points", fontsize=7.5, color="#555555")
+        known = () if published is None or top == 1 else published.itertuples()
+        for claim in known:
+            if claim.dataset in set(part["dataset"]) and (claim.model, claim.trainable) in rows:
+                y = rows.index((claim.model, claim.trainable)) + 0.3                  # above ours and its number
+                axes.scatter(claim.value, y, s=35, facecolors="none", edgecolors=colour(claim.trainable),
+                             label=f"published: {claim.source}")
+        axes.axvline(part["chance"].iloc[0], color="#333333", linewidth=0.8, linestyle=":")
+        axes.annotate("chance", (part["chance"].iloc[0], 1), xytext=(3, -2), textcoords="offset points", va="top",
+                      xycoords=axes.get_xaxis_transform(), fontsize=7.5, color="#333333")
+        axes.set(xlabel=f"top-{top} test accuracy (%)")
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.set(xlim=(0, 1.2 * max(axes.dataLim.xmax, part["chance"].iloc[0])), ylim=(-0.6, len(rows) - 0.4))
+    counts = table.set_index(["model", "trainable"])["parameters"].groupby(level=[0, 1]).first()
+    labels = [f"{trained(t)}: {counts[m, t]:,}" if t else name(m).removeprefix("ImageNet ") for m, t in rows]
+    grid[0].set_yticks(range(len(rows)), labels)
+    for label, (_, trainable) in zip(grid[0].get_yticklabels(), rows, strict=True):
+        label.set_fontweight("normal" if trainable else "bold")
+    if grid[1].get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower right", fontsize=7.5)
+    figure.suptitle(f"{_seeds_stated(table)}; {listed(table['epochs'])} epochs", x=0.01, ha="left", color="#555555",
+                    fontsize=8)
     return figure
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import platform
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from bnlib.config import Config, InputError
 from bnlib.cuda import GraphedStep
 from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, device_name, keep_memory
 from bnlib.freeze import count, freeze, select
+from bnlib.streaming import Folder, StreamedBatches
 
 
 def run(config: Config, *, results: str | Path = "results", device: str | None = None, precision: str | None = None,
@@ -48,7 +50,7 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
     if left.exists() or checkpoint.previous(left).exists():
         with contextlib.suppress(store.Busy, InputError), store.lock(config, results, wait=False):
             checkpoint.remove(left)
-    if config.dataset not in data.FINGERPRINTS and (
+    if config.dataset not in data.FINGERPRINTS and data.at_hand(config.dataset) and (
             data.load(config.dataset).fingerprint != found.provenance["dataset_sha256"]):
         raise InputError(f"{found.folder}: trained on other images than {config.dataset} now has; remove the record, "
                          "or give the new images another name")
@@ -92,12 +94,13 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     frozen_sha256 = store.frozen_sha256(network, config.trainable)
     trainable = place(network, config, device, precision)
 
-    normalise = data.Normalise(dataset, device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    in_training, in_validation = data.split(config, len(dataset.x_train))
-    batches = data.TrainingBatches(*dataset.part(in_training), config, normalise, device)
-    held_out = {"test": (dataset.x_test.to(device), dataset.y_test.to(device))}
+    normalise = data.Normalise(dataset, device, torch.bfloat16 if precision == "bf16" else torch.float32,
+                               config.image_size)
+    in_training, in_validation = data.split(config, dataset.n_train)
+    batches = dataset.batches(in_training, config, normalise, device)
+    held_out = {"test": dataset.in_order("test", device, config.image_size)}
     if config.n_val:
-        held_out["val"] = tuple(part.to(device) for part in dataset.part(in_validation))
+        held_out["val"] = dataset.in_order("train", device, config.image_size, in_validation)
 
     optimizer = optim.optimizer(trainable, config)
     schedule = optim.schedule(optimizer, config, len(batches))
@@ -109,7 +112,7 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     log_at = logged_epochs(config.epochs, count(network, "bn"))
     if 0 not in progress.affine:
         progress.log_affine(0)
-    work = models.multiply_adds(config.model) * len(batches.labels)
+    work = models.multiply_adds(config.model, config.image_size) * len(batches.labels)
     events, step = open_events(results, config) if tensorboard else None, None
 
     with progress_bar(config.epochs * work, config.id, len(progress.history) * work, bar) as shown:
@@ -125,8 +128,8 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
                 progress.save()
                 stop.end(config.id, epoch)
             if epoch < config.epochs:                # the last epoch's evaluation is the record's, below
-                for name, (images, labels) in held_out.items():
-                    row |= evaluate(network, images, labels, normalise, precision).row(name)
+                for name, images in held_out.items():
+                    row |= evaluate(network, images, normalise, precision).row(name)
                 log_events(events, row)
             progress.history.append(row)
             progress.begin_epoch()
@@ -138,7 +141,7 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     # The record's numbers come from one evaluation in float32, so that another machine finds the same.
     network.float()
     normalise.dtype = torch.float32
-    final = {name: evaluate(network, images, labels, normalise, "fp32") for name, (images, labels) in held_out.items()}
+    final = {name: evaluate(network, images, normalise, "fp32") for name, images in held_out.items()}
     for name, evaluation in final.items():
         progress.history[-1] |= evaluation.row(name)
     log_events(events, progress.history[-1], last=True)
@@ -156,7 +159,7 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     return finished
 
 
-def train_epoch(network: nn.Module, batches: data.TrainingBatches, step, schedule, progress: Progress,
+def train_epoch(network: nn.Module, batches: data.TrainingBatches | StreamedBatches, step, schedule, progress: Progress,
                 stop: Stop) -> dict[str, float]:
     """What is left of one pass over the training images; their mean loss and accuracy while it went on.
 
@@ -209,6 +212,7 @@ class Evaluation:
 
     loss: float                 # mean cross-entropy
     correct: int                # images whose most probable class is the right one
+    top5: int | None            # images whose class is among the five most probable; None for ten classes or fewer
     predicted: np.ndarray       # (N,), the most probable class
     confidence: np.ndarray      # (N,), its probability
 
@@ -217,22 +221,29 @@ class Evaluation:
         return self.correct / len(self.predicted)
 
     def row(self, name: str) -> dict[str, float]:
-        return {f"{name}_loss": self.loss, f"{name}_accuracy": self.accuracy}
+        row = {f"{name}_loss": self.loss, f"{name}_accuracy": self.accuracy}
+        return row if self.top5 is None else row | {f"{name}_top5_accuracy": self.top5 / len(self.predicted)}
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, normalise: data.Normalise,
+def evaluate(network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], normalise: data.Normalise,
              precision: str) -> Evaluation:
-    """Loss and exact count of correct predictions over all `images` (uint8, N×H×W×C), in evaluation mode."""
+    """Loss and exact counts of correct predictions over all images, in evaluation mode.
+
+    batches: images (uint8, N×H×W×C) and labels (N,) in order, as `in_order` of a dataset gives them.
+    """
     network.eval()
     check_mode(network, training=False)
-    logits = []
-    for part in images.split(500):
+    logits, labels = [], []
+    for images, those in batches:
         with autocast(images.device, precision):
-            logits.append(network(normalise(part)).float())
-    logits = torch.cat(logits)
+            logits.append(network(normalise(images)).float())
+        labels.append(those)
+    logits, labels = torch.cat(logits), torch.cat(labels)
     confidence, predicted = logits.softmax(1).max(1)
+    above = (~(logits <= logits.gather(1, labels[:, None]))).sum(1)      # classes more probable than the right one
     return Evaluation(F.cross_entropy(logits, labels).item(), int((predicted == labels).sum()),
+                      int((above < 5).sum()) if logits.shape[1] > 10 else None,
                       predicted.cpu().numpy(), confidence.cpu().numpy())
 
 
@@ -244,17 +255,21 @@ def check_mode(network: nn.Module, training: bool) -> None:
                              f"{'training' if training else 'evaluation'}")
 
 
-def evaluate_on_test_set(network: nn.Module, dataset: str, device: str | None = None) -> Evaluation:
-    """The network on all test images of a dataset, in float32, as the record's own numbers are computed."""
+def evaluate_on_test_set(network: nn.Module, dataset: str, device: str | None = None,
+                         image_size: int | None = None) -> Evaluation:
+    """The network on all test images of a dataset, in float32, as the record's own numbers are computed.
+
+    image_size: as the run's config has it.
+    """
     device, loaded = choose_device(device), data.load(dataset)
     network = network.to(device, memory_format=torch.channels_last)
-    return evaluate(network, loaded.x_test.to(device), loaded.y_test.to(device),
-                    data.Normalise(loaded, device, torch.float32), "fp32")
+    return evaluate(network, loaded.in_order("test", device, image_size),
+                    data.Normalise(loaded, device, torch.float32, image_size), "fp32")
 
 
 # ---------------------------------------------------------------------------------------------- record
 
-def write_record(config: Config, results, network: nn.Module, dataset: data.Dataset, progress: Progress,
+def write_record(config: Config, results, network: nn.Module, dataset: data.Dataset | Folder, progress: Progress,
                  final: Evaluation, provenance: dict) -> store.Run:
     """The run's record: what the seed does not give back, and where it all came from."""
     affine = select(network, "bn")

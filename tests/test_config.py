@@ -22,6 +22,8 @@ def test_one_network_has_one_id_however_it_is_spelled():
     ids = {Config(model=m).id for m in ("resnet14", "resnet14x1", "cifar_resnet_14", "cifar_resnet_14_1",
                                         "cifar_freeze_14_1", "ResNet-14", "ResNet-14-1")}
     assert ids == {Config().id}
+    assert {Config(model=m).model for m in ("imagenet_wide_resnet50_2", "imagenet-wide-ResNet-50-2")} == {
+        "imagenet_wide_resnet50_2"}
     assert Config(model="cifar_freeze_14_8").model == "resnet14x8"
 
 
@@ -57,6 +59,12 @@ def test_a_config_survives_json():
     ({"model": "resnet14c0"}, "resnet14c0: channels must be at least 1; nearest: resnet14c1"),
     ({"model": "resnet1d15"}, "nearest: resnet1d14"),
     ({"model": "vgg11"}, "model='vgg11'"),
+    ({"model": "imagenet_resnet20"}, "did you mean 'imagenet_resnet200'?"),
+    ({"model": "imagenet_resnet18", "shortcut": "A"}, "shortcut='A': imagenet_resnet18 has B"),
+    ({"model": "imagenet_vgg11_bn", "trainable": "shortcut"}, "imagenet_vgg11_bn has no shortcuts"),
+    ({"model": "imagenet_resnet18", "norm": "none"}, "norm='none' has no γ and β to train"),
+    ({"model": "imagenet_resnet18", "norm": "none", "trainable": "all", "bn_first": 1}, "no γ and β to train"),
+    ({"image_size": 4}, "image_size=4: must be at least 8, or None"),
     ({"norm": "grupo"}, "did you mean 'group'?"),
     ({"bn_first": 160}, "bn_first=160: must be at least 0 and below epochs"),
     ({"bn_first": 2, "trainable": "gamma"}, "γ and β never train where trainable='gamma'"),
@@ -94,7 +102,8 @@ CONFIGS = st.builds(
     n_val=st.integers(0, 5000),
     model=st.builds("{}{}{}{}".format, st.sampled_from(["resnet", "resnet1d"]),
                     st.integers(1, 200).map(lambda n: 6 * n + 2), st.sampled_from("xc"), st.integers(1, 64)),
-    norm=st.sampled_from(NORMS),
+    image_size=st.none() | st.integers(8, 512),
+    norm=st.sampled_from(NORMS[:-1]),            # the last, none, is for other networks
     trainable=st.lists(st.sampled_from(["bn", "gamma", "beta", "output", "shortcut", "weights", "random2"]),
                        min_size=1).map("+".join),
     conv_init=st.sampled_from(CONV_INITS),
@@ -126,6 +135,7 @@ IMPOSSIBLE = {
     "dataset": st.sampled_from(["", "../x", "a b", "/etc", "ü"]) | st.integers(),
     "n_train": st.integers(max_value=0) | st.just("many") | st.floats(0.1, 0.9),
     "n_val": st.integers(max_value=-1) | st.just("few"),
+    "image_size": st.integers(max_value=7) | st.just("large") | st.floats(8.1, 8.9),
     "trainable": st.text("xyz+", min_size=1),
     "shortcut": st.text("CDE", min_size=1),
     "norm": st.text("xyz", min_size=1),
