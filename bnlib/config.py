@@ -1,5 +1,6 @@
 """Every choice that changes a result: the config of a run, its id, and the profiles that fill grids of them."""
 
+import ast
 import dataclasses
 import difflib
 import hashlib
@@ -8,6 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -24,7 +26,34 @@ TRAINABLE = ("all", "bn", "gamma", "beta", "output", "shortcut", "weights", "ran
 CONV_INITS = ("he_normal", "he_uniform", "orthogonal", "binary")
 BN_INITS = ("uniform", "signed", "ones", "beta_one")
 SHORTCUTS = ("A", "B")
-OPTIMIZERS = ("sgd",)
+_STEPS = {"momentum": 0.0, "batch_size": 128, "milestones": (0.5, 0.75)}         # SGD's protocol, for a fair comparison
+#: What each optimizer sets where nothing else is given: SGD the paper's protocol; the others the rate and weight decay
+#: that torch, or pytorch_optimizer from AdaBound on, document for them.
+OPTIMIZERS = {
+    "sgd": {"lr": 0.1, "weight_decay": 1e-4, **_STEPS, "momentum": 0.9},
+    "adam": {"lr": 1e-3, "weight_decay": 0.0, **_STEPS},                         # Kingma & Ba 2015
+    "adamw": {"lr": 1e-3, "weight_decay": 1e-2, **_STEPS},                       # Loshchilov & Hutter 2019
+    "lbfgs": {"lr": 1.0, "weight_decay": 0.0, "momentum": 0.0, "batch_size": 5000, "milestones": ()},  # Liu & Nocedal
+    "adabound": {"lr": 1e-3, "weight_decay": 0.0, **_STEPS},                     # Luo et al. 2019
+    "adan": {"lr": 1e-3, "weight_decay": 0.0, **_STEPS},                         # Xie et al. 2022
+    "lion": {"lr": 1e-4, "weight_decay": 0.0, **_STEPS},                         # Chen et al. 2023
+    "prodigy": {"lr": 1.0, "weight_decay": 0.0, **_STEPS},                       # Mishchenko & Defazio 2023
+}
+_DECOUPLED = {"weight_decouple": True, "fixed_decay": False}
+#: What `optimizer_options` may set, with the documented default. LBFGS's line search is always strong Wolfe; `piece`
+#: is how many images of its batch go through the network, and batch norm, at once.
+OPTIONS = {
+    "sgd": {"dampening": 0.0, "nesterov": False},
+    "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
+    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
+    "lbfgs": {"max_iter": 20, "max_eval": None, "tolerance_grad": 1e-7, "tolerance_change": 1e-9, "history_size": 100,
+              "piece": 500},
+    "adabound": {"final_lr": 0.1, "betas": (0.9, 0.999), "gamma": 1e-3, "eps": 1e-8, "ams_bound": False, **_DECOUPLED},
+    "adan": {"betas": (0.98, 0.92, 0.99), "eps": 1e-8, "max_grad_norm": 0.0, "weight_decouple": False},
+    "lion": {"betas": (0.9, 0.99), **_DECOUPLED},
+    "prodigy": {"betas": (0.9, 0.999), "beta3": None, "d0": 1e-6, "d_coef": 1.0, "growth_rate": math.inf, "eps": 1e-8,
+                "bias_correction": False, "safeguard_warmup": False, **_DECOUPLED},
+}
 AUGMENTATIONS = ("crop+flip", "crop", "none")
 
 
@@ -66,15 +95,15 @@ def model_name(depth: int, width: int = 1) -> str:
     return f"resnet{depth}" if width <= 1 else f"resnet{depth}x{width}"
 
 
-def canonical_trainable(what: str) -> str:
+def canonical_trainable(what: str, field: str = "trainable") -> str:
     """One spelling a choice: parts in the order of TRAINABLE, `gamma+beta` as `bn`, parts of other parts dropped."""
     parts = set(str(what).split("+"))
     chosen = {part for part in parts if re.fullmatch(r"random[1-9]\d*", part)}       # random2: two a channel
-    parts = {choose("trainable", part, TRAINABLE) for part in parts - chosen}
+    parts = {choose(field, part, TRAINABLE) for part in parts - chosen}
     if "random<K>" in parts or len(chosen) > 1:
-        raise InputError(f"trainable={what!r}: one random<K>, K weights of each channel, such as random2")
+        raise InputError(f"{field}={what!r}: one random<K>, K weights of each channel, such as random2")
     if "none" in parts and len(parts | chosen) > 1:
-        raise InputError(f"trainable={what!r}: 'none' stands alone")
+        raise InputError(f"{field}={what!r}: 'none' stands alone")
     if {"gamma", "beta"} <= parts:
         parts.add("bn")
     if "bn" in parts:
@@ -84,6 +113,52 @@ def canonical_trainable(what: str) -> str:
     if "all" in parts or {"bn", "weights"} <= parts:
         parts, chosen = {"all"}, set()
     return "+".join([*(part for part in TRAINABLE if part in parts), *chosen])
+
+
+def options_of(optimizer: str, text: str) -> dict:
+    """All options of an optimizer, those that `text` such as `betas=(0.9,0.99) eps=1e-8` names with its values.
+
+    Raises InputError, with what there is, for another option, and for a value that is not of its default's kind.
+    """
+    options = dict(OPTIONS[optimizer])
+    for word in re.split(r"[\s,]+(?=\w+\s*=)", text.strip()) if text.strip() else ():
+        name, _, value = (part.strip(" ,") for part in word.partition("="))
+        default = options[choose("optimizer_options", name, OPTIONS[optimizer])]
+        try:
+            options[name] = _as(default, float(value) if value.lower() in ("inf", "nan") else ast.literal_eval(value))
+        except (ValueError, SyntaxError, TypeError, OverflowError):
+            raise InputError(f"optimizer_options={word!r}: must be such as {name}={_plain(default)}") from None
+    return options
+
+
+def canonical_options(optimizer: str, text: str) -> str:
+    """One spelling a choice: options in the order of OPTIONS, without those that have their default."""
+    return " ".join(f"{name}={_plain(value)}" for name, value in options_of(optimizer, text).items()
+                    if value != OPTIONS[optimizer][name])
+
+
+def _as(default, value):
+    """`value` as the kind of an option's default: switch, whole number from 1 on, number, numbers; else it raises."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        if not (isinstance(default, bool) and isinstance(value, bool)):
+            raise ValueError
+        return value
+    if isinstance(default, tuple):
+        if len(value) != len(default):
+            raise ValueError
+        return tuple(_as(0.0, part) for part in value)
+    if value is None and default is None:
+        return None
+    number = float(value)
+    if math.isnan(number) or isinstance(value, str) or (isinstance(default, int) and number % 1):
+        raise ValueError
+    if not isinstance(default, float) and number <= 0:
+        raise ValueError
+    return int(number) if not isinstance(default, float) and not number % 1 else number
+
+
+def _plain(value) -> str:
+    return repr(value).replace(" ", "")
 
 
 def random_weights(trainable: str) -> int:
@@ -109,18 +184,23 @@ class Config:
     trainable: str = "bn"                          # all, bn, gamma, beta, output, shortcut, weights, random2, none; a+b
     conv_init: str = "he_normal"                   # convolutions, output; or he_uniform, orthogonal, binary (±σ)
     bn_init: str = "uniform"                       # γ ~ U(0, 1), β = 0; signed: U(-1, 1); ones: γ = 1; beta_one: β = 1
-    optimizer: str = "sgd"                         # SGD with momentum
-    lr: float = 0.1                                # learning rate at the start
-    momentum: float = 0.9                          # of SGD
-    weight_decay: float = 1e-4                     # on all that trains, γ and β too, as in the paper
-    batch_size: int = 128                          # images a step
+    optimizer: str = "sgd"                         # sgd, adam, adamw, lbfgs, adabound, adan, lion, prodigy
+    optimizer_options: str = ""                    # its own, "betas=(0.9,0.99) eps=1e-6"; the rest as documented
+    lr: float | None = None                        # learning rate at the start; None: the optimizer's, SGD 0.1
+    momentum: float | None = None                  # of SGD, 0.9; the others have their own among the options
+    weight_decay: float | None = None              # None: the optimizer's, SGD 1e-4
+    decay: str = "all"                             # on which of what trains; the paper: γ and β too; else as trainable
+    batch_size: int | None = None                  # images a step; None: 128, of LBFGS 5,000
     epochs: int = 160                              # passes over the training images
-    milestones: tuple[float, ...] = (0.5, 0.75)    # fractions of training after which lr drops tenfold
+    milestones: tuple[float, ...] | None = None    # fractions of training after which lr drops tenfold; None: ½, ¾
     warmup_epochs: float = 0.0                     # lr rises linearly from zero over so many epochs
     augment: str = "crop+flip"                     # random crop after 4-pixel padding, horizontal flip
     seed: int = 0                                  # draws weights, validation split, order and augmentation
 
     def __post_init__(self):
+        for name, own in OPTIMIZERS[choose("optimizer", self.optimizer, OPTIMIZERS)].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, own)
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", self.dataset):
@@ -136,12 +216,15 @@ class Config:
         choose("conv_init", self.conv_init, CONV_INITS)
         choose("bn_init", self.bn_init, BN_INITS)
         choose("shortcut", self.shortcut, SHORTCUTS)
-        choose("optimizer", self.optimizer, OPTIMIZERS)
+        object.__setattr__(self, "optimizer_options", canonical_options(self.optimizer, self.optimizer_options))
+        object.__setattr__(self, "decay", canonical_trainable(self.decay, "decay"))
         choose("augment", self.augment, AUGMENTATIONS)
         self._check("n_train", self.n_train is None or self.n_train >= 1, "at least 1, or None for all")
         self._check("n_val", self.n_val >= 0, "at least 0")
         self._check("lr", 0 < self.lr < math.inf, "above 0")
         self._check("momentum", 0 <= self.momentum < 1, "from 0 to below 1")
+        self._check("momentum", self.momentum == 0 or self.optimizer == "sgd", f"0, as {self.optimizer} has none; what "
+                    "SGD's lr, momentum, weight_decay and batch_size were must be given anew, or as None")
         self._check("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
         self._check("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs a batch")
         self._check("epochs", self.epochs >= 1, "at least 1")
@@ -166,8 +249,9 @@ class Config:
     def id(self) -> str:
         """`<dataset>-<model>-<trainable>-s<seed>-<hash>`; the hash is over the fields that differ from their
         defaults, so that a new field leaves old ids alone."""
+        own = OPTIMIZERS[self.optimizer]
         differing = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
-                     if getattr(self, f.name) != f.default}
+                     if getattr(self, f.name) != own.get(f.name, f.default)}
         digest = hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.dataset}-{self.model}-{self.trainable}-s{self.seed}-{digest}"
 
@@ -193,7 +277,8 @@ class Config:
 
 def _typed(field: dataclasses.Field, value):
     """`value` as the field's type, so that 1 and 1.0, list and tuple give one id; InputError where it is none."""
-    kind = field.name if field.name in ("n_train", "milestones") else type(field.default).__name__
+    kinds = get_args(field.type) or (field.type,)                # float | None → float, None
+    kind = field.name if field.name in ("n_train", "milestones") else kinds[0].__name__
     try:
         if kind == "n_train":
             return None if value is None else _whole(value)
@@ -321,8 +406,9 @@ KEYS = ("dataset", "model", "trainable", "epochs", "seed")
 
 def variant(config: Config) -> str:
     """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run."""
-    keys = {key: getattr(config, key) for key in KEYS}
-    differing = [[field.name for field in dataclasses.fields(Config)
+    keys = {key: getattr(config, key) for key in (*KEYS, "optimizer")}      # beside what another optimizer brings along
+    differing = [["optimizer"] * (config.optimizer != Config.optimizer) + [
+                  field.name for field in dataclasses.fields(Config)
                   if getattr(config, field.name) != getattr(Config(**profile["training"] | keys), field.name)]
                  for profile in PROFILES.values()
                  if profile["training"].get("dataset", "cifar10") == config.dataset or not profile["training"]]
