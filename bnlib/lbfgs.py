@@ -46,10 +46,10 @@ class HeldStep:
         for parameter in self.trained:
             parameter.grad = None
         loss = torch.zeros((), device=self.device)
-        if self.optimizer.weight_decay:
+        if self.optimizer.weight_decay and self.optimizer.penalised:
             squares = [parameter.square().sum() for parameter in self.optimizer.penalised]
-            penalty = self.optimizer.weight_decay / 2 * torch.stack([loss, *squares]).sum()
-            penalty.backward() if penalty.requires_grad else None
+            penalty = self.optimizer.weight_decay / 2 * torch.stack(squares).sum()
+            penalty.backward()
             loss += penalty.detach()
         for part, labels in pieces:
             with autocast(self.device, self.precision):
@@ -96,7 +96,8 @@ def check_batch(batches: data.TrainingBatches) -> None:
     if 0 < last < size / 2 and number > 1:
         raise InputError(f"batch_size={size}: leaves a last batch of {last} of {images:,} images, too few for LBFGS; "
                          f"{-(-images // number)} or {-(-images // (number - 1))} divide them evenly")
-    an_image = 3 * batches.images[0].numel() * batches.normalise.dtype.itemsize             # drawn, cropped, normalised
+    colours, copies = 3, 2                           # as normalised, and before its crop
+    an_image = colours * copies * batches.images[0, ..., 0].numel() * batches.normalise.dtype.itemsize
     needed, there = min(size, images) * an_image, memory(batches.device)
     if needed > there:
         raise InputError(f"batch_size={size}: LBFGS holds a batch while it steps, {needed / 1e9:.3g} GB of images, and "

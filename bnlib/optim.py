@@ -25,7 +25,7 @@ def optimizer(parameters, config: Config, decayed: Iterable | None = None) -> to
     The paper's is SGD with momentum (Frankle et al. 2021, App. A). With nothing to train it steps over nothing.
     Raises InputError for options that the optimizer refuses, and where pytorch_optimizer is needed and not installed.
     """
-    parameters = list(parameters) or [torch.nn.Parameter(torch.empty(0))]
+    parameters = list(parameters) or [torch.nn.Parameter(torch.zeros(1))]
     among = set(parameters if decayed is None else decayed)
     groups = [{"params": [p for p in parameters if p in among]},
               {"params": [p for p in parameters if p not in among], "weight_decay": 0.0}]
