@@ -321,6 +321,12 @@ _MODES = ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "short
 #: Ways to start, of `06_initialisation`: fields that differ from the protocol, one at a time.
 _STARTS = [*({"bn_init": how} for how in BN_INITS[1:]), *({"conv_init": how} for how in CONV_INITS[1:]),
            *({"lr": lr} for lr in (0.01, 0.03, 0.3, 1.0))]
+#: What `11_optimizers` compares, on the network that `optimizing` describes: the settings of each optimizer that the
+#: validation images choose among. An epoch of LBFGS is about seven passes, so that 3 of them are 21 beside 16.
+_SEARCH = [*({"optimizer": "sgd", "lr": lr} for lr in (0.03, 0.1, 0.3)),
+           *({"optimizer": name, "lr": lr} for name in ("adam", "adabound") for lr in (0.001, 0.003, 0.01)),
+           *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": f"max_iter=5 {memory}"}
+             for size, memory in ((5000, "history_size=10"), (5000, "history_size=50"), (15000, "history_size=10")))]
 
 #: What a profile sets: `training` goes into each Config, the rest spans the grids of the notebooks.
 _PAPER = {
@@ -330,11 +336,14 @@ _PAPER = {
     "width_depth": 14,                             # the depth at which width is varied
     "modes": _MODES,
     "starts": _STARTS,
+    "optimizing": {"model": "resnet32", "shortcut": "A", "n_val": 5000},
+    "optimizers": [o | {"epochs": 20} if "epochs" in o else o for o in _SEARCH],
     "seeds": [0, 1, 2, 3, 4],
     "results": "results",
 }
 _SHORT = _PAPER | {
     "training": {"epochs": 16},
+    "optimizers": _SEARCH,
     "depths": [14, 32, 56, 110],
     "widths": [1, 2, 4],
     "seeds": [0, 1, 2],
@@ -348,6 +357,11 @@ _DEMO = {
     "modes": ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "shortcut", "random2", "random8"],
     "starts": [{"bn_init": "ones"}, {"bn_init": "signed"}, {"conv_init": "orthogonal"}, {"conv_init": "binary"},
                {"lr": 0.01}, {"lr": 0.5}],
+    "optimizing": {"model": "resnet8", "shortcut": "A", "n_train": 600, "n_val": 200},
+    "optimizers": [*({"optimizer": "sgd", "lr": lr} for lr in (0.1, 1.0)),
+                   *({"optimizer": name, "lr": lr} for name in ("adam", "adabound") for lr in (0.003, 0.03)),
+                   *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": "max_iter=5"}
+                     for size in (300, 600))],
     "seeds": [0, 1],
     "results": "build/demo/results",
 }
@@ -357,6 +371,9 @@ _SMOKE = _DEMO | {
     "widths": [1, 2],
     "modes": ["all", "weights", "bn", "random2"],
     "starts": [{"bn_init": "ones"}, {"lr": 0.5}],
+    "optimizing": {"model": "resnet8", "shortcut": "A", "n_val": 100},
+    "optimizers": [{"optimizer": "sgd"}, {"optimizer": "adam"}, {"optimizer": "adabound"},
+                   {"optimizer": "lbfgs", "batch_size": 128, "optimizer_options": "max_iter=2"}],
     "results": "build/smoke/results",
 }
 PROFILES = {"paper": _PAPER, "short": _SHORT, "demo": _DEMO, "smoke": _SMOKE}
@@ -373,6 +390,8 @@ class Profile:
     width_depth: int          # layers of the network whose width is varied
     modes: list[str]          # what trains, where that is varied
     starts: list[dict]        # Config fields that differ from the protocol, where the start is varied
+    optimizing: dict          # Config fields that all runs of the comparison of optimizers share
+    optimizers: list[dict]    # Config fields of each of those runs; validation images choose among an optimizer's
     seeds: list[int]
     results: Path             # folder of the run records
 
@@ -394,7 +413,8 @@ def profile(name: str, **overrides) -> Profile:
     for key, value in overrides.items():
         choose("profile setting", key, [*settings, *config_fields])
         if value is not None:
-            if key in ("depths", "widths", "modes", "starts", "seeds") and not isinstance(value, list | tuple | range):
+            lists = ("depths", "widths", "modes", "starts", "optimizers", "seeds")
+            if key in lists and not isinstance(value, list | tuple | range):
                 raise InputError(f"{key}={value!r}: must be a list, such as [{value}]")
             (settings if key in settings else training)[key] = value
     return Profile(name=name, training=training, **settings | {"results": resolve(settings["results"])})
