@@ -136,9 +136,9 @@ def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
 
     Columns: run, dataset, model, trainable, optimizer, setting, lr, seed, epochs, passes (over the training images),
     length (of training: passes to the nearest power of ten, so that no 16 epochs stand beside 160), seconds,
-    val_accuracy, test_accuracy (both %), test_loss, beta (root mean square), status, and chosen: whether the setting
-    is, of those its optimizer was given there, the one of the best validation accuracy in the mean over seeds. The test
-    images have no say.
+    val_accuracy, test_accuracy (both %), val_loss, test_loss, beta (root mean square), status, and chosen: whether the
+    setting is, of those its optimizer was given there, the one of the best validation accuracy in the mean over seeds,
+    of equals the one of the lower validation loss. The test images have no say.
     """
     rows = []
     for run in runs:
@@ -153,13 +153,26 @@ def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
             "seconds": passed["seconds"].iloc[-1], "beta": root_mean_square(run.beta),
             **{f"{part}_accuracy": 100 * run.metrics[f"{part}_accuracy"] if done else np.nan
                for part in ("val", "test")},
-            "test_loss": run.metrics["test_loss"] if done else np.nan, "status": run.status})
+            **{f"{part}_loss": run.metrics[f"{part}_loss"] if done else np.nan for part in ("val", "test")},
+            "status": run.status})
     table = pd.DataFrame(rows, columns=["run", "dataset", "model", "trainable", "optimizer", "setting", "lr", "seed",
                                         "epochs", "passes", "length", "seconds", "val_accuracy", "test_accuracy",
-                                        "test_loss", "beta", "status"])
+                                        "val_loss", "test_loss", "beta", "status"])
     among = ["dataset", "model", "trainable", "optimizer", "length"]
-    mean = table.groupby([*among, "setting", "epochs"])["val_accuracy"].transform("mean")
-    return table.assign(chosen=mean == mean.groupby([table[key] for key in among]).transform("max"))
+    keys = [*among, "setting", "epochs"]
+    means = table.groupby(keys, as_index=False, sort=False)[["val_accuracy", "val_loss"]].mean().dropna()
+    best = means.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).drop_duplicates(among)
+    return table.assign(chosen=pd.MultiIndex.from_frame(table[keys]).isin(pd.MultiIndex.from_frame(best[keys])))
+
+
+def restrained(runs: Iterable[Run]) -> Sentences:
+    """What weight decay on γ, on β, on both or on neither leaves of them, a sentence a run."""
+    called = {"all": "on γ and β", "gamma": "on γ alone", "beta": "on β alone", "none": "on neither"}
+    return Sentences(
+        f"Weight decay of {run.config.weight_decay:g} {called[run.config.decay]}: root mean square of γ "
+        f"{root_mean_square(run.gamma):.2f}, of β {root_mean_square(run.beta):.2f}; test accuracy "
+        f"{100 * run.metrics['test_accuracy']:.1f} % (seed {run.config.seed}, {run.config.epochs} epochs)."
+        for run in runs if run.status == "done")
 
 
 def root_mean_square(values: dict[str, np.ndarray]) -> float:

@@ -357,11 +357,11 @@ _DEMO = {
     "modes": ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "shortcut", "random2", "random8"],
     "starts": [{"bn_init": "ones"}, {"bn_init": "signed"}, {"conv_init": "orthogonal"}, {"conv_init": "binary"},
                {"lr": 0.01}, {"lr": 0.5}],
-    "optimizing": {"model": "resnet8", "shortcut": "A", "n_train": 600, "n_val": 200},
+    "optimizing": {"model": "resnet8", "shortcut": "A", "n_train": 480, "n_val": 200},
     "optimizers": [*({"optimizer": "sgd", "lr": lr} for lr in (0.1, 1.0)),
                    *({"optimizer": name, "lr": lr} for name in ("adam", "adabound") for lr in (0.003, 0.03)),
                    *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": "max_iter=5"}
-                     for size in (300, 600))],
+                     for size in (240, 480))],
     "seeds": [0, 1],
     "results": "build/demo/results",
 }

@@ -455,13 +455,16 @@ def optimizers(styler):
               "test_loss": "test loss", "seconds": "seconds of training", "beta": "β, root mean square",
               "model": "network"}
     styler = styler.format({c: f for c, f in formats.items() if c in styler.data}, na_rep="–").set_uuid("optimizers")
-    silent = [c for c in ("run", "dataset", "lr", "length", "status", "chosen", "seed") if c in styler.data]
+    silent = [c for c in ("run", "dataset", "lr", "length", "val_loss", "status", "chosen") if c in styler.data]
     styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
     return styler.hide(axis="index").set_properties(**{"text-align": "right"})
 
 
 def courses(runs: list[Run], trainable: str) -> Figure:
-    """Test loss and accuracy (training's dashed) against epochs, passes over the images and seconds, a line a run."""
+    """Test loss and accuracy (training's dashed) against epochs, passes over the images and seconds, a line a run.
+
+    Losses far above the one that training begins with are cut off, and the figure says so.
+    """
     runs = [run for run in runs if run.config.trainable == trainable]
     if not runs:
         return nothing_yet()
@@ -475,15 +478,18 @@ def courses(runs: list[Run], trainable: str) -> Figure:
                 axes.plot(table[against], percent * table[f"test_{score}"], color=hue, marker=".",
                           label=f"{OPTIMIZER[run.config.optimizer]}, {setting(run.config)}")
         row[0].set_ylabel({"loss": "loss", "accuracy": "accuracy (%)"}[score])
-    lowest, highest = (f(run.history["test_loss"].min() for run in runs) for f in (min, max))
-    grid[0][0].set_ylim(bottom=0, top=max(1.4 * highest, 1.2 * lowest, 2.6))
+    top = 1.15 * max(run.history["train_loss"].max() for run in runs)
+    cut = any(run.history["test_loss"].max() > top for run in runs)
+    grid[0][0].set_ylim(top=top if cut else None)
     for axes, label in zip(grid[-1], xlabels.values(), strict=True):
         axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     config, seeds = runs[0].config, len({run.config.seed for run in runs})
     figure.legend(*_once(grid[0][0]), loc="outside lower center", ncols=2)
     figure.suptitle(f"{name(config.model)} (option {config.shortcut}), {trained(trainable)}, "
                     f"{SHOWN.get(config.dataset, config.dataset)}, {seeds} seed{'s' * (seeds > 1)}; "
-                    "solid: test, dashed: training", x=0.01, ha="left", color="#555555", fontsize=8)
+                    "solid: test, dashed: training" + "; higher losses are cut off" * cut, x=0.01, ha="left",
+                    color="#555555", fontsize=8)
     return figure
 
 
@@ -523,11 +529,11 @@ def growth(table: pd.DataFrame) -> Figure:
     called = {"all": "on γ and β", "gamma": "on γ alone", "beta": "on β alone", "none": "none"}
     hues = dict(zip(called, (COLOURS["bn"], COLOURS["gamma"], COLOURS["beta"], "#333333"), strict=True))
     styles = dict(zip(called, ("-", "--", "-.", ":"), strict=True))            # γ alone and both lie on each other in γ
-    figure, grid = plt.subplots(1, 2, figsize=(7, 3.2))
+    figure, grid = plt.subplots(1, 2, figsize=(7, 3.6))
     for axes, part in zip(grid, ("gamma", "beta"), strict=True):
         for (decay, _), line in table.groupby(["decay", "seed"], sort=False):
             axes.plot(line["epoch"], line[part], styles[decay], color=hues[decay], label=called[decay])
-        axes.set(xlabel="epoch", ylabel=f"{SYMBOL[part]}, root mean square over all channels")
+        axes.set(xlabel="epoch", ylabel=f"{SYMBOL[part]}, root mean square")
         axes.set_ylim(bottom=0)
     first, seeds = table.iloc[0], table["seed"].nunique()
     figure.legend(*_once(grid[0]), loc="outside lower center", ncols=4, title=f"weight decay {first['weight_decay']:g}")

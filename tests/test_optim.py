@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bnlib import Config, InputError, data, lbfgs, models, optim, run
+from bnlib import Config, InputError, analysis, data, lbfgs, models, optim, plots, run, verdicts
 from bnlib.config import OPTIMIZERS, OPTIONS, variant
 from bnlib.freeze import select
 from bnlib.grid import work
@@ -234,3 +234,88 @@ def test_real_images_train_with_every_optimizer(name, cifar10, tmp_path):
                     **{"batch_size": 400, "optimizer_options": "max_iter=3"} if name == "lbfgs" else {})
     history = run(config, results=tmp_path / "results").history
     assert np.isfinite(history["test_loss"]).all() and isinstance(history, pd.DataFrame)
+
+
+# ------------------------------------------------------------------------------------------ tables, figures, verdicts
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """SGD at two settings, Adam, AdaBound and LBFGS at one; SGD with decay on β and on nothing."""
+    folder = tmp_path_factory.mktemp("compared") / "results"
+    shared = {"dataset": "digits", "model": "resnet8", "shortcut": "A", "n_train": 128, "n_val": 100, "epochs": 4,
+              "batch_size": 64, "augment": "crop"}
+    of_lbfgs = {"optimizer": "lbfgs", "batch_size": 128, "optimizer_options": "max_iter=2 history_size=5", "epochs": 2}
+    settings = [{}, {"lr": 0.5}, {"optimizer": "adam"}, {"optimizer": "adabound"}, of_lbfgs,
+                *({"weight_decay": 0.1, "decay": decay, "lr": 0.5} for decay in ("beta", "none"))]
+    return [run(Config(**shared | setting), results=folder) for setting in settings]
+
+
+def test_the_setting_is_chosen_on_the_validation_images(compared):
+    table = analysis.optimizers(compared)
+    assert len(table) == 5 and (table.groupby("optimizer")["chosen"].sum() == 1).all()      # none of the decay's runs
+    of_sgd = table[table["optimizer"] == "sgd"].sort_values(["val_accuracy", "val_loss"], ascending=[False, True])
+    assert of_sgd["chosen"].tolist() == [True, False]
+    ours = dict(zip(table["optimizer"], table["passes"], strict=False))
+    assert ours["sgd"] == 4 and ours["lbfgs"] == compared[4].history["passes"].sum() >= 6
+
+
+def test_choosing_does_not_look_at_the_test_images(compared, monkeypatch):
+    before = analysis.optimizers(compared)["chosen"].tolist()
+    for r in compared:
+        monkeypatch.setitem(r.metrics, "test_accuracy", 1 - r.metrics["test_accuracy"])
+        monkeypatch.setitem(r.metrics, "test_loss", -r.metrics["test_loss"])
+    assert analysis.optimizers(compared)["chosen"].tolist() == before
+
+
+def test_what_was_tried_and_chosen_is_said(compared):
+    said = analysis.searched(analysis.optimizers(compared))
+    assert len(said) == 4 and said[0].startswith("SGD, BN only: lr 0.1; lr 0.5 were tried; chosen: lr 0.")
+    assert "edge of what was tried" in said[0] and "edge" not in said[-1]
+    assert "on β alone" in analysis.restrained(compared[5:])[0]
+
+
+def test_growth_ends_at_the_records_beta(compared):
+    table = analysis.growth(compared[5:])
+    last = table[table["decay"] == "none"].iloc[-1]
+    assert last["beta"] == pytest.approx(analysis.root_mean_square(compared[6].beta), rel=1e-3)
+    assert table.groupby("decay")["beta"].first().eq(0).all()              # β starts at 0
+
+
+def _verdicts(runs):
+    return verdicts.table(runs, dataset="digits").set_index("claim")
+
+
+def test_verdicts_on_optimizers_follow_the_runs(compared, monkeypatch):
+    table = _verdicts(compared)
+    names = [c for c in table.index if c.startswith(("LBFGS", "AdaBound", "Weight decay on β"))]
+    assert len(names) == 3 and (_verdicts(compared[:2]).loc[names, "verdict"] == "not yet run").all()
+    restrained = table.loc["Weight decay on β restrains its growth, BN only"]
+    sizes = [analysis.root_mean_square(r.beta) for r in compared[5:]]
+    assert restrained["verdict"] == ("partly" if sizes[0] < sizes[1] else "not reproduced")          # on one network
+    assert f"β {sizes[0]:.2f} with decay on β alone, {sizes[1]:.2f} without" in restrained["ours"]
+    adam, adabound = compared[2], compared[3]
+    for right, verdict in ((0.9, "not reproduced"), (0.1, "partly")):
+        monkeypatch.setitem(adabound.metrics, "test_accuracy", right)
+        monkeypatch.setitem(adam.metrics, "test_accuracy", 0.5)
+        assert _verdicts(compared).loc["AdaBound is no better than Adam", "verdict"] == verdict
+
+
+@pytest.mark.parametrize(("lowest", "verdict"), [((2.0, 1.0), "partly"), ((2.2, 2.1), "not reproduced")])
+def test_lbfgs_is_faster_where_it_comes_to_the_common_loss_in_fewer_passes(lowest, verdict, compared, monkeypatch):
+    """SGD's test loss falls 2.4, 2.3, 2.2, 2.1 over four passes; LBFGS has two rows of three passes."""
+    for r in compared[:2]:
+        monkeypatch.setitem(r.__dict__, "history", r.history.assign(test_loss=[2.4, 2.3, 2.2, 2.1]))
+    monkeypatch.setitem(compared[4].__dict__, "history", compared[4].history.assign(passes=3.0, test_loss=lowest))
+    row = _verdicts(compared).loc["LBFGS converges in fewer passes, BN only"]
+    assert row["verdict"] == verdict and "to a test loss of 2.1" in row["ours"]
+
+
+def test_each_figure_is_drawn_and_so_is_its_absence(compared, tmp_path):
+    table = analysis.optimizers(compared)
+    figures = [plots.courses(compared[:5], "bn"), plots.courses([], "bn"), plots.searched(table),
+               plots.searched(table[:0]), plots.growth(analysis.growth(compared[5:])),
+               plots.growth(analysis.growth([]))]
+    for number, figure in enumerate(figures):
+        plots.save(figure, str(number), tmp_path)
+    assert len(figures[0].axes) == 6 and len(figures[1].axes) == 1
+    assert "max_iter" in table[table["chosen"]].style.pipe(plots.optimizers).to_html()
