@@ -480,7 +480,8 @@ def courses(runs: list[Run], trainable: str) -> Figure:
         row[0].set_ylabel({"loss": "loss", "accuracy": "accuracy (%)"}[score])
     top = 1.15 * max(run.history["train_loss"].max() for run in runs)
     cut = any(run.history["test_loss"].max() > top for run in runs)
-    grid[0][0].set_ylim(top=top if cut else None)
+    if cut:
+        grid[0][0].set_ylim(0, top)
     for axes, label in zip(grid[-1], xlabels.values(), strict=True):
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
