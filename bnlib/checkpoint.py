@@ -82,6 +82,7 @@ class Epoch:
 
     def __init__(self, device: torch.device, lr: float):
         self.steps, self.seconds, self.lr = 0, 0.0, round(lr, 9)            # lr: of the first step
+        self.images_passed = 0                        # through the network; LBFGS takes a batch many times
         self.loss_sum = torch.zeros((), device=device)
         self.correct = torch.zeros((), device=device, dtype=torch.int64)
 
@@ -186,7 +187,7 @@ class Progress:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.rate(float(group["lr"]), self.device)
+            group["lr"] = optim.rate(float(group["lr"]), self.device, optim.captured(self.optimizer))
         self.history, self.affine, self.made = state["history"], state["affine"], state["made"]
         self.seconds_before = state["seconds"]
         for name, value in state["epoch"].items():

@@ -1,5 +1,6 @@
 """Every choice that changes a result: the config of a run, its id, and the profiles that fill grids of them."""
 
+import ast
 import dataclasses
 import difflib
 import hashlib
@@ -8,7 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -27,7 +28,34 @@ CONV_INITS = ("he_normal", "he_uniform", "orthogonal", "binary")
 BN_INITS = ("uniform", "signed", "ones", "beta_one")
 SHORTCUTS = ("A", "B")
 NORMS = ("batch", "group", "layer", "none")
-OPTIMIZERS = ("sgd",)
+_STEPS = {"momentum": 0.0, "batch_size": 128, "milestones": (0.5, 0.75)}         # SGD's protocol, for a fair comparison
+#: What each optimizer sets where nothing else is given: SGD the paper's protocol; the others the rate and weight decay
+#: that torch, or pytorch_optimizer from AdaBound on, document for them.
+OPTIMIZERS = {
+    "sgd": {"lr": 0.1, "weight_decay": 1e-4, **_STEPS, "momentum": 0.9},
+    "adam": {"lr": 1e-3, "weight_decay": 0.0, **_STEPS},                         # Kingma & Ba 2015
+    "adamw": {"lr": 1e-3, "weight_decay": 1e-2, **_STEPS},                       # Loshchilov & Hutter 2019
+    "lbfgs": {"lr": 1.0, "weight_decay": 0.0, "momentum": 0.0, "batch_size": 5000, "milestones": ()},  # Liu & Nocedal
+    "adabound": {"lr": 1e-3, "weight_decay": 0.0, **_STEPS},                     # Luo et al. 2019
+    "adan": {"lr": 1e-3, "weight_decay": 0.0, **_STEPS},                         # Xie et al. 2022
+    "lion": {"lr": 1e-4, "weight_decay": 0.0, **_STEPS},                         # Chen et al. 2023
+    "prodigy": {"lr": 1.0, "weight_decay": 0.0, **_STEPS},                       # Mishchenko & Defazio 2023
+}
+_DECOUPLED = {"weight_decouple": True, "fixed_decay": False}
+#: What `optimizer_options` may set, with the documented default. LBFGS's line search is always strong Wolfe; `piece`
+#: is how many images of its batch go through the network, and batch norm, at once.
+OPTIONS = {
+    "sgd": {"dampening": 0.0, "nesterov": False},
+    "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
+    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
+    "lbfgs": {"max_iter": 20, "max_eval": None, "tolerance_grad": 1e-7, "tolerance_change": 1e-9, "history_size": 100,
+              "piece": 500},
+    "adabound": {"final_lr": 0.1, "betas": (0.9, 0.999), "gamma": 1e-3, "eps": 1e-8, "ams_bound": False, **_DECOUPLED},
+    "adan": {"betas": (0.98, 0.92, 0.99), "eps": 1e-8, "max_grad_norm": 0.0, "weight_decouple": False},
+    "lion": {"betas": (0.9, 0.99), **_DECOUPLED},
+    "prodigy": {"betas": (0.9, 0.999), "beta3": None, "d0": 1e-6, "d_coef": 1.0, "growth_rate": math.inf, "eps": 1e-8,
+                "bias_correction": False, "safeguard_warmup": False, **_DECOUPLED},
+}
 AUGMENTATIONS = ("crop+flip", "crop", "none")
 
 
@@ -96,15 +124,15 @@ def model_name(depth: int, width: float = 1, family: str = "resnet") -> str:
     return f"{family}{depth}" if width <= 1 else f"{family}{depth}x{int(width)}"
 
 
-def canonical_trainable(what: str) -> str:
+def canonical_trainable(what: str, field: str = "trainable") -> str:
     """One spelling a choice: parts in the order of TRAINABLE, `gamma+beta` as `bn`, parts of other parts dropped."""
     parts = set(str(what).split("+"))
     chosen = {part for part in parts if re.fullmatch(r"random[1-9]\d*", part)}       # random2: two a channel
-    parts = {choose("trainable", part, TRAINABLE) for part in parts - chosen}
+    parts = {choose(field, part, TRAINABLE) for part in parts - chosen}
     if "random<K>" in parts or len(chosen) > 1:
-        raise InputError(f"trainable={what!r}: one random<K>, K weights of each channel, such as random2")
+        raise InputError(f"{field}={what!r}: one random<K>, K weights of each channel, such as random2")
     if "none" in parts and len(parts | chosen) > 1:
-        raise InputError(f"trainable={what!r}: 'none' stands alone")
+        raise InputError(f"{field}={what!r}: 'none' stands alone")
     if {"gamma", "beta"} <= parts:
         parts.add("bn")
     if "bn" in parts:
@@ -114,6 +142,52 @@ def canonical_trainable(what: str) -> str:
     if "all" in parts or {"bn", "weights"} <= parts:
         parts, chosen = {"all"}, set()
     return "+".join([*(part for part in TRAINABLE if part in parts), *chosen])
+
+
+def options_of(optimizer: str, text: str) -> dict:
+    """All options of an optimizer, those that `text` such as `betas=(0.9,0.99) eps=1e-8` names with its values.
+
+    Raises InputError, with what there is, for another option, and for a value that is not of its default's kind.
+    """
+    options = dict(OPTIONS[optimizer])
+    for word in re.split(r"[\s,]+(?=\w+\s*=)", text.strip()) if text.strip() else ():
+        name, _, value = (part.strip(" ,") for part in word.partition("="))
+        default = options[choose("optimizer_options", name, OPTIONS[optimizer])]
+        try:
+            options[name] = _as(default, float(value) if value.lower() in ("inf", "nan") else ast.literal_eval(value))
+        except (ValueError, SyntaxError, TypeError, OverflowError):
+            raise InputError(f"optimizer_options={word!r}: must be such as {name}={_plain(default)}") from None
+    return options
+
+
+def canonical_options(optimizer: str, text: str) -> str:
+    """One spelling a choice: options in the order of OPTIONS, without those that have their default."""
+    return " ".join(f"{name}={_plain(value)}" for name, value in options_of(optimizer, text).items()
+                    if value != OPTIONS[optimizer][name])
+
+
+def _as(default, value):
+    """`value` as the kind of an option's default: switch, whole number from 1 on, number, numbers; else it raises."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        if not (isinstance(default, bool) and isinstance(value, bool)):
+            raise ValueError
+        return value
+    if isinstance(default, tuple):
+        if len(value) != len(default):
+            raise ValueError
+        return tuple(_as(0.0, part) for part in value)
+    if value is None and default is None:
+        return None
+    number = float(value)
+    if math.isnan(number) or isinstance(value, str) or (isinstance(default, int) and number % 1):
+        raise ValueError
+    if not isinstance(default, float) and number <= 0:
+        raise ValueError
+    return int(number) if not isinstance(default, float) and not number % 1 else number
+
+
+def _plain(value) -> str:
+    return repr(value).replace(" ", "")
 
 
 def random_weights(trainable: str) -> int:
@@ -142,29 +216,34 @@ class Config:
     bn_first: int = 0                              # epochs in which γ and β train alone, before all that trains does
     conv_init: str = "he_normal"                   # convolutions, output; or he_uniform, orthogonal, binary (±σ)
     bn_init: str = "uniform"                       # γ ~ U(0, 1), β = 0; signed: U(-1, 1); ones: γ = 1; beta_one: β = 1
-    optimizer: str = "sgd"                         # SGD with momentum
-    lr: float = 0.1                                # learning rate at the start
-    momentum: float = 0.9                          # of SGD
-    weight_decay: float = 1e-4                     # on all that trains, γ and β too, as in the paper
-    batch_size: int = 128                          # images a step
+    optimizer: str = "sgd"                         # sgd, adam, adamw, lbfgs, adabound, adan, lion, prodigy
+    optimizer_options: str = ""                    # its own, "betas=(0.9,0.99) eps=1e-6"; the rest as documented
+    lr: float | None = None                        # learning rate at the start; None: the optimizer's, SGD 0.1
+    momentum: float | None = None                  # of SGD, 0.9; the others have their own among the options
+    weight_decay: float | None = None              # None: the optimizer's, SGD 1e-4
+    decay: str = "all"                             # on which of what trains; the paper: γ and β too; else as trainable
+    batch_size: int | None = None                  # images a step; None: 128, of LBFGS 5,000
     epochs: int = 160                              # passes over the training images
-    milestones: tuple[float, ...] = (0.5, 0.75)    # fractions of training after which lr drops tenfold
+    milestones: tuple[float, ...] | None = None    # fractions of training after which lr drops tenfold; None: ½, ¾
     warmup_epochs: float = 0.0                     # lr rises linearly from zero over so many epochs
     augment: str = "crop+flip"                     # random crop after 4-pixel padding, horizontal flip
     seed: int = 0                                  # draws weights, validation split, order and augmentation
 
     def __post_init__(self):
+        for name, own in OPTIMIZERS[choose("optimizer", self.optimizer, OPTIMIZERS)].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, own)
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", self.dataset):
             raise InputError(f"dataset={self.dataset!r}: a name of letters, digits and _; {', '.join(DATASETS)}, "
                              "or a folder of images under the data folder")
+        family, depth, width = parse_model(self.model)
         if self.model.startswith("cifar_freeze") and canonical_trainable(self.trainable) != "bn":
             raise InputError(f"{self.model} trains batch norm alone, but trainable={self.trainable!r}; "
-                             f"for that: {model_name(self.depth, self.width)}")
-        object.__setattr__(self, "model", model_name(self.depth, self.width, parse_model(self.model).family))
+                             f"for that: {model_name(depth, width)}")
+        object.__setattr__(self, "model", model_name(depth, width, family))
         object.__setattr__(self, "trainable", canonical_trainable(self.trainable))
-        family = parse_model(self.model).family
         if family.startswith("imagenet") and self.shortcut != "B":
             raise InputError(f"shortcut={self.shortcut!r}: {self.model} has B; A is for CIFAR's networks")
         if family == "imagenet_vgg" and "shortcut" in self.trainable:
@@ -179,13 +258,16 @@ class Config:
             raise InputError(f"norm='none': for torchvision's networks, such as imagenet_resnet18, not {self.model}")
         if self.norm == "none" and ({"bn", "gamma", "beta"} & set(self.trainable.split("+")) or self.bn_first):
             raise InputError(f"trainable={self.trainable!r}: norm='none' has no γ and β to train")
-        choose("optimizer", self.optimizer, OPTIMIZERS)
+        object.__setattr__(self, "optimizer_options", canonical_options(self.optimizer, self.optimizer_options))
+        object.__setattr__(self, "decay", canonical_trainable(self.decay, "decay"))
         choose("augment", self.augment, AUGMENTATIONS)
         self._check("n_train", self.n_train is None or self.n_train >= 1, "at least 1, or None for all")
         self._check("n_val", self.n_val >= 0, "at least 0")
         self._check("image_size", self.image_size is None or self.image_size >= 8, "at least 8, or None")
         self._check("lr", 0 < self.lr < math.inf, "above 0")
         self._check("momentum", 0 <= self.momentum < 1, "from 0 to below 1")
+        self._check("momentum", self.momentum == 0 or self.optimizer == "sgd", f"0, as {self.optimizer} has none; what "
+                    "SGD's lr, momentum, weight_decay and batch_size were must be given anew, or as None")
         self._check("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
         self._check("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs a batch")
         self._check("epochs", self.epochs >= 1, "at least 1")
@@ -213,8 +295,9 @@ class Config:
     def id(self) -> str:
         """`<dataset>-<model>-<trainable>-s<seed>-<hash>`; the hash is over the fields that differ from their
         defaults, so that a new field leaves old ids alone."""
+        own = OPTIMIZERS[self.optimizer]
         differing = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
-                     if getattr(self, f.name) != f.default}
+                     if getattr(self, f.name) != own.get(f.name, f.default)}
         digest = hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.dataset}-{self.model}-{self.trainable}-s{self.seed}-{digest}"
 
@@ -240,10 +323,11 @@ class Config:
 
 def _typed(field: dataclasses.Field, value):
     """`value` as the field's type, so that 1 and 1.0, list and tuple give one id; InputError where it is none."""
-    kind = "milestones" if field.name == "milestones" else type(field.default).__name__
+    kinds = get_args(field.type) or (field.type,)                # float | None → float, None
+    kind = "milestones" if field.name == "milestones" else kinds[0].__name__
     try:
-        if kind == "NoneType":
-            return None if value is None else _whole(value)
+        if value is None and type(None) in kinds:
+            return None
         if kind == "milestones":
             return tuple(float(m) for m in value)
         if kind == "int":
@@ -254,8 +338,8 @@ def _typed(field: dataclasses.Field, value):
             return value
     except (TypeError, ValueError, OverflowError):
         pass
-    wanted = {"NoneType": "a whole number or None", "milestones": "a list of fractions", "int": "a whole number",
-              "float": "a number", "str": "a text"}[kind]
+    wanted = {"milestones": "a list of fractions", "int": "a whole number", "float": "a number", "str": "a text"}[kind]
+    wanted += " or None" * (type(None) in kinds)
     raise InputError(f"{field.name}={value!r}: must be {wanted}")
 
 
@@ -284,6 +368,12 @@ _MODES = ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "short
 #: Ways to start, of `06_initialisation`: fields that differ from the protocol, one at a time.
 _STARTS = [*({"bn_init": how} for how in BN_INITS[1:]), *({"conv_init": how} for how in CONV_INITS[1:]),
            *({"lr": lr} for lr in (0.01, 0.03, 0.3, 1.0))]
+#: What `11_optimizers` compares, on the network that `optimizing` describes: the settings of each optimizer that the
+#: validation images choose among. An epoch of LBFGS is about seven passes, so that 3 of them are 21 beside 16.
+_SEARCH = [*({"optimizer": "sgd", "lr": lr} for lr in (0.03, 0.1, 0.3)),
+           *({"optimizer": name, "lr": lr} for name in ("adam", "adabound") for lr in (0.001, 0.003, 0.01)),
+           *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": f"max_iter=5 {memory}"}
+             for size, memory in ((5000, "history_size=10"), (5000, "history_size=50"), (15000, "history_size=10")))]
 
 #: What a profile sets: `training` goes into each Config, the rest spans the grids of the notebooks.
 _PAPER = {
@@ -293,6 +383,8 @@ _PAPER = {
     "width_depth": 14,                             # the depth at which width is varied
     "modes": _MODES,
     "starts": _STARTS,
+    "optimizing": {"model": "resnet32", "shortcut": "A", "n_val": 5000},
+    "optimizers": [o | {"epochs": 20} if "epochs" in o else o for o in _SEARCH],
     "seeds": [0, 1, 2, 3, 4],
     # a sequence turned round is another one, hence no flip; 5,000 of them make few steps, hence small batches
     "sequences": {"dataset": "sequences", "batch_size": 32, "augment": "none"},
@@ -310,6 +402,7 @@ _SHORT = _PAPER | {
     "large": _PAPER["large"] | {"batch_size": 256, "lr": 0.1, "epochs": 16, "warmup_epochs": 1},
     "large_models": ["imagenet_resnet18", "imagenet_resnet50"],
     "large_seeds": [0],
+    "optimizers": _SEARCH,
     "depths": [14, 32, 56, 110],
     "widths": [1, 2, 4],
     "seeds": [0, 1, 2],
@@ -323,6 +416,11 @@ _DEMO = {
     "modes": ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "shortcut", "random2", "random8"],
     "starts": [{"bn_init": "ones"}, {"bn_init": "signed"}, {"conv_init": "orthogonal"}, {"conv_init": "binary"},
                {"lr": 0.01}, {"lr": 0.5}],
+    "optimizing": {"model": "resnet8", "shortcut": "A", "n_train": 480, "n_val": 200},
+    "optimizers": [*({"optimizer": "sgd", "lr": lr} for lr in (0.1, 1.0)),
+                   *({"optimizer": name, "lr": lr} for name in ("adam", "adabound") for lr in (0.003, 0.03)),
+                   *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": "max_iter=5"}
+                     for size in (240, 480))],
     "seeds": [0, 1],
     "sequences": _PAPER["sequences"] | {"epochs": 5},
     "large": {"dataset": "large_digits", "image_size": 32, "epochs": 2, "batch_size": 32, "augment": "crop"},
@@ -340,6 +438,9 @@ _SMOKE = _DEMO | {
     "sequences": _PAPER["sequences"] | {"n_train": 128, "epochs": 1},
     "large": _DEMO["large"] | {"n_train": 64, "epochs": 1},
     "large_modes": ["bn", "output"],
+    "optimizing": {"model": "resnet8", "shortcut": "A", "n_val": 100},
+    "optimizers": [{"optimizer": "sgd"}, {"optimizer": "adam"}, {"optimizer": "adabound"},
+                   {"optimizer": "lbfgs", "batch_size": 128, "optimizer_options": "max_iter=2"}],
     "results": "build/smoke/results",
 }
 PROFILES = {"paper": _PAPER, "short": _SHORT, "demo": _DEMO, "smoke": _SMOKE}
@@ -356,6 +457,8 @@ class Profile:
     width_depth: int          # layers of the network whose width is varied
     modes: list[str]          # what trains, where that is varied
     starts: list[dict]        # Config fields that differ from the protocol, where the start is varied
+    optimizing: dict          # Config fields that all runs of the comparison of optimizers share
+    optimizers: list[dict]    # Config fields of each of those runs; validation images choose among an optimizer's
     seeds: list[int]
     sequences: dict           # Config fields of runs on sequences, in place of `training`
     large: dict               # Config fields of runs on large images, in place of `training`
@@ -394,9 +497,10 @@ KEYS = ("dataset", "model", "trainable", "epochs", "seed")
 
 def variant(config: Config) -> str:
     """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run."""
-    keys = {key: getattr(config, key) for key in KEYS}
+    keys = {key: getattr(config, key) for key in (*KEYS, "optimizer")}      # beside what another optimizer brings along
     protocols = [profile[kind] for profile in PROFILES.values() for kind in ("training", "sequences", "large")]
-    differing = [[field.name for field in dataclasses.fields(Config)
+    differing = [["optimizer"] * (config.optimizer != Config.optimizer) + [
+                  field.name for field in dataclasses.fields(Config)
                   if getattr(config, field.name) != getattr(Config(**protocol | keys), field.name)]
                  for protocol in protocols
                  if protocol.get("dataset", "cifar10") == config.dataset or not protocol]

@@ -30,8 +30,8 @@ class GraphedStep:
     def _capture(self, images, labels) -> None:
         self.images, self.labels = images.clone(memory_format=torch.preserve_format), labels.clone()
         before = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
-        momentum = {p: s["momentum_buffer"].clone() for p, s in self.optimizer.state.items() if s.get("momentum_buffer")
-                    is not None}
+        state = {(p, name): value.clone() for p, s in self.optimizer.state.items() for name, value in s.items()
+                 if isinstance(value, torch.Tensor)}
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -41,10 +41,10 @@ class GraphedStep:
         with torch.no_grad():
             for name, tensor in self.network.state_dict().items():
                 tensor.copy_(before[name])
-            for parameter, state in self.optimizer.state.items():       # no momentum yet is a momentum of zero
-                if state.get("momentum_buffer") is not None:
-                    buffer = state["momentum_buffer"]
-                    buffer.copy_(momentum.get(parameter, torch.zeros_like(buffer)))
+            for parameter, values in self.optimizer.state.items():      # no momentum, moments or steps yet: zeros
+                for name, value in values.items():
+                    if isinstance(value, torch.Tensor):
+                        value.copy_(state.get((parameter, name), torch.zeros_like(value)))
         self.optimizer.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph):

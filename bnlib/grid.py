@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bnlib import data, freeze, models, store
+from bnlib import data, freeze, models, optim, store
 from bnlib.checkpoint import Paused, previous
 from bnlib.config import DATASETS, Config, InputError, choose, profile, resolve, variant
 from bnlib.train import progress_bar, run
@@ -33,7 +33,7 @@ class Runs(list):
 def work(config: Config) -> float:
     """Multiply–adds of all forward passes of training, the measure by which runs are ordered and time is estimated."""
     images = config.n_train or DATASETS.get(config.dataset, 50_000) - config.n_val
-    return models.multiply_adds(config.model, config.image_size) * images * config.epochs
+    return models.multiply_adds(config.model, config.image_size) * images * config.epochs * optim.passes(config)
 
 
 def run_all(configs: Iterable[Config], *, budget: str | float | None = None, missing: str = "train", cluster=None,

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from bnlib.analysis import DEAD, SHOWN, listed, name, trained
+from bnlib.analysis import DEAD, OPTIMIZER, SHOWN, course, listed, name, setting, trained
 from bnlib.config import parse_model
 from bnlib.config import random_weights as random_weights_of
 from bnlib.store import Run
@@ -518,6 +518,116 @@ def trajectories(runs: list[Run], part: str = "gamma", channels: int = 24) -> Fi
     for axes in grid[-1]:
         axes.set_xlabel("epoch")
     return figure
+
+
+# ------------------------------------------------------------------------------------------ optimizers
+
+#: One colour an optimizer, of the same palette.
+OPTIMIZER_COLOURS = {"sgd": "#0072B2", "lbfgs": "#D55E00", "adam": "#009E73", "adabound": "#CC79A7", "adamw": "#56B4E9",
+                     "lion": "#E69F00", "adan": "#000000", "prodigy": "#8B5A2B"}
+
+
+def optimizers(styler):
+    """The table of `analysis.optimizers`: what was chosen for each optimizer and where it came."""
+    formats = {"passes": "{:.0f}", "seconds": "{:,.0f}", "test_accuracy": "{:.1f}", "val_accuracy": "{:.1f}",
+               "test_loss": "{:.3f}", "beta": "{:.2f}", "trainable": trained, "model": name,
+               "optimizer": OPTIMIZER.get}
+    titles = {"trainable": "trained", "val_accuracy": "validation (%)", "test_accuracy": "test (%)",
+              "test_loss": "test loss", "seconds": "seconds of training", "beta": "β, root mean square",
+              "model": "network"}
+    styler = styler.format({c: f for c, f in formats.items() if c in styler.data}, na_rep="–").set_uuid("optimizers")
+    silent = [c for c in ("run", "dataset", "lr", "length", "val_loss", "status", "chosen") if c in styler.data]
+    styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
+    return styler.hide(axis="index").set_properties(**{"text-align": "right"})
+
+
+def courses(runs: list[Run], trainable: str) -> Figure:
+    """Test loss and accuracy (training's dashed) against epochs, passes over the images and seconds, a line a run.
+
+    Losses far above the one that training begins with are cut off, and the figure says so.
+    """
+    runs = [run for run in runs if run.config.trainable == trainable]
+    if not runs:
+        return nothing_yet()
+    figure, grid = plt.subplots(2, 3, figsize=(8.4, 5), sharex="col", sharey="row")
+    xlabels = {"epoch": "epoch", "passes": "passes over the training images", "seconds": "seconds of training"}
+    for row, score, percent in zip(grid, ("loss", "accuracy"), (1, 100), strict=True):
+        for axes, against in zip(row, xlabels, strict=True):
+            for run in runs:
+                table, hue = course(run), OPTIMIZER_COLOURS[run.config.optimizer]
+                axes.plot(table[against], percent * table[f"train_{score}"], "--", color=hue, linewidth=0.8)
+                axes.plot(table[against], percent * table[f"test_{score}"], color=hue, marker=".",
+                          label=f"{OPTIMIZER[run.config.optimizer]}, {setting(run.config)}")
+        row[0].set_ylabel({"loss": "loss", "accuracy": "accuracy (%)"}[score])
+    top = 1.15 * max(run.history["train_loss"].max() for run in runs)
+    cut = any(run.history["test_loss"].max() > top for run in runs)
+    if cut:
+        grid[0][0].set_ylim(0, top)
+    for axes, label in zip(grid[-1], xlabels.values(), strict=True):
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    config, seeds = runs[0].config, len({run.config.seed for run in runs})
+    figure.legend(*_once(grid[0][0]), loc="outside lower center", ncols=2)
+    figure.suptitle(f"{name(config.model)} (option {config.shortcut}), {trained(trainable)}, "
+                    f"{SHOWN.get(config.dataset, config.dataset)}, {seeds} seed{'s' * (seeds > 1)}; "
+                    "solid: test, dashed: training" + "; higher losses are cut off" * cut, x=0.01, ha="left",
+                    color="#555555", fontsize=8)
+    return figure
+
+
+def searched(table: pd.DataFrame) -> Figure:
+    """Validation accuracy of each setting of each optimizer, a panel a training mode; filled: the one it chose.
+
+    table: from `analysis.optimizers`.
+    """
+    table = table[table["val_accuracy"].notna()]
+    if not len(table):
+        return nothing_yet()
+    settings = list(dict.fromkeys(zip(table["optimizer"], table["setting"], strict=True)))[::-1]
+    modes = list(dict.fromkeys(table["trainable"]))
+    figure, grid = plt.subplots(1, len(modes), figsize=(2.6 + 2.7 * len(modes), 1 + 0.24 * len(settings)), sharey=True,
+                                squeeze=False)
+    for axes, mode in zip(grid[0], modes, strict=True):
+        for row in table[table["trainable"] == mode].itertuples():
+            hue = OPTIMIZER_COLOURS[row.optimizer]
+            axes.plot(row.val_accuracy, settings.index((row.optimizer, row.setting)), "o", color=hue,
+                      markerfacecolor=hue if row.chosen else "none")
+        axes.set(xlabel="validation accuracy (%)", title=trained(mode))
+        axes.margins(x=0.1)
+    grid[0][0].set_yticks(range(len(settings)), [f"{OPTIMIZER[o]}, {what}" for o, what in settings])
+    seeds = table["seed"].nunique()
+    figure.suptitle(f"{name(table['model'].iloc[0])}, {SHOWN.get(table['dataset'].iloc[0], table['dataset'].iloc[0])}, "
+                    f"{seeds} seed{'s' * (seeds > 1)}; filled: chosen", x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def growth(table: pd.DataFrame) -> Figure:
+    """The root mean square of γ and of β against the epoch, a line for each choice of what weight decay acts on.
+
+    table: from `analysis.growth`. Where several seeds were run each has its line.
+    """
+    if not len(table):
+        return nothing_yet()
+    called = {"all": "on γ and β", "gamma": "on γ alone", "beta": "on β alone", "none": "none"}
+    hues = dict(zip(called, (COLOURS["bn"], COLOURS["gamma"], COLOURS["beta"], "#333333"), strict=True))
+    styles = dict(zip(called, ("-", "--", "-.", ":"), strict=True))            # γ alone and both lie on each other in γ
+    figure, grid = plt.subplots(1, 2, figsize=(7, 3.6))
+    for axes, part in zip(grid, ("gamma", "beta"), strict=True):
+        for (decay, _), line in table.groupby(["decay", "seed"], sort=False):
+            axes.plot(line["epoch"], line[part], styles[decay], color=hues[decay], label=called[decay])
+        axes.set(xlabel="epoch", ylabel=f"{SYMBOL[part]}, root mean square")
+        axes.set_ylim(bottom=0)
+    first, seeds = table.iloc[0], table["seed"].nunique()
+    figure.legend(*_once(grid[0]), loc="outside lower center", ncols=4, title=f"weight decay {first['weight_decay']:g}")
+    figure.suptitle(f"{name(first['model'])}, BN only, {OPTIMIZER[first['optimizer']]}, {first['setting']}, "
+                    f"{seeds} seed{'s' * (seeds > 1)}", x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def _once(axes) -> tuple[list, list]:
+    """Handles and labels of a legend, each label once."""
+    unique = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    return list(unique.values()), list(unique)
 
 
 # ------------------------------------------------------------------------------------------ features

@@ -223,7 +223,7 @@ def checkpoint_file(config: Config, results: str | Path = "results") -> Path:
 
     Where little trains it is small and lies among the results, which git tracks, so that another machine can go on.
     """
-    if set(config.trainable.split("+")) <= LITTLE:
+    if set(config.trainable.split("+")) <= LITTLE and config.optimizer != "lbfgs":     # whose memory is large
         return resolve(results) / "partial" / config.id / "checkpoint.pt"
     return scratch_folder(results) / "checkpoints" / f"{config.id}.pt"
 

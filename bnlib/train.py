@@ -22,6 +22,7 @@ from bnlib.config import Config, InputError
 from bnlib.cuda import GraphedStep
 from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, device_name, keep_memory
 from bnlib.freeze import count, freeze, select
+from bnlib.lbfgs import HeldStep, check_batch
 from bnlib.streaming import Folder, StreamedBatches
 
 
@@ -98,11 +99,13 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
                                config.image_size)
     in_training, in_validation = data.split(config, dataset.n_train)
     batches = dataset.batches(in_training, config, normalise, device)
+    if config.optimizer == "lbfgs":
+        check_batch(batches)
     held_out = {"test": dataset.in_order("test", device, config.image_size)}
     if config.n_val:
         held_out["val"] = dataset.in_order("train", device, config.image_size, in_validation)
 
-    optimizer = optim.optimizer(trainable, config)
+    optimizer = optim.optimizer(trainable, config, select(network, config.decay).values())
     schedule = optim.schedule(optimizer, config, len(batches))
     progress = Progress(store.checkpoint_file(config, results), network, optimizer, schedule, device, {
         "protocol": store.PROTOCOL, "dataset": dataset.fingerprint, "config": config.id, "frozen": frozen_sha256})
@@ -112,7 +115,7 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     log_at = logged_epochs(config.epochs, count(network, "bn"))
     if 0 not in progress.affine:
         progress.log_affine(0)
-    work = models.multiply_adds(config.model, config.image_size) * len(batches.labels)
+    work = models.multiply_adds(config.model, config.image_size) * len(batches.labels) * optim.passes(config)
     events, step = open_events(results, config) if tensorboard else None, None
 
     with progress_bar(config.epochs * work, config.id, len(progress.history) * work, bar) as shown:
@@ -151,7 +154,8 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     finished = write_record(config, results, network, dataset, progress, final["test"], {
         **progress.made_with(),
         "seconds": round(time.time() - began + progress.seconds_before, 2),
-        "images_per_second": round(len(batches.labels) / np.median([row["seconds"] for row in progress.history]), 1),
+        "images_per_second": round(len(batches.labels) / np.median([
+            row["seconds"] / row.get("passes", 1) for row in progress.history]), 1),
         "dataset_sha256": dataset.fingerprint,
         "frozen_sha256": frozen_sha256,
     })
@@ -178,17 +182,22 @@ def train_epoch(network: nn.Module, batches: data.TrainingBatches | StreamedBatc
         epoch.loss_sum += loss * len(labels)
         epoch.correct += (logits.argmax(1) == labels).sum()
         epoch.steps += 1
+        epoch.images_passed += getattr(step, "passes", 1) * len(labels)
         epoch.seconds = time.time() - began
     images = len(batches.labels)
-    return {"train_loss": epoch.loss_sum.item() / images, "train_accuracy": epoch.correct.item() / images,
-            "seconds": time.time() - began}
+    row = {"train_loss": epoch.loss_sum.item() / images, "train_accuracy": epoch.correct.item() / images,
+           "seconds": time.time() - began}
+    return row | ({"passes": epoch.images_passed / images} if isinstance(step, HeldStep) else {})
 
 
 def make_step(network: nn.Module, optimizer, precision: str, device: torch.device):
     """`step(images, labels) -> (mean loss, logits)`: forward, loss, backward, optimizer; on a GPU as one graph.
 
-    `BNLIB_GRAPHS=0` in the environment keeps the plain step on a GPU too.
+    `BNLIB_GRAPHS=0` in the environment keeps the plain step on a GPU too, and so does an optimizer that no graph can
+    hold. LBFGS goes over its batch many times (`lbfgs.HeldStep`).
     """
+    if isinstance(optimizer, optim.LBFGS):
+        return HeldStep(network, optimizer, precision, device)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,7 +211,7 @@ def make_step(network: nn.Module, optimizer, precision: str, device: torch.devic
         optimizer.step()
         return loss.detach(), logits.detach()
 
-    graphs = device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0"
+    graphs = device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0" and optim.captured(optimizer)
     return GraphedStep(step, network, optimizer) if graphs else step
 
 

@@ -1,5 +1,6 @@
 """The verdict table: each claim of the paper, the rule by which runs decide it, and what they decide."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
@@ -10,12 +11,15 @@ from bnlib.analysis import (
     DEAD,
     PAPER_EPOCHS,
     accuracy,
+    course,
     dead_features,
     dead_share,
     listed,
     name,
+    optimizers,
     plain,
     published,
+    root_mean_square,
     seeds_of,
     spread,
     trained,
@@ -71,6 +75,9 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
         _beats("On sequences too, γ and β do more than the output layer", "this report", "–", sequences, "output",
                "bn", percent_right),
         _narrow_beats(protocol),
+        _fewer_passes(done),
+        _no_better(done),
+        _decay_restrains(done),
     ]
     table = pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
     return table[["claim", "verdict", "ours", "published", "where"]]
@@ -247,3 +254,57 @@ def _matters_little(runs: list[Run], field: str, title: str) -> tuple:
         f" points against the protocol's; {name(away[0][1].model)}, {away[0][1].epochs} epochs")
     within = [abs(points) < LITTLE for points, _ in away]
     return title, where, claim, stated, REPRODUCED if all(within) else PARTLY if np.mean(within) > 0.5 else NOT
+
+
+# ------------------------------------------------------------------------------------------- optimizers
+
+def _of_two(runs: list[Run], first: str, second: str) -> list[tuple[Run, Run]]:
+    """Pairs of runs of two optimizers, each at what the validation images chose, on the same network and seed."""
+    by_id, table = {run.id: run for run in runs}, optimizers(runs)
+    found = {(row.optimizer, row.model, row.trainable, row.length, row.seed): by_id[row.run]
+             for row in table[table["chosen"]].itertuples()}
+    return [(run, found[second, *key]) for (kind, *key), run in found.items()
+            if kind == first and (second, *key) in found]
+
+
+def _fewer_passes(runs: list[Run]) -> tuple:
+    """Whether LBFGS comes in fewer passes to the test loss that both reach, BN only: the higher of their lowest."""
+    holds, said, networks, used = [], [], set(), []
+    for lbfgs, sgd in _of_two([run for run in runs if run.config.trainable == "bn"], "lbfgs", "sgd"):
+        courses = [course(run) for run in (lbfgs, sgd)]
+        level = max(each["test_loss"].min() for each in courses)
+        took = [each[each["test_loss"] <= level]["passes"].iloc[0] for each in courses]
+        holds.append(took[0] < took[1])
+        said.append(f"{took[0]:.0f} passes, SGD {took[1]:.0f}, to a test loss of {level:.2f}")
+        networks.add(lbfgs.config.model)
+        used.append(lbfgs)
+    stated = _pairs_stated(holds, "; ".join(said), used)
+    return "LBFGS converges in fewer passes, BN only", "LBFGS study", "faster", stated, _pairs_verdict(holds, networks)
+
+
+def _no_better(runs: list[Run]) -> tuple:
+    """Whether AdaBound is at most as accurate as Adam on the test images, both as the validation images chose."""
+    pairs = _of_two(runs, "adabound", "adam")
+    holds = [percent_right(adabound) <= percent_right(adam) for adabound, adam in pairs]
+    means = "; ".join(f"{trained(a.config.trainable)}: {percent_right(a):.1f} %, Adam {percent_right(b):.1f} %"
+                      for a, b in pairs)
+    stated = _pairs_stated(holds, means, [a for a, _ in pairs])
+    verdict = _pairs_verdict(holds, {a.config.model for a, _ in pairs})
+    return "AdaBound is no better than Adam", "NumPy ResNet-101 study", "no gain seen", stated, verdict
+
+
+def _decay_restrains(runs: list[Run]) -> tuple:
+    """Whether BN only ends with a smaller β (root mean square) where weight decay acts on β than where on nothing."""
+    def key(config, decay):
+        return dataclasses.replace(config, decay=decay)
+
+    found = {run.config: run for run in runs if run.config.trainable == "bn"}
+    pairs = [(run, found[key(run.config, "none")]) for run in found.values()
+             if run.config.decay in ("beta", "all") and key(run.config, "none") in found]
+    sizes = [[root_mean_square(run.beta) for run in pair] for pair in pairs]
+    holds = [with_it < without for with_it, without in sizes]
+    means = "; ".join(f"β {with_it:.2f} with decay on {'γ and β' if run.config.decay == 'all' else 'β alone'}, "
+                      f"{without:.2f} without" for (run, _), (with_it, without) in zip(pairs, sizes, strict=True))
+    stated = _pairs_stated(holds, means, [run for run, _ in pairs])
+    verdict = _pairs_verdict(holds, {run.config.model for run, _ in pairs})
+    return "Weight decay on β restrains its growth, BN only", "LBFGS study", "β too large", stated, verdict

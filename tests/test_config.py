@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bnlib import Config, InputError, profile
 from bnlib.__main__ import parser
-from bnlib.config import BN_INITS, CONV_INITS, NORMS, PROFILES
+from bnlib.config import BN_INITS, CONV_INITS, NORMS, OPTIMIZERS, PROFILES
 
 
 def test_defaults_are_the_papers_protocol():
@@ -44,7 +44,8 @@ def test_the_id_names_the_experiment_and_differs_with_every_field():
     assert base.id.startswith("cifar10-resnet14-bn-s0-")
     other = {"dataset": "mnist", "n_train": 100, "n_val": 10, "model": "resnet20", "trainable": "all", "lr": 0.2,
              "momentum": 0.5, "weight_decay": 0.0, "batch_size": 64, "epochs": 3, "milestones": (0.5,),
-             "warmup_epochs": 1.0, "augment": "none", "seed": 1, "shortcut": "A"}
+             "warmup_epochs": 1.0, "augment": "none", "seed": 1, "shortcut": "A", "decay": "gamma",
+             "optimizer_options": "nesterov=True"}
     assert len({base.id, *(dataclasses.replace(base, **{k: v}).id for k, v in other.items())}) == len(other) + 1
 
 
@@ -87,7 +88,15 @@ def test_a_config_survives_json():
     ({"milestones": (0.75, 0.5)}, "milestones"),
     ({"warmup_epochs": 200}, "warmup_epochs=200.0: must be from 0 to epochs"),
     ({"augment": "flip"}, "did you mean"),
-    ({"optimizer": "sdg"}, "did you mean 'sgd'?"),
+    ({"optimizer": "sdg"}, "not one of sgd, adam, adamw, lbfgs, adabound, adan, lion, prodigy; did you mean 'sgd'?"),
+    ({"optimizer": "adam", "optimizer_options": "beta=0.9"}, "'beta': not one of betas, eps, amsgrad; did you mean"),
+    ({"optimizer": "adam", "optimizer_options": "betas=0.9"}, "'betas=0.9': must be such as betas=(0.9,0.999)"),
+    ({"optimizer": "adam", "optimizer_options": "eps"}, "'eps': must be such as eps=1e-08"),
+    ({"optimizer": "lbfgs", "optimizer_options": "max_iter=0"}, "'max_iter=0': must be such as max_iter=20"),
+    ({"optimizer": "lbfgs", "optimizer_options": "max_iter=2.5"}, "'max_iter=2.5': must be such as max_iter=20"),
+    ({"optimizer": "adam", "momentum": 0.9}, "momentum=0.9: must be 0, as adam has none"),
+    ({"decay": "bn+alpha"}, "decay='alpha': not one of all, bn, gamma, beta"),
+    ({"decay": "none+bn"}, "decay='none+bn': 'none' stands alone"),
 ])
 def test_what_cannot_be_is_one_line_that_names_field_and_rule(fields, said):
     with pytest.raises(InputError) as error:
@@ -118,6 +127,18 @@ CONFIGS = st.builds(
     seed=st.integers(0, 2**63 - 1))
 
 
+CONFIGS |= st.builds(
+    Config,
+    optimizer=st.sampled_from(sorted(set(OPTIMIZERS) - {"sgd"})),
+    lr=st.none() | st.floats(1e-6, 1e3),
+    weight_decay=st.none() | st.floats(0, 1),
+    decay=st.sampled_from(["all", "gamma", "beta", "gamma+beta", "weights", "none"])) | st.builds(
+    Config,
+    optimizer=st.just("adabound"),
+    optimizer_options=st.builds("betas=({}, {}), final_lr={} ams_bound={}".format, st.floats(0, 0.999),
+                                st.floats(0, 0.999), st.floats(1e-6, 10), st.booleans()))
+
+
 @given(CONFIGS)
 def test_any_valid_config_survives_the_command_line(config):
     words = ["train", config.model]
@@ -142,7 +163,10 @@ IMPOSSIBLE = {
     "bn_first": st.integers(max_value=-1) | st.integers(160) | st.just("soon"),
     "conv_init": st.text("xyz", min_size=1),
     "bn_init": st.text("xyz", min_size=1),
-    "optimizer": st.text("xyz", min_size=1),
+    "optimizer": st.text("xyz", min_size=1) | st.none() | st.integers(),
+    "optimizer_options": st.sampled_from(["lr=1", "nesterov", "nesterov=1", "dampening=fast", "dampening=nan"])
+    | st.integers() | st.none(),
+    "decay": st.text("xyz+", min_size=1) | st.integers(),
     "augment": st.text("xyz", min_size=1),
     "lr": st.floats(max_value=0) | st.just(float("nan")) | st.just(float("inf")) | st.just("fast"),
     "momentum": st.floats(1, 10) | st.floats(-5, -0.01) | st.just(float("nan")),

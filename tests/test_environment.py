@@ -42,6 +42,6 @@ def test_every_locked_package_has_hashes_and_no_index_is_named():
 def test_import_and_training_need_only_torch_numpy_pandas_and_safetensors():
     code = ("import sys, bnlib, bnlib.train, bnlib.grid; "
             "print([m for m in ('matplotlib', 'sklearn', 'torchvision', 'papermill', 'seaborn', 'tensorboard', 'PIL', "
-            "'IPython', 'dask', 'distributed') if m in sys.modules])")
+            "'IPython', 'dask', 'distributed', 'pytorch_optimizer') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

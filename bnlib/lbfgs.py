@@ -1,0 +1,111 @@
+"""A step of LBFGS: one batch held fixed, and as many passes over it as the line search asks for."""
+
+import contextlib
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bnlib import data, optim
+from bnlib.config import InputError
+from bnlib.device import autocast
+
+
+class HeldStep:
+    """`step(images, labels) -> (mean loss, logits)`, both as they are after the step; `.passes` it took over the batch.
+
+    Every pass of a step is the same function of the parameters: the same pixels, augmented once, in the same pieces
+    (`optimizer.piece`, or a few less, all of one size), each normalised by its own batch statistics. Its value is the
+    mean cross-entropy plus ½·weight_decay·Σθ²; running statistics do not move. One more pass, without gradient, sets
+    them to the means over the pieces at the new parameters; it counts as a pass too.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: optim.LBFGS, precision: str, device: torch.device):
+        self.network, self.optimizer, self.precision, self.device = network, optimizer, precision, device
+        self.bn = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.trained = optimizer.param_groups[0]["params"]
+        self.passes = 0
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        number = -(-len(labels) // self.optimizer.piece)
+        pieces = list(zip(images.tensor_split(number), labels.tensor_split(number), strict=True))
+        self.passes = 0
+        with self._momentum(0.0):
+            self.optimizer.step(lambda: self._loss(pieces, len(labels)))
+        # The next batch's first gradient less this one's last is no curvature, but the noise of two batches: with a
+        # direction of zero torch leaves that pair out of its memory, and keeps those that each batch gave.
+        for state in self.optimizer.state.values():
+            if "d" in state:
+                state["d"].zero_()
+        return self._settle(pieces)
+
+    def _loss(self, pieces: list, images: int) -> torch.Tensor:
+        """LBFGS's closure: the loss of the whole batch, its gradient in the parameters' `.grad`."""
+        self.passes += 1
+        for parameter in self.trained:
+            parameter.grad = None
+        loss = torch.zeros((), device=self.device)
+        if self.optimizer.weight_decay and self.optimizer.penalised:
+            squares = [parameter.square().sum() for parameter in self.optimizer.penalised]
+            penalty = self.optimizer.weight_decay / 2 * torch.stack(squares).sum()
+            penalty.backward()
+            loss += penalty.detach()
+        for part, labels in pieces:
+            with autocast(self.device, self.precision):
+                logits = self.network(part)
+            share = F.cross_entropy(logits.float(), labels) * (len(labels) / images)
+            if share.requires_grad:                  # not where nothing trains
+                share.backward()
+            loss += share.detach()
+        for parameter in self.trained:               # torch strings gradients together by a view, which needs them so
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.contiguous()
+        return loss
+
+    @torch.no_grad()
+    def _settle(self, pieces: list) -> tuple[torch.Tensor, torch.Tensor]:
+        """Running statistics as the means over the pieces at the parameters of now; loss and logits there."""
+        self.passes += 1
+        logits = []
+        for layer in self.bn:
+            layer.reset_running_stats()
+        for number, (part, _) in enumerate(pieces, 1):
+            with self._momentum(1 / number), autocast(self.device, self.precision):
+                logits.append(self.network(part).float())
+        logits = torch.cat(logits)
+        return F.cross_entropy(logits, torch.cat([labels for _, labels in pieces])), logits
+
+    @contextlib.contextmanager
+    def _momentum(self, value: float):
+        """Lets all running statistics move by this share of the way to a batch's; 0: not at all."""
+        before = [layer.momentum for layer in self.bn]
+        for layer in self.bn:
+            layer.momentum = value
+        try:
+            yield
+        finally:
+            for layer, momentum in zip(self.bn, before, strict=True):
+                layer.momentum = momentum
+
+
+def check_batch(batches: data.TrainingBatches) -> None:
+    """InputError for batches that LBFGS cannot hold: larger than memory, or with a last one too small to fit to."""
+    size, images = batches.config.batch_size, len(batches.labels)
+    last, number = images % size, -(-images // size)
+    if 0 < last < size / 2 and number > 1:
+        raise InputError(f"batch_size={size}: leaves a last batch of {last} of {images:,} images, too few for LBFGS; "
+                         f"{-(-images // number)} or {-(-images // (number - 1))} divide them evenly")
+    colours, copies = 3, 2                           # as normalised, and before its crop
+    an_image = colours * copies * batches.images[0, ..., 0].numel() * batches.normalise.dtype.itemsize
+    needed, there = min(size, images) * an_image, memory(batches.device)
+    if needed > there:
+        raise InputError(f"batch_size={size}: LBFGS holds a batch while it steps, {needed / 1e9:.3g} GB of images, and "
+                         f"this {batches.device.type} has {there / 1e9:.3g} GB; at most {there // an_image}")
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of the GPU's memory that are free, or of all of the computer's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,321 @@
+"""Optimizers: the documented defaults, weight decay where it is asked for, LBFGS on a batch that stays as it is."""
+
+import dataclasses
+import inspect
+import sys
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from bnlib import Config, InputError, analysis, data, lbfgs, models, optim, plots, run, verdicts
+from bnlib.config import OPTIMIZERS, OPTIONS, variant
+from bnlib.freeze import select
+from bnlib.grid import work
+from bnlib.train import make_step, place
+from tests.test_train import same, stop_after
+
+CPU = torch.device("cpu")
+OTHERS = [name for name in OPTIMIZERS if name != "sgd"]
+
+
+def other(tiny: Config, name: str, **changed) -> Config:
+    """The small config with another optimizer, LBFGS with two batches an epoch."""
+    own = dict.fromkeys(("lr", "momentum", "weight_decay", "milestones"))
+    options = {"optimizer_options": "max_iter=3 max_eval=50 piece=30"} if name == "lbfgs" else {}
+    return dataclasses.replace(tiny, **own | {"optimizer": name, "batch_size": 64} | options | changed)
+
+
+# ------------------------------------------------------------------------------------------ defaults, options
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_default_is_the_one_its_library_documents(name):
+    theirs = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "lbfgs": torch.optim.LBFGS}
+    kind = theirs.get(name) or optim._library()[name]
+    documented = {key: p.default for key, p in inspect.signature(kind).parameters.items()}
+    ours = OPTIONS[name] | {key: OPTIMIZERS[name][key] for key in ("lr", "weight_decay")}
+    for key in {"piece"} if name == "lbfgs" else ():       # how a batch is cut up is no part of torch's
+        del ours[key]
+    if name == "lbfgs":
+        assert ours.pop("weight_decay") == 0 and "weight_decay" not in documented
+    assert ours == {key: documented[key] for key in ours}
+    speed = {"params", "foreach", "fused", "capturable", "differentiable", "maximize", "kwargs"}
+    elsewhere = {"line_search_fn", "decoupled_weight_decay"}       # always strong Wolfe; that is AdamW
+    assert set(documented) == set(ours) | (speed | elsewhere) & set(documented)
+
+
+def test_an_option_has_one_id_however_it_is_spelled():
+    spellings = ["betas=(0.5,0.9) eps=1e-6", "eps=0.000001, betas=(.5, 0.9)", "betas=[0.5, .9]  eps=1e-6 amsgrad=False"]
+    configs = {Config(optimizer="adam", optimizer_options=text) for text in spellings}
+    assert {c.optimizer_options for c in configs} == {"betas=(0.5,0.9) eps=1e-06"} and len(configs) == 1
+    assert Config(optimizer="adam", optimizer_options="eps=1e-8").id == Config(optimizer="adam").id
+
+
+def test_sgds_defaults_are_the_papers_and_of_the_others_their_own():
+    assert (Config().lr, Config().momentum, Config().weight_decay) == (0.1, 0.9, 1e-4)
+    assert Config(optimizer="adam").lr == 1e-3 and Config(optimizer="adam").weight_decay == 0
+    assert Config(optimizer="lbfgs").milestones == () and Config(optimizer="lbfgs").batch_size == 5000
+    assert Config(lr=0.1).id == Config().id and Config(epochs=16).id == "cifar10-resnet14-bn-s0-78e9d3a6"
+    with pytest.raises(InputError, match="adam has none; what SGD's lr"):       # 0.1 would be a wrong rate for Adam
+        dataclasses.replace(Config(), optimizer="adam")
+
+
+def test_a_variant_names_the_optimizer_and_not_what_it_brings_along():
+    assert variant(Config(epochs=16, optimizer="adam")) == "optimizer=adam"
+    assert variant(Config(epochs=16, optimizer="lbfgs", optimizer_options="max_iter=5")) == (
+        "optimizer=lbfgs, optimizer_options=max_iter=5")
+    assert variant(Config(epochs=16, decay="beta")) == "decay=beta"
+
+
+def test_options_that_the_optimizer_refuses_are_one_line(tiny, tmp_path):
+    for fields in ({"optimizer": "adam", "optimizer_options": "betas=(1.5,0.9)"},
+                   {"optimizer": "sgd", "optimizer_options": "nesterov=True", "momentum": 0.0},
+                   {"optimizer": "lion", "optimizer_options": "betas=(1.5,0.9)"}):
+        with pytest.raises(InputError, match=f"^optimizer_options=.*{fields['optimizer']} says:") as error:
+            run(other(tiny, fields["optimizer"], **fields), results=tmp_path / "results")
+        assert "\n" not in str(error.value)
+
+
+def test_without_the_library_its_optimizers_are_one_line_and_torchs_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(InputError, match="pip install pytorch-optimizer"):
+        run(other(tiny, "adabound"), results=tmp_path / "results")
+    assert run(other(tiny, "adam", epochs=1), results=tmp_path / "results").status == "done"
+
+
+# ------------------------------------------------------------------------------------------ training
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("trainable", ["bn", "all"])
+def test_a_run_stopped_between_steps_ends_in_the_same_bytes(name, trainable, tiny, tmp_path, monkeypatch):
+    config = other(tiny, name, trainable=trainable, epochs=2)
+    whole = run(config, results=tmp_path / "whole/results")
+    assert not np.allclose(np.concatenate(list(whole.gamma.values())),
+                           np.concatenate([g[0] for g in whole.trajectory["gamma"].values()]), atol=1e-5)
+    with warnings.catch_warnings():                  # a checkpoint that cannot be read is a warning and a new start
+        warnings.simplefilter("error")
+        for steps in (1, 2):
+            stop_after(steps, config, tmp_path / "stopped/results", monkeypatch)
+        assert same(run(config, results=tmp_path / "stopped/results"), whole)
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"lbfgs", "prodigy"}))    # no gradient, no step of Prodigy
+@pytest.mark.parametrize("decay", ["all", "gamma", "beta", "bn", "weights", "none"])
+def test_weight_decay_moves_what_it_is_asked_to_and_nothing_else(name, decay, tiny):
+    network = models.build("resnet8", 10, bn_init="beta_one")
+    config = Config(optimizer=name, weight_decay=0.1, decay=decay, lr=0.1)
+    optimizer = optim.optimizer(network.parameters(), config, select(network, decay).values())
+    before = {key: p.detach().clone() for key, p in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moved = {key for key, p in network.named_parameters() if not torch.equal(p, before[key])}
+    nonzero = {key for key, value in before.items() if value.abs().max() > 0}
+    assert moved == set(select(network, decay)) & nonzero
+
+
+def test_histories_count_passes_for_lbfgs_alone(tiny, tiny_run, tmp_path):
+    history = run(other(tiny, "lbfgs"), results=tmp_path / "results").history
+    assert "passes" not in tiny_run.history and (history["passes"] >= 3 + 1).all()      # a look for each, and the last
+
+
+# ------------------------------------------------------------------------------------------ LBFGS's batch
+
+@pytest.fixture
+def held(tiny):
+    """An LBFGS step over 64 digits in three pieces, the network's inputs and running means noted at each pass."""
+    config = other(tiny, "lbfgs", weight_decay=0.01, decay="gamma")
+    network, dataset = models.from_config(config, 10), data.load("digits")
+    trainable = place(network, config, CPU, "fp32")
+    network.train()
+    optimizer = optim.optimizer(trainable, config, select(network, config.decay).values())
+    normalise = data.Normalise(dataset, CPU, torch.float32)
+    batches = data.TrainingBatches(dataset.x_train[:128], dataset.y_train[:128], config, normalise, CPU)
+    seen = []
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(
+        (inputs[0].clone(), torch.is_grad_enabled(), [layer.running_mean.clone() for layer in _bn(network)],
+         [layer.running_var.clone() for layer in _bn(network)])))
+    return network, batches, make_step(network, optimizer, "fp32", CPU), seen
+
+
+def _bn(network):
+    return [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+def test_every_pass_of_a_step_sees_the_same_pixels_and_moves_no_running_statistics(held):
+    _, batches, step, seen = held
+    for images, labels in batches.epoch(1):
+        seen.clear()
+        step(images, labels)
+        searching = [one for one in seen if one[1]]
+        assert step.passes >= 5 and len(seen) == 3 * step.passes and len(searching) == len(seen) - 3
+        for number, (part, _, means, variances) in enumerate(searching):
+            assert torch.equal(part, images.tensor_split(3)[number % 3])
+            for before, now in zip(searching[0][2] + searching[0][3], means + variances, strict=True):
+                assert torch.equal(before, now)
+
+
+def test_after_a_step_running_statistics_are_the_means_over_its_pieces(held):
+    network, batches, step, _ = held
+    for images, labels in batches.epoch(1):
+        loss, logits = step(images, labels)
+    outputs = [network.conv(part) for part in images.tensor_split(3)]
+    mean = torch.stack([y.mean((0, 2, 3)) for y in outputs]).mean(0)
+    variance = torch.stack([y.var((0, 2, 3), unbiased=True) for y in outputs]).mean(0)
+    torch.testing.assert_close(network.bn.running_mean, mean)
+    torch.testing.assert_close(network.bn.running_var, variance)
+    again = torch.cat([network(part) for part in images.tensor_split(3)])        # what it returns is of now
+    torch.testing.assert_close(logits, again)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(again, labels))
+
+
+def test_the_loss_that_lbfgs_sees_is_one_function_with_its_gradient(held):
+    """The whole batch's mean cross-entropy and ½λΣγ², whatever the pieces; twice the same bits."""
+    network, batches, step, _ = held
+    images, labels = next(iter(batches.epoch(1)))
+    pieces = list(zip(images.tensor_split(3), labels.tensor_split(3), strict=True))
+    values = [step._loss(pieces, 64) for _ in range(2)]
+    gradients = [p.grad.clone() for p in step.trained]
+    assert torch.equal(*values)
+    logits = torch.cat([network(part) for part, _ in pieces])
+    gammas = list(select(network, "gamma").values())
+    expected = torch.nn.functional.cross_entropy(logits, labels) + 0.005 * sum(g.square().sum() for g in gammas)
+    torch.testing.assert_close(values[0], expected.detach())
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, step.trained), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_lbfgs_keeps_no_curvature_between_two_batches(held):
+    """Three iterations give two differences of gradients of one batch; a third would be of two batches."""
+    _, batches, step, _ = held
+    for number, (images, labels) in enumerate(batches.epoch(1), 1):
+        step(images, labels)
+        state = step.optimizer.state[step.trained[0]]
+        assert len(state["old_dirs"]) == 2 * number and state["n_iter"] == 3 * number
+
+
+def test_lbfgs_takes_fewer_epochs_of_its_batch_than_its_passes_and_lowers_the_loss(tiny, tmp_path):
+    history = run(other(tiny, "lbfgs", epochs=4, batch_size=128, optimizer_options="max_iter=10"),
+                  results=tmp_path / "results").history
+    assert history["train_loss"].is_monotonic_decreasing and (history["passes"] <= 14).all()
+
+
+@pytest.mark.parametrize("trainable", ["none", "output", "random2", "weights"])
+def test_lbfgs_trains_whatever_trains(trainable, tiny, tmp_path):
+    assert run(other(tiny, "lbfgs", trainable=trainable, epochs=1), results=tmp_path / "results").status == "done"
+
+
+def test_an_lbfgs_run_whose_loss_is_no_number_is_recorded_as_diverged(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(lbfgs.F, "cross_entropy", lambda logits, labels: (logits * np.nan).sum())
+    assert run(other(tiny, "lbfgs"), results=tmp_path / "results").status == "diverged"
+
+
+@pytest.mark.parametrize(("size", "said"), [
+    (100, "batch_size=100: leaves a last batch of 28 of 128 images, too few for LBFGS; 64 or 128 divide them evenly"),
+    (128, "batch_size=128: LBFGS holds a batch while it steps, 0.00157 GB of images, and this cpu has 0.001 GB; "
+          "at most 81")])
+def test_a_batch_that_cannot_be_held_is_one_line(size, said, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(lbfgs, "memory", lambda device: 10**6)
+    with pytest.raises(InputError) as error:
+        run(other(tiny, "lbfgs", batch_size=size), results=tmp_path / "results", precision="bf16")
+    assert str(error.value) == said
+
+
+def test_a_plan_counts_the_passes_of_lbfgs(tiny):
+    assert work(other(tiny, "lbfgs", optimizer_options="max_iter=8")) == 11 * work(tiny)      # 8·5/4 looks and the last
+    assert work(other(tiny, "adam")) == work(tiny)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_real_images_train_with_every_optimizer(name, cifar10, tmp_path):
+    config = Config(model="resnet8", shortcut="A", optimizer=name, n_train=400, epochs=1, seed=1,
+                    **{"batch_size": 400, "optimizer_options": "max_iter=3"} if name == "lbfgs" else {})
+    history = run(config, results=tmp_path / "results").history
+    assert np.isfinite(history["test_loss"]).all() and isinstance(history, pd.DataFrame)
+
+
+# ------------------------------------------------------------------------------------------ tables, figures, verdicts
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """SGD at two settings, Adam, AdaBound and LBFGS at one; SGD with decay on β and on nothing."""
+    folder = tmp_path_factory.mktemp("compared") / "results"
+    shared = {"dataset": "digits", "model": "resnet8", "shortcut": "A", "n_train": 128, "n_val": 100, "epochs": 4,
+              "batch_size": 64, "augment": "crop"}
+    of_lbfgs = {"optimizer": "lbfgs", "batch_size": 128, "optimizer_options": "max_iter=2 history_size=5", "epochs": 2}
+    settings = [{}, {"lr": 0.5}, {"optimizer": "adam"}, {"optimizer": "adabound"}, of_lbfgs,
+                *({"weight_decay": 0.1, "decay": decay, "lr": 0.5} for decay in ("beta", "none"))]
+    return [run(Config(**shared | setting), results=folder) for setting in settings]
+
+
+def test_the_setting_is_chosen_on_the_validation_images(compared):
+    table = analysis.optimizers(compared)
+    assert len(table) == 5 and (table.groupby("optimizer")["chosen"].sum() == 1).all()      # none of the decay's runs
+    of_sgd = table[table["optimizer"] == "sgd"].sort_values(["val_accuracy", "val_loss"], ascending=[False, True])
+    assert of_sgd["chosen"].tolist() == [True, False]
+    ours = dict(zip(table["optimizer"], table["passes"], strict=False))
+    assert ours["sgd"] == 4 and ours["lbfgs"] == compared[4].history["passes"].sum() >= 6
+
+
+def test_choosing_does_not_look_at_the_test_images(compared, monkeypatch):
+    before = analysis.optimizers(compared)["chosen"].tolist()
+    for r in compared:
+        monkeypatch.setitem(r.metrics, "test_accuracy", 1 - r.metrics["test_accuracy"])
+        monkeypatch.setitem(r.metrics, "test_loss", -r.metrics["test_loss"])
+    assert analysis.optimizers(compared)["chosen"].tolist() == before
+
+
+def test_what_was_tried_and_chosen_is_said(compared):
+    said = analysis.searched(analysis.optimizers(compared))
+    assert len(said) == 4 and said[0].startswith("SGD, BN only: lr 0.1; lr 0.5 were tried; chosen: lr 0.")
+    assert "edge of what was tried" in said[0] and "edge" not in said[-1]
+    assert "on β alone" in analysis.restrained(compared[5:])[0]
+
+
+def test_growth_ends_at_the_records_beta(compared):
+    table = analysis.growth(compared[5:])
+    last = table[table["decay"] == "none"].iloc[-1]
+    assert last["beta"] == pytest.approx(analysis.root_mean_square(compared[6].beta), rel=1e-3)
+    assert table.groupby("decay")["beta"].first().eq(0).all()              # β starts at 0
+
+
+def _verdicts(runs):
+    return verdicts.table(runs, dataset="digits").set_index("claim")
+
+
+def test_verdicts_on_optimizers_follow_the_runs(compared, monkeypatch):
+    table = _verdicts(compared)
+    names = [c for c in table.index if c.startswith(("LBFGS", "AdaBound", "Weight decay on β"))]
+    assert len(names) == 3 and (_verdicts(compared[:2]).loc[names, "verdict"] == "not yet run").all()
+    restrained = table.loc["Weight decay on β restrains its growth, BN only"]
+    sizes = [analysis.root_mean_square(r.beta) for r in compared[5:]]
+    assert restrained["verdict"] == ("partly" if sizes[0] < sizes[1] else "not reproduced")          # on one network
+    assert f"β {sizes[0]:.2f} with decay on β alone, {sizes[1]:.2f} without" in restrained["ours"]
+    adam, adabound = compared[2], compared[3]
+    for right, verdict in ((0.9, "not reproduced"), (0.1, "partly")):
+        monkeypatch.setitem(adabound.metrics, "test_accuracy", right)
+        monkeypatch.setitem(adam.metrics, "test_accuracy", 0.5)
+        assert _verdicts(compared).loc["AdaBound is no better than Adam", "verdict"] == verdict
+
+
+@pytest.mark.parametrize(("lowest", "verdict"), [((2.0, 1.0), "partly"), ((2.2, 2.1), "not reproduced")])
+def test_lbfgs_is_faster_where_it_comes_to_the_common_loss_in_fewer_passes(lowest, verdict, compared, monkeypatch):
+    """SGD's test loss falls 2.4, 2.3, 2.2, 2.1 over four passes; LBFGS has two rows of three passes."""
+    for r in compared[:2]:
+        monkeypatch.setitem(r.__dict__, "history", r.history.assign(test_loss=[2.4, 2.3, 2.2, 2.1]))
+    monkeypatch.setitem(compared[4].__dict__, "history", compared[4].history.assign(passes=3.0, test_loss=lowest))
+    row = _verdicts(compared).loc["LBFGS converges in fewer passes, BN only"]
+    assert row["verdict"] == verdict and "to a test loss of 2.1" in row["ours"]
+
+
+def test_each_figure_is_drawn_and_so_is_its_absence(compared, tmp_path):
+    table = analysis.optimizers(compared)
+    figures = [plots.courses(compared[:5], "bn"), plots.courses([], "bn"), plots.searched(table),
+               plots.searched(table[:0]), plots.growth(analysis.growth(compared[5:])),
+               plots.growth(analysis.growth([]))]
+    for number, figure in enumerate(figures):
+        plots.save(figure, str(number), tmp_path)
+    assert len(figures[0].axes) == 6 and len(figures[1].axes) == 1
+    assert "max_iter" in table[table["chosen"]].style.pipe(plots.optimizers).to_html()
