@@ -310,43 +310,6 @@ def dead_features(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
     return by_run.groupby(keys, as_index=False).agg(mean=("dead", "mean"), std=("dead", "std"), n=("dead", "count"))
 
 
-# ------------------------------------------------------------------------------------------- findings
-
-def findings(runs: Iterable[Run]) -> Sentences:
-    """What the runs say in a few sentences, the longest training of each network and mode; every number computed."""
-    runs = plain(runs)
-    table = accuracy(runs)
-    table = table[table["n"] > 0].sort_values("epochs")
-    of_bn = table[table["trainable"] == "bn"]
-    table = table.drop_duplicates(["model", "trainable"], keep="last")
-    alone = table[table["trainable"] == "bn"].sort_values(["depth", "width"])
-    said = Sentences()
-    if alone.empty:
-        return Sentences(["No BN-only run is there yet."])
-    total = {run.config.model: run.metrics["parameters"] for run in runs}
-    of_all = {row.model: row for row in table[table["trainable"] == "all"].itertuples()}
-    for row in alone.iloc[sorted({0, alone["mean"].argmax()})].itertuples():
-        full = of_all.get(row.model)
-        rest = f"; all of them reach {spread(full)} after {full.epochs}" if full else ""
-        said.append(f"{name(row.model)} on {SHOWN.get(row.dataset, row.dataset)}, training only γ and β, "
-                    f"{row.parameters:,} of its {total[row.model]:,} parameters "
-                    f"({row.parameters / total[row.model]:.1%}), reaches {spread(row)} "
-                    f"after {row.epochs} epochs{rest}.")
-    for by, fixed in (("depth", "width"), ("width", "depth")):
-        line = max((group.sort_values(by) for _, group in of_bn.groupby([fixed, "epochs"])), key=len)
-        if len(line) > 1:
-            first, last = line.iloc[0], line.iloc[-1]
-            said.append(f"From {by} {first[by]} to {by} {last[by]} BN-only accuracy goes from {first['mean']:.1f} to "
-                        f"{last['mean']:.1f} % ({first.epochs} epochs).")
-    dead = dead_features(runs).sort_values("epochs").drop_duplicates(["model", "trainable"], keep="last")
-    for trainable in ("bn", "all"):
-        share = dead[dead["trainable"] == trainable]["mean"]
-        if len(share):
-            reach = " to ".join(dict.fromkeys([f"{share.min():.1f}", f"{share.max():.1f}"]))
-            said.append(f"Training {trained(trainable)} leaves {reach} % of all |γ| below {DEAD}.")
-    return said
-
-
 # ----------------------------------------------------------------------------------------- provenance
 
 def provenance(runs: Iterable[Run]) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import pandas as pd
 from bnlib.analysis import (
     DEAD,
     PAPER_EPOCHS,
+    Sentences,
     accuracy,
     course,
     dead_features,
@@ -81,6 +82,13 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
     ]
     table = pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
     return table[["claim", "verdict", "ours", "published", "where"]]
+
+
+def open_questions(table: pd.DataFrame) -> Sentences:
+    """The claims that the verdict table does not call reproduced, each with what stands there."""
+    return Sentences(f"**{row.claim}**: {row.verdict}" + (f"; {row.ours}." if row.ours != "–" else ".")
+                     for verdict in (NOT, PARTLY, NOT_RUN)
+                     for row in table[table["verdict"] == verdict].itertuples())
 
 
 def percent_right(run: Run) -> float:

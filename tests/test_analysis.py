@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bnlib import Config, InputError, analysis, freeze, published, verdicts
+from bnlib import Config, InputError, analysis, findings, freeze, published, verdicts
 from bnlib.config import variant
 
 
@@ -101,9 +101,21 @@ def test_the_share_of_dead_features_is_judged_at_160_epochs():
 
 
 def test_findings_are_computed_from_the_runs():
-    said = " ".join(analysis.findings([fake_run(0.4321), fake_run(0.91, trainable="all")]))
+    said = " ".join(findings.summary([fake_run(0.4321), fake_run(0.91, trainable="all")]))
     assert "1,120 of its 175,258 parameters (0.6%), reaches 43.2 %" in said
     assert "all of them reach 91.0 % (1 seed) after 160" in said
+
+
+def test_findings_say_which_half_does_the_work_and_how_much_is_there():
+    runs = [fake_run(0.45), fake_run(0.4, trainable="gamma"), fake_run(0.3, trainable="beta"),
+            fake_run(0.5, norm="group")]
+    said = list(findings.summary(runs, planned=10))
+    assert "Which half does the work, on ResNet-14: BN only 45.0 %, γ only 40.0 %, β only 30.0 %." in said
+    assert said[-1] == "4 of 10 planned runs are there: 4 of 160 epochs."
+
+
+def test_compute_is_summed_device_by_device():
+    assert findings.compute([fake_run(), fake_run(seed=1)]) == ["2.0 hours for 2 runs on CPU."]
 
 
 def test_an_unknown_metric_is_named():

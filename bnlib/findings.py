@@ -1,0 +1,82 @@
+"""Runs in, sentences out: what was found, with every number computed, and what it took."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from bnlib.analysis import DEAD, SHOWN, Sentences, accuracy, dead_features, name, plain, spread, trained
+from bnlib.store import Run
+
+
+def summary(runs: Iterable[Run], planned: int | None = None) -> Sentences:
+    """What the runs say in a few sentences, the longest training of each network and mode; every number computed.
+
+    planned: how many runs the report plans, for a last sentence on what is there.
+    """
+    everything, runs = list(runs), plain(runs)
+    table = accuracy(runs)
+    table = table[table["n"] > 0].sort_values("epochs")
+    of_bn = table[table["trainable"] == "bn"]
+    if of_bn.empty:
+        return Sentences(["No BN-only run is there yet."])
+    longest = table.drop_duplicates(["model", "trainable"], keep="last").set_index(["model", "trainable"])
+    said = Sentences([*_alone(runs, longest), *_scaling(of_bn), *_parts(longest)])
+    dead = dead_features(runs).sort_values("epochs").drop_duplicates(["model", "trainable"], keep="last")
+    share = {what: dead[dead["trainable"] == what]["mean"] for what in ("bn", "all")}
+    shares = [f"training {trained(what)} leaves {_range(values)} % of all |γ| below {DEAD}"
+              for what, values in share.items() if len(values)]
+    said += [f"Switched off: {'; '.join(shares)}."] if shares else []
+    if planned is not None:
+        epochs = pd.Series([run.config.epochs for run in everything]).value_counts().sort_index()
+        said.append(f"{len(everything):,} of {planned:,} planned runs are there: "
+                    + ", ".join(f"{n} of {e} epochs" for e, n in epochs.items()) + ".")
+    return said
+
+
+def _alone(runs: list[Run], longest: pd.DataFrame) -> list[str]:
+    """How far BN-only training carries the smallest network and the best one, and full training beside it."""
+    alone = longest.xs("bn", level="trainable").sort_values(["depth", "width"])
+    total = {run.config.model: run.metrics["parameters"] for run in runs}
+    said = []
+    for row in alone.iloc[sorted({0, alone["mean"].argmax()})].itertuples():
+        full = next(longest[longest.index == (row.Index, "all")].itertuples(), None)
+        rest = f"; all of them reach {spread(full)} after {full.epochs}" if full else ""
+        share = f"{row.parameters:,} of its {total[row.Index]:,} parameters ({row.parameters / total[row.Index]:.1%})"
+        said.append(f"{name(row.Index)} on {SHOWN.get(row.dataset, row.dataset)}, training only γ and β, {share}, "
+                    f"reaches {spread(row)} after {row.epochs} epochs{rest}.")
+    return said
+
+
+def _scaling(of_bn: pd.DataFrame) -> list[str]:
+    """From where to where BN-only accuracy goes with depth, and with width: the longest line there is of each."""
+    said = []
+    for by, fixed in (("depth", "width"), ("width", "depth")):
+        line = max((group.sort_values(by) for _, group in of_bn.groupby([fixed, "epochs"])), key=len)
+        if len(line) > 1:
+            first, last = line.iloc[0], line.iloc[-1]
+            said.append(f"From {by} {first[by]:g} to {by} {last[by]:g} BN-only accuracy goes from {first['mean']:.1f} "
+                        f"to {last['mean']:.1f} % ({first.epochs} epochs).")
+    return said
+
+
+def _parts(longest: pd.DataFrame) -> list[str]:
+    """What γ alone, β alone and two random weights a channel reach, on the network where most of these were trained."""
+    parts = longest[longest.index.get_level_values("trainable").isin(("bn", "gamma", "beta", "random2", "output"))]
+    model = parts.groupby("model").size().idxmax()
+    of_model = parts.loc[model].sort_values("mean", ascending=False)
+    if len(of_model) < 2:
+        return []
+    stated = ", ".join(f"{trained(row.Index)} {row.mean:.1f} %" for row in of_model.itertuples())
+    return [f"Which half does the work, on {name(model)}: {stated}."]
+
+
+def _range(values: pd.Series) -> str:
+    return " to ".join(dict.fromkeys([f"{values.min():.1f}", f"{values.max():.1f}"]))
+
+
+def compute(runs: Iterable[Run]) -> Sentences:
+    """The hours that the runs took, device by device."""
+    hours = pd.Series([run.provenance["seconds"] / 3600 for run in runs], [run.provenance["device"] for run in runs])
+    by_device = hours.groupby(level=0).agg(["sum", "count"])
+    return Sentences(f"{row['sum']:.1f} hours for {row['count']:.0f} runs on {device}."
+                     for device, row in by_device.iterrows())
