@@ -409,9 +409,9 @@ _SHORT = _PAPER | {
 }
 _DEMO = {
     # a mirrored digit is no digit, hence no flip; small batches, or 1,437 images would make 11 steps an epoch
-    "training": {"dataset": "digits", "epochs": 12, "batch_size": 32, "augment": "crop"},
+    "training": {"dataset": "digits", "epochs": 10, "batch_size": 32, "augment": "crop"},
     "depths": [8, 14, 20],
-    "widths": [1, 2, 3],
+    "widths": [1, 2],
     "width_depth": 8,
     "modes": ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "shortcut", "random2", "random8"],
     "starts": [{"bn_init": "ones"}, {"bn_init": "signed"}, {"conv_init": "orthogonal"}, {"conv_init": "binary"},
