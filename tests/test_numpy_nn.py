@@ -97,7 +97,7 @@ LAYERS = {
                    nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
                                  nn.Linear(36, 2)),
                    (4, 3, 5, 5)),
-    "padded shortcut": (PaddedShortcut(3, 5, 2), models.PaddedShortcut(3, 5, 2), (2, 3, 5, 6)),
+    "padded shortcut": (PaddedShortcut(3, 5, 2), models.PaddedShortcut(3, 5, (2, 2)), (2, 3, 5, 6)),
 }
 
 
