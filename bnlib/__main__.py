@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 
-from bnlib import Config, InputError, data, grid, load_runs, run, store, verify
+from bnlib import Config, InputError, data, grid, load_runs, parallel, run, store, verify
 from bnlib.config import PROFILES, choose
 from bnlib.device import choose_device
 from bnlib.train import evaluate_on_test_set
@@ -106,7 +106,8 @@ def train(model, results, device, precision, tensorboard, **fields):
         fields.setdefault("trainable", "bn" if model.startswith("cifar_freeze") else "all")
     finished = run(Config(model=model, **fields), results=results, device=device, precision=precision,
                    tensorboard=tensorboard)
-    _print_run(finished)
+    if parallel.leads():
+        _print_run(finished)
 
 
 def test_(run_or_model, dataset, seed, results, device):
@@ -114,13 +115,13 @@ def test_(run_or_model, dataset, seed, results, device):
     folder = store.record_folder(results, run_or_model)
     if folder.exists():
         recorded = _sound(folder)
-        network, dataset = recorded.network(), recorded.config.dataset
+        network, dataset, inputs = recorded.network(), recorded.config.dataset, recorded.config.inputs
     else:
         ids = [r.id for r in store.all_runs(results)]
         if "-" in run_or_model and not run_or_model.lower().startswith("resnet-"):
             choose("run", run_or_model, _few(run_or_model, ids))
-        network = _untrained(Config(model=run_or_model, dataset=dataset, seed=seed))
-    found = evaluate_on_test_set(network, dataset, device)
+        network, inputs = _untrained(Config(model=run_or_model, dataset=dataset, seed=seed)), Config().inputs
+    found = evaluate_on_test_set(network, dataset, device, inputs)
     print(f"{run_or_model}: {found.correct:,} of {len(found.predicted):,} test images of {dataset} right "
           f"({found.accuracy:.2%}), loss {found.loss:.4f}, on {choose_device(device).type}")
 
