@@ -17,11 +17,11 @@ from bnlib.train import run
 
 __version__ = "0.1.0"
 __all__ = ["Config", "InputError", "Run", "analysis", "features", "load_runs", "plots", "profile", "published", "run",
-           "run_all", "verdicts"]
+           "run_all", "study_plots", "verdicts"]
 
 #: Loaded when first asked for, so that training needs neither pandas' styles nor matplotlib.
 _LATER = {"run_all": "grid", "published": "analysis", "analysis": None, "features": None, "plots": None,
-          "verdicts": None}
+          "study_plots": None, "verdicts": None}
 
 
 def __getattr__(name: str):

@@ -364,6 +364,14 @@ def modified(modification: str, positions: str = "all") -> dict[str, str]:
     return {"trainable": trainable, "positions": "none" if modification == "vanilla" else positions}
 
 
+def modification(config: Config) -> str:
+    """What that study calls this choice of what trains: `fixed_gamma` for `beta+weights`; else `trainable` itself."""
+    if parse_model(config.model).family in DEEPOBS and "1" not in config.positions:
+        return "vanilla" if config.trainable == "all" else config.trainable
+    names = {trainable: name for name, trainable in MODIFICATIONS.items() if name != "vanilla"}
+    return names.get(config.trainable, config.trainable)
+
+
 #: Ways to change a residual network, or what it sees, one at a time, of `10_residual_vs_plain`.
 _CHANGES = [{"shortcut": "A"}, {"shortcut": "none"}, {"final_relu": False}, {"norm": "none"},
             *({"inputs": how} for how in INPUTS[1:]), {"augment": "none"}, {"augment": "crop+flip+once"},

@@ -21,7 +21,6 @@ from bnlib.config import Config, InputError
 from bnlib.deepobs import Dropout
 from bnlib.device import choose_device
 
-
 #: What DistributedDataParallel calls the choice whether running statistics come from the first process at each step.
 SYNC_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers")
                     if name in inspect.signature(DistributedDataParallel).parameters)
