@@ -220,8 +220,8 @@ def surface(run: Run, layer: str, part: str = "gamma") -> pd.DataFrame:
 def residual_and_plain(runs: Iterable[Run]) -> pd.DataFrame:
     """Final test accuracy in % by depth, what trained and epochs: residual beside plain networks, ours and published.
 
-    Columns: depth, trained, epochs, and for `residual` and `plain` ours (mean over seeds), the earlier study's and
-    He et al.'s; NaN where there is none.
+    Columns: depth, trained, epochs, seeds (the fewest), and for `residual` and `plain` ours (mean over seeds), the
+    earlier study's and He et al.'s; NaN where there is none.
     """
     table = accuracy(run for run in runs if not variant(run.config))
     sources = {"ours": None, "study": "residual-versus-plain study", "He et al.": "He et al. 2015"}
@@ -232,7 +232,8 @@ def residual_and_plain(runs: Iterable[Run]) -> pd.DataFrame:
             continue
         kind = "plain" if family == "plain" else "residual"
         found = rows.setdefault((depth, row.trainable, row.epochs), {
-            f"{k}, {s}": np.nan for k in ("residual", "plain") for s in sources})
+            "seeds": row.n, **{f"{k}, {s}": np.nan for k in ("residual", "plain") for s in sources}})
+        found["seeds"] = min(found["seeds"], row.n)
         found[f"{kind}, ours"] = row.mean
         known = published(dataset=row.dataset)
         known = known[(known["model"] == row.model) & (known["trainable"] == row.trainable)]

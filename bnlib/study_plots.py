@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import SHOWN, surface, trained
+from bnlib.analysis import SHOWN, histories, seeds_of, surface, trained
 from bnlib.config import MODIFICATIONS, modification
 from bnlib.plots import SYMBOL, colour, nothing_yet
 from bnlib.store import Run
@@ -67,21 +67,23 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def by_positions(table: pd.DataFrame) -> Figure:
-    """Test accuracy of each modification, a row of dots for each choice of the layers that have batch norm.
+    """Test accuracy of each modification, a row for each choice of the layers, from the image on, with batch norm.
 
     table: from `analysis.by_positions`. Hollow: all other weights frozen. Bars are one standard deviation over seeds.
     """
     if not len(table):
         return nothing_yet()
-    masks = sorted(table["positions"].unique())
-    figure, axes = plt.subplots(figsize=(6, 2 + 0.28 * len(masks)))
-    for name in in_order(table["modification"]):
+    masks, names = sorted(table["positions"].unique()), in_order(table["modification"])
+    figure, axes = plt.subplots(figsize=(6, 1.6 + 0.45 * len(masks)))
+    for i, name in enumerate(names):
         rows = table[table["modification"] == name]
+        at = [masks.index(mask) + 0.3 - 0.6 * i / max(1, len(names) - 1) for mask in rows["positions"]]
         hollow = {"markerfacecolor": "none"} if name.endswith(" alone") else {}
-        axes.errorbar(rows["mean"], [masks.index(m) for m in rows["positions"]], xerr=rows["std"].fillna(0), marker="o",
-                      linestyle="", capsize=2, color=shade(name), label=name, **hollow)
+        axes.errorbar(rows["mean"], at, xerr=rows["std"].fillna(0), marker="o", linestyle="", markersize=4,
+                      color=shade(name), label=name, **hollow)
     axes.set_yticks(range(len(masks)), [mask.replace(",", " ") for mask in masks])
-    axes.set(xlabel="test accuracy (%)", ylabel="batch norm, from the image on", ylim=(-0.5, len(masks) - 0.5))
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="test accuracy (%)", ylabel="batch norm at", ylim=(-0.5, len(masks) - 0.5))
     figure.legend(loc="outside lower center", ncols=3)
     figure.suptitle(_about(table), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
@@ -109,8 +111,8 @@ def layer_means(table: pd.DataFrame) -> Figure:
         column[-1].set_xlabel("epoch")
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     for axes, part in zip(grid[:, 0], ("gamma", "beta"), strict=True):
-        axes.set_ylabel(f"mean {SYMBOL[part]} of the layer" + (" (dotted: bias)" if part == "beta" else ""))
-    handles, labels = grid[1][0].get_legend_handles_labels()
+        axes.set_ylabel(f"mean {SYMBOL[part]}" + ("\n(dotted: bias)" if table["gamma"].isna().any() else ""))
+    handles, labels = grid[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(layers))
     figure.suptitle(_about(table), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
@@ -132,7 +134,7 @@ def surfaces(runs: Iterable[Run], layer: str, part: str = "gamma") -> Figure:
         about = {"cmap": "viridis", "vmin": low, "vmax": high}
         above = figure.add_subplot(2, len(runs), i, projection="3d")
         above.plot_surface(epochs, channels, table.to_numpy(), linewidth=0, **about)
-        above.set(xlabel=table.columns.name, ylabel="channel", zlim=(low, high))
+        above.set(xlabel=table.columns.name, ylabel="channel", zlabel=SYMBOL[part], zlim=(low, high))
         above.set_title(modification(run.config), color=shade(modification(run.config)), fontsize=9)
         above.view_init(28, -130)
         above.tick_params(labelsize=6, pad=-2)
@@ -140,7 +142,8 @@ def surfaces(runs: Iterable[Run], layer: str, part: str = "gamma") -> Figure:
         drawn = below.contourf(epochs, channels, table.to_numpy(), levels=np.linspace(low, high, 15), **about)
         below.set(xlabel=table.columns.name, ylabel="channel, by final value" if i == 1 else None)
         below.grid(visible=False)
-    figure.colorbar(drawn, ax=figure.axes[1::2], label=f"{SYMBOL[part]} of {layer}", format="%.2f")
+    figure.colorbar(drawn, ax=figure.axes[1::2], label=f"{SYMBOL[part]} of {layer}", format="%.3f")
+    figure.suptitle(_about(histories(runs)), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
 
 
@@ -153,26 +156,28 @@ def gamma_against_beta(channels: pd.DataFrame) -> Figure:
         return nothing_yet()
     layers = channels.drop_duplicates("layer").sort_values("number")["layer"].tolist()
     names = {what: name for name, what in MODIFICATIONS.items() if name != "vanilla"}
+    channels = channels.assign(modification=channels["trainable"].map(names))
     figure, grid = plt.subplots(1, len(layers), figsize=(1 + 1.9 * len(layers), 2.9), sharex=True, sharey=True,
                                 squeeze=False)
     for axes, layer in zip(grid[0], layers, strict=True):
         axes.axhline(1, color="#333333", linestyle=":", linewidth=0.8)
         axes.axvline(0, color="#333333", linestyle=":", linewidth=0.8)
-        for what, rows in channels[channels["layer"] == layer].groupby("trainable"):
-            axes.scatter(rows["beta"], rows["gamma"], s=5, linewidths=0, alpha=0.6, color=shade(names.get(what, what)),
-                         label=names.get(what, trained(what)))
+        for what in in_order(channels["modification"]):
+            rows = channels[(channels["layer"] == layer) & (channels["modification"] == what)]
+            axes.scatter(rows["beta"], rows["gamma"], s=5, linewidths=0, alpha=0.6, color=shade(what), label=what)
         count = channels[channels["layer"] == layer]["channel"].nunique()
         axes.set(xlabel="final β", title=f"{layer.split('.')[0]}: {count} channels")
     grid[0][0].set_ylabel("final γ")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, markerscale=2.5)
+    figure.suptitle(_about(channels), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
 
 
 def by_depth(table: pd.DataFrame) -> Figure:
-    """Test accuracy against depth: residual (full lines, dots) and plain (dashed, squares), a panel what trains.
+    """Test accuracy against depth: residual (full lines) and plain (dashed), a panel what trains.
 
-    table: from `analysis.residual_and_plain`; hollow: published, circles the earlier study's, triangles He et al.'s.
+    table: from `analysis.residual_and_plain`; hollow marks are published values.
     """
     if not len(table):
         return nothing_yet()
@@ -180,18 +185,18 @@ def by_depth(table: pd.DataFrame) -> Figure:
     figure, grid = plt.subplots(1, len(modes), figsize=(1 + 3.2 * len(modes), 3.4), sharex=True, squeeze=False)
     for axes, mode in zip(grid[0], modes, strict=True):
         of_mode = table[table["trained"] == mode]
-        for kind, style, below in (("residual", "-o", False), ("plain", "--s", True)):
+        for kind, style in (("residual", "-o"), ("plain", "--s")):
             for epochs, rows in of_mode.dropna(subset=f"{kind}, ours").groupby("epochs"):
                 accuracies = rows[f"{kind}, ours"]
-                axes.plot(rows["depth"], accuracies, style, color=colour(mode))
-                axes.annotate(f"{kind}, {epochs} epochs", (rows["depth"].iloc[-1], accuracies.iloc[-1]),
-                              xytext=(0, -12 if below else 7), textcoords="offset points", ha="right", fontsize=7.5,
-                              color=colour(mode))
+                axes.plot(rows["depth"], accuracies, style, color=colour(mode), label=f"{kind}, {epochs} epochs")
             for source, marker in (("study", "o"), ("He et al.", "^")):
-                axes.plot(of_mode["depth"], of_mode[f"{kind}, {source}"], style[:-1], marker=marker, linewidth=0.6,
-                          markerfacecolor="none", color=colour(mode), alpha=0.6)
-        axes.set(xlabel="depth (layers)", title=trained(mode), xticks=sorted(set(table["depth"])))
-        axes.margins(x=0.15, y=0.15)
+                known = of_mode.dropna(subset=f"{kind}, {source}").drop_duplicates("depth")
+                axes.plot(known["depth"], known[f"{kind}, {source}"], style[:-1], marker=marker, linewidth=0.6,
+                          markerfacecolor="none", color=colour(mode), alpha=0.6,
+                          label=f"{kind}, {source}" if len(known) else None)
+        axes.set(xlabel="depth (layers)", title=f"{trained(mode)}, {seeds_of(of_mode['seeds'].min())}",
+                 xticks=sorted(set(table["depth"])))
+        axes.legend(fontsize=7.5)
     grid[0][0].set_ylabel("test accuracy (%)")
     return figure
 
