@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import warnings
+from functools import cache
 
 from bnlib import Config, InputError, data, grid, load_runs, parallel, run, store, verify
 from bnlib.config import PROFILES, choose
@@ -240,6 +241,7 @@ def _value(text: str):
         return text
 
 
+@cache
 def _comments() -> dict[str, str]:
     """What the comment beside each field of Config says of it."""
     return dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))

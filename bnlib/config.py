@@ -298,13 +298,13 @@ def _typed(field: dataclasses.Field, value):
             return tuple(float(m) for m in value)
         if kind == "int":
             return _whole(value)
-        if kind == "bool" and value in (True, False, "True", "False", "true", "false"):
-            return str(value).lower() in ("true", "1")
+        if kind == "bool":
+            return {"true": True, "false": False}[str(value).lower()]
         if kind == "float":
             return float(value)
         if isinstance(value, str):
             return value
-    except (TypeError, ValueError, OverflowError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         pass
     wanted = {"n_train": "a whole number or None", "milestones": "a list of fractions", "int": "a whole number",
               "float": "a number", "bool": "true or false", "str": "a text"}[kind]

@@ -84,6 +84,15 @@ def place(network: nn.Module, config: Config, device: torch.device, precision: s
     return trainable
 
 
+def check_last_batch(network: nn.Module, images: int, config: Config) -> None:
+    """InputError where an epoch's last batch is too small for batch norm: after a dense layer one image is no batch."""
+    last, least = images % config.batch_size or config.batch_size, 1 + any(
+        isinstance(layer, nn.BatchNorm1d) for layer in network.modules())
+    if last < least * config.bn_parts:
+        raise InputError(f"batch_size={config.batch_size}: leaves a last batch of {last} of {images:,} images; batch "
+                         f"norm of {config.model} takes at least {least * config.bn_parts}")
+
+
 # ---------------------------------------------------------------------------------------------- training
 
 def train(config: Config, stop: Stop, *, results: str | Path = "results", device: str | None = None,
@@ -107,6 +116,7 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
                                config.inputs)
     in_training, in_validation = data.split(config, len(dataset.x_train))
     batches = data.TrainingBatches(*dataset.part(in_training), config, normalise, device)
+    check_last_batch(network, len(batches.labels), config)
     held_out = {"test": (dataset.x_test.to(device), dataset.y_test.to(device))}
     if config.n_val:
         held_out["val"] = tuple(part.to(device) for part in dataset.part(in_validation))

@@ -308,6 +308,13 @@ def test_more_steps_than_a_checkpoint_should_hold_are_refused(tmp_path, monkeypa
         run(Config(**SMALL | {"log_every": 1}), results=tmp_path / "results")
 
 
+def test_a_last_batch_of_one_image_is_refused_where_dense_layers_normalise(tmp_path):
+    config = Config(**SMALL | {"n_train": 65})
+    with pytest.raises(InputError, match="batch_size=32: leaves a last batch of 1 of 65 images"):
+        run(config, results=tmp_path / "results")
+    assert run(dataclasses.replace(config, positions="first3", epochs=1), results=tmp_path / "results").status == "done"
+
+
 def test_a_network_without_batch_norm_comes_back_from_its_weights(tmp_path):
     r = run(Config(**SMALL | {"epochs": 1} | modified("vanilla")), results=tmp_path / "results")
     assert r.gamma == {} and set(r.trajectory["bias"]) == {f"{n}.layer" for n in ("conv1", "conv2", "conv3", "dense1",
