@@ -220,8 +220,8 @@ def surface(run: Run, layer: str, part: str = "gamma") -> pd.DataFrame:
 def residual_and_plain(runs: Iterable[Run]) -> pd.DataFrame:
     """Final test accuracy in % by depth, what trained and epochs: residual beside plain networks, ours and published.
 
-    Columns: depth, trained, epochs, seeds (the fewest), and for `residual` and `plain` ours (mean over seeds), the
-    earlier study's and He et al.'s; NaN where there is none.
+    Columns: dataset, depth, trained, epochs, seeds (the fewest), and for `residual` and `plain` ours (mean over seeds),
+    the earlier study's and He et al.'s; NaN where there is none.
     """
     table = accuracy(run for run in runs if not variant(run.config))
     sources = {"ours": None, "study": "residual-versus-plain study", "He et al.": "He et al. 2015"}
@@ -231,7 +231,7 @@ def residual_and_plain(runs: Iterable[Run]) -> pd.DataFrame:
         if family not in ("resnet", "plain") or width != 1:
             continue
         kind = "plain" if family == "plain" else "residual"
-        found = rows.setdefault((depth, row.trainable, row.epochs), {
+        found = rows.setdefault((row.dataset, depth, row.trainable, row.epochs), {
             "seeds": row.n, **{f"{k}, {s}": np.nan for k in ("residual", "plain") for s in sources}})
         found["seeds"] = min(found["seeds"], row.n)
         found[f"{kind}, ours"] = row.mean
@@ -239,9 +239,9 @@ def residual_and_plain(runs: Iterable[Run]) -> pd.DataFrame:
         known = known[(known["model"] == row.model) & (known["trainable"] == row.trainable)]
         known = known.set_index("source")["value"]
         found.update({f"{kind}, {short}": known.get(source) for short, source in sources.items() if source in known})
-    keys = ["depth", "trained", "epochs"]
+    keys = ["dataset", "depth", "trained", "epochs"]
     made = pd.DataFrame([dict(zip(keys, key, strict=True)) | found for key, found in rows.items()])
-    return made.sort_values(["trained", "epochs", "depth"], ignore_index=True) if rows else made
+    return made.sort_values(["dataset", "trained", "epochs", "depth"], ignore_index=True) if rows else made
 
 
 # ------------------------------------------------------------------------------------------- findings

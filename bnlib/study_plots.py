@@ -111,7 +111,8 @@ def layer_means(table: pd.DataFrame) -> Figure:
         column[-1].set_xlabel("epoch")
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     for axes, part in zip(grid[:, 0], ("gamma", "beta"), strict=True):
-        axes.set_ylabel(f"mean {SYMBOL[part]}" + ("\n(dotted: bias)" if table["gamma"].isna().any() else ""))
+        biases = bool(part == "beta" and table["gamma"].isna().any())
+        axes.set_ylabel(f"mean {SYMBOL[part]}" + "\n(dotted: bias)" * biases)
     handles, labels = grid[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(layers))
     figure.suptitle(_about(table), x=0.01, ha="left", color="#555555", fontsize=8)
@@ -134,7 +135,7 @@ def surfaces(runs: Iterable[Run], layer: str, part: str = "gamma") -> Figure:
         about = {"cmap": "viridis", "vmin": low, "vmax": high}
         above = figure.add_subplot(2, len(runs), i, projection="3d")
         above.plot_surface(epochs, channels, table.to_numpy(), linewidth=0, **about)
-        above.set(xlabel=table.columns.name, ylabel="channel", zlabel=SYMBOL[part], zlim=(low, high))
+        above.set(xlabel=table.columns.name, ylabel="channel", zlim=(low, high))
         above.set_title(modification(run.config), color=shade(modification(run.config)), fontsize=9)
         above.view_init(28, -130)
         above.tick_params(labelsize=6, pad=-2)
@@ -198,6 +199,8 @@ def by_depth(table: pd.DataFrame) -> Figure:
                  xticks=sorted(set(table["depth"])))
         axes.legend(fontsize=7.5)
     grid[0][0].set_ylabel("test accuracy (%)")
+    figure.suptitle("/".join(SHOWN.get(d, d) for d in table["dataset"].unique()), x=0.01, ha="left", color="#555555",
+                    fontsize=8)
     return figure
 
 
@@ -205,6 +208,7 @@ def side_by_side(styler):
     """The table of `analysis.residual_and_plain`, for `DataFrame.style.pipe`: accuracies in %."""
     accuracies = [column for column in styler.data if "," in column]
     styler = styler.format(dict.fromkeys(accuracies, "{:.2f}") | {"trained": trained}, na_rep="–")
+    styler = styler.hide(axis="columns", subset=[column for column in styler.data if column == "dataset"])
     return styler.hide(axis="index").set_uuid("side-by-side").set_properties(**{"text-align": "right"})
 
 
