@@ -374,6 +374,7 @@ def modification(config: Config) -> str:
 
 #: Ways to change a residual network, or what it sees, one at a time, of `10_residual_vs_plain`.
 _CHANGES = [{"shortcut": "A"}, {"shortcut": "none"}, {"final_relu": False}, {"norm": "none"},
+            {"norm": "none", "lr": 0.001},                         # at the protocol's rate it may diverge
             *({"inputs": how} for how in INPUTS[1:]), {"augment": "none"}, {"augment": "crop+flip+once"},
             {"batch_size": 256}]
 
