@@ -11,17 +11,18 @@ import os
 # the other is off the machine. Costs 3 % on a quiet machine; beside one busy process it is about eight times faster.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-from bnlib.config import Config, InputError, profile
+from bnlib.config import Config, InputError
+from bnlib.profiles import profile
 from bnlib.store import Run, load_runs
 from bnlib.train import run
 
 __version__ = "0.1.0"
 __all__ = ["Config", "InputError", "Run", "analysis", "features", "load_runs", "plots", "profile", "published", "run",
-           "run_all", "verdicts"]
+           "run_all", "study_plots", "verdicts"]
 
 #: Loaded when first asked for, so that training needs neither pandas' styles nor matplotlib.
 _LATER = {"run_all": "grid", "published": "analysis", "analysis": None, "features": None, "plots": None,
-          "verdicts": None}
+          "study_plots": None, "verdicts": None}
 
 
 def __getattr__(name: str):

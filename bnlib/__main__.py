@@ -11,10 +11,12 @@ import signal
 import sys
 import time
 import warnings
+from functools import cache
 
-from bnlib import Config, InputError, data, grid, load_runs, run, store, streaming, verify
-from bnlib.config import PROFILES, choose
+from bnlib import Config, InputError, data, grid, load_runs, parallel, run, store, streaming, verify
+from bnlib.config import choose
 from bnlib.device import choose_device
+from bnlib.profiles import PROFILES
 from bnlib.train import evaluate_on_test_set
 
 
@@ -111,7 +113,8 @@ def train(model, results, device, precision, tensorboard, **fields):
         fields.setdefault("trainable", "bn" if model.startswith("cifar_freeze") else "all")
     finished = run(Config(model=model, **fields), results=results, device=device, precision=precision,
                    tensorboard=tensorboard)
-    _print_run(finished)
+    if parallel.leads():
+        _print_run(finished)
 
 
 def test_(run_or_model, dataset, seed, results, device):
@@ -119,13 +122,14 @@ def test_(run_or_model, dataset, seed, results, device):
     folder = store.record_folder(results, run_or_model)
     if folder.exists():
         recorded = _sound(folder)
-        network, dataset, image_size = recorded.network(), recorded.config.dataset, recorded.config.image_size
+        network, config = recorded.network(), recorded.config
     else:
         ids = [r.id for r in store.all_runs(results)]
         if "-" in run_or_model and not run_or_model.lower().startswith("resnet-"):
             choose("run", run_or_model, _few(run_or_model, ids))
-        network, image_size = _untrained(Config(model=run_or_model, dataset=dataset, seed=seed)), None
-    found = evaluate_on_test_set(network, dataset, device, image_size)
+        config = Config(model=run_or_model, dataset=dataset, seed=seed)
+        network = _untrained(config)
+    found = evaluate_on_test_set(network, config.dataset, device, config.image_size, config.inputs)
     print(f"{run_or_model}: {found.correct:,} of {len(found.predicted):,} test images of {dataset} right "
           f"({found.accuracy:.2%}), loss {found.loss:.4f}, on {choose_device(device).type}")
 
@@ -268,6 +272,7 @@ def _value(text: str):
         return text
 
 
+@cache
 def _comments() -> dict[str, str]:
     """What the comment beside each field of Config says of it."""
     return dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from bnlib import data
-from bnlib.config import OPTIMIZERS, Config, InputError, variant
+from bnlib.config import DEEPOBS, OPTIMIZERS, Config, InputError, choose, parse_model
+from bnlib.profiles import modification, variant
 from bnlib.store import Run
 
 DEAD = 0.01            # |γ| below which the paper counts a feature as switched off (Sec. 5)
@@ -25,8 +26,9 @@ class Sentences(list):
 # ------------------------------------------------------------------------------------------- accuracy
 
 def plain(runs: Iterable[Run]) -> list[Run]:
-    """The runs of the protocol, without those that vary it."""
-    return [run for run in runs if not variant(run.config)]
+    """The runs of the protocol, without those that vary it, be it by a network of another study (09, 10)."""
+    return [run for run in runs
+            if not variant(run.config) and parse_model(run.config.model).family not in ("plain", *DEEPOBS)]
 
 
 def varied(runs: Iterable[Run], *fields: str) -> list[Run]:
@@ -142,11 +144,12 @@ def trained(what: str) -> str:
 
 def name(model: str) -> str:
     """`resnet14x8` → `ResNet-14-8`, the paper's spelling; `resnet1d14` → `1-D ResNet-14`;
-    `imagenet_resnet50` → `ImageNet ResNet-50`."""
+    `imagenet_resnet50` → `ImageNet ResNet-50`; `plain20` → `plain-20`, He et al.'s."""
     if model.startswith("imagenet"):
         model = model.removeprefix("imagenet_").removesuffix("_bn").replace("vgg", "VGG-").replace("_", "-")
         return "ImageNet " + model.replace("wide-resnet", "Wide ResNet-").replace("resnet", "ResNet-")
-    return model.replace("resnet1d", "1-D resnet").replace("resnet", "ResNet-").replace("x", "-")
+    model = model.replace("resnet1d", "1-D resnet").replace("resnet", "ResNet-").replace("plain", "plain-")
+    return model.replace("x", "-")
 
 
 #: How a dataset is called in sentences.
@@ -308,6 +311,91 @@ def dead_features(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
                             "dead": 100 * dead_share({"all": np.concatenate(list(run.gamma.values()))}, below)["all"]}
                            for run in runs if run.status == "done" and run.gamma], columns=[*keys, "seed", "dead"])
     return by_run.groupby(keys, as_index=False).agg(mean=("dead", "mean"), std=("dead", "std"), n=("dead", "count"))
+
+
+# ------------------------------------------------------------------------------------- batch norm taken apart
+
+def _about(run: Run) -> dict:
+    """What tells apart the runs of `09_dissect_batchnorm`."""
+    return {"run": run.id, "dataset": run.config.dataset, "model": run.config.model, "positions": run.config.positions,
+            "modification": modification(run.config), "lr": run.config.lr, "seed": run.config.seed}
+
+
+def histories(runs: Iterable[Run]) -> pd.DataFrame:
+    """Loss, and accuracy in %, on training and test images: one row a run and epoch, and what tells runs apart."""
+    parts = [run.history.assign(**_about(run), epoch=run.history["epoch"]) for run in runs]
+    if not parts:
+        return pd.DataFrame(columns=["modification", "lr", "epoch"])
+    table = pd.concat(parts, ignore_index=True)
+    accuracies = [column for column in table if column.endswith("accuracy")]
+    return table.assign(**{column: 100 * table[column] for column in accuracies})
+
+
+def by_positions(runs: Iterable[Run]) -> pd.DataFrame:
+    """Final test accuracy in %: mean, std and n over seeds, one row a network, its positions and modification."""
+    table = pd.DataFrame([_about(run) | {"accuracy": 100 * run.metrics["test_accuracy"]} for run in runs
+                          if run.status == "done"])
+    if table.empty:
+        return table
+    return table.groupby(["dataset", "model", "positions", "modification"], as_index=False).agg(
+        mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), seed=("seed", "first"))
+
+
+def layer_means(runs: Iterable[Run]) -> pd.DataFrame:
+    """Mean γ and β of each layer, one row a run, logged epoch and layer, and the layer's number from the image on.
+
+    A layer that has a bias in batch norm's stead has the mean of that as β, and no γ.
+    """
+    rows = []
+    for run in runs:
+        gamma, beta = run.trajectory["gamma"], run.trajectory["beta"] | run.trajectory.get("bias", {})
+        mixed = gamma and len(beta) > len(gamma)         # conv1, conv2, …: some with batch norm, some with a bias
+        for number, layer in enumerate(sorted(beta) if mixed else beta, 1):
+            for i, epoch in enumerate(run.trajectory["epochs"]):
+                mean = gamma[layer][i].mean(dtype=float) if layer in gamma else np.nan
+                rows.append(_about(run) | {"epoch": epoch, "number": number, "layer": layer.split(".")[0],
+                                           "gamma": mean, "beta": beta[layer][i].mean(dtype=float)})
+    return pd.DataFrame(rows)
+
+
+def surface(run: Run, layer: str, part: str = "gamma") -> pd.DataFrame:
+    """γ or β of one layer over training: a row a channel, sorted by its final value, a column a logged epoch.
+
+    Of a run that logged steps (`log_every`), a column a step. Raises InputError for a layer that has none.
+    """
+    steps = "steps" in run.trajectory
+    values = run.trajectory[f"step_{part}" if steps else part]
+    logged = pd.DataFrame(values[choose("layer", layer, values)].T.astype(float),
+                          columns=run.trajectory["steps" if steps else "epochs"])
+    return logged.sort_values(logged.columns[-1], kind="stable").rename_axis(
+        index="channel", columns="step" if steps else "epoch")
+
+
+def residual_and_plain(runs: Iterable[Run]) -> pd.DataFrame:
+    """Final test accuracy in % by depth, what trained and epochs: residual beside plain networks, ours and published.
+
+    Columns: dataset, depth, trained, epochs, seeds (the fewest), and for `residual` and `plain` ours (mean over seeds),
+    the earlier study's and He et al.'s; NaN where there is none.
+    """
+    table = accuracy(run for run in runs if not variant(run.config))
+    sources = {"ours": None, "study": "residual-versus-plain study", "He et al.": "He et al. 2015"}
+    rows: dict[tuple, dict] = {}
+    for row in table.itertuples():
+        family, depth, width = parse_model(row.model)
+        if family not in ("resnet", "plain") or width != 1:
+            continue
+        kind = "plain" if family == "plain" else "residual"
+        found = rows.setdefault((row.dataset, depth, row.trainable, row.epochs), {
+            "seeds": row.n, **{f"{k}, {s}": np.nan for k in ("residual", "plain") for s in sources}})
+        found["seeds"] = min(found["seeds"], row.n)
+        found[f"{kind}, ours"] = row.mean
+        known = published(dataset=row.dataset)
+        known = known[(known["model"] == row.model) & (known["trainable"] == row.trainable)]
+        known = known.set_index("source")["value"]
+        found.update({f"{kind}, {short}": known.get(source) for short, source in sources.items() if source in known})
+    keys = ["dataset", "depth", "trained", "epochs"]
+    made = pd.DataFrame([dict(zip(keys, key, strict=True)) | found for key, found in rows.items()])
+    return made.sort_values(["dataset", "trained", "epochs", "depth"], ignore_index=True) if rows else made
 
 
 # ----------------------------------------------------------------------------------------- provenance

@@ -16,10 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlib import optim, store
-from bnlib.config import InputError
+from bnlib import optim, parallel, store
+from bnlib.config import Config, InputError
+from bnlib.freeze import output_layer
 
+STEPS_BYTES = 32 * 2**20            # of γ, β at single steps, which stand in every checkpoint
 TRAJECTORY_BYTES = 40 * 1024        # a record's logged γ and β: 18 epochs of ResNet-14, fewer of larger networks
 PACKED_BYTES = 8 * 2**20            # checkpoints smaller than that are compressed
 SAVE_SECONDS = 300                  # within an epoch as long as that, a checkpoint is saved every so often
@@ -65,7 +68,10 @@ class Stop:
         self.signal = number
 
     def asked(self) -> bool:
-        return self.signal is not None or (self.deadline is not None and time.time() >= self.deadline)
+        due = self.deadline is not None and time.time() >= self.deadline
+        number, due = parallel.largest(self.signal or 0, due)             # all processes of a run stop together
+        self.signal = number or None
+        return bool(number or due)
 
     def end(self, config_id: str, epoch: int | None = None) -> None:
         """Raises Interrupted or Paused; epoch: of the checkpoint at which training stops, None before it began."""
@@ -101,6 +107,7 @@ class Progress:
         self.history: list[dict] = []                 # one row an epoch
         self.begin_epoch()
         self.affine: dict[int, dict] = {}             # epoch → γ and β of all layers then, float16
+        self.steps: dict[int, dict] = {}              # step → the same, and the step's loss, where asked for
         self.began = self.saved = time.time()
         self.seconds_before = 0.0
 
@@ -121,7 +128,10 @@ class Progress:
         return {key: "; ".join(dict.fromkeys(str(made[key]) for made in self.made)) for key in self.made[0]}
 
     def log_affine(self, epoch: int) -> None:
-        self.affine[epoch] = {part: in_one_row(self.network, part).half() for part in ("gamma", "beta")}
+        self.affine[epoch] = affine(self.network)
+
+    def log_step(self, step: int, loss: torch.Tensor) -> None:
+        self.steps[step] = affine(self.network) | {"loss": float(loss)}
 
     def begin_epoch(self) -> None:
         self.epoch = Epoch(self.device, float(self.optimizer.param_groups[0]["lr"]))
@@ -138,8 +148,11 @@ class Progress:
     def save(self) -> None:
         """Writes the checkpoint beside its place and renames it; the one before stays until the next.
 
-        Raises InputError, and leaves both as they were, where it cannot be written.
+        Only the first of several processes does. Raises InputError, and leaves both as they were, where it cannot be
+        written.
         """
+        if not parallel.leads():
+            return
         content = io.BytesIO()
         torch.save({
             "network": {name: tensor.detach() for name, tensor in self.changing().items()},
@@ -148,6 +161,7 @@ class Progress:
             "history": self.history,
             "epoch": vars(self.epoch),
             "affine": self.affine,
+            "steps": self.steps,
             "seconds": self.seconds_before + time.time() - self.began,
             "made": self.made,
             "science": self.science,
@@ -177,8 +191,11 @@ class Progress:
             where = f"the one before it, after epoch {len(state['history'])}" if state else "the start"
             warnings.warn(f"{there[0]} is damaged; training goes on from {where}", stacklevel=2)
             there[0].unlink(missing_ok=True)         # or the next save would put it in the place of the sound one
-        if state is None:
-            return
+        if state is not None:
+            self._restore(state)
+        parallel.check_same(epochs=len(self.history), steps=self.epoch.steps)
+
+    def _restore(self, state: dict) -> None:
         if state["science"] != self.science:
             others = ", ".join(key for key in self.science if state["science"].get(key) != self.science[key])
             warnings.warn(f"{self.file} is of another {others}; training begins anew", stacklevel=2)
@@ -189,6 +206,7 @@ class Progress:
         for group in self.optimizer.param_groups:
             group["lr"] = optim.rate(float(group["lr"]), self.device, optim.captured(self.optimizer))
         self.history, self.affine, self.made = state["history"], state["affine"], state["made"]
+        self.steps = state.get("steps", {})
         self.seconds_before = state["seconds"]
         for name, value in state["epoch"].items():
             setattr(self.epoch, name, value.to(self.device) if isinstance(value, torch.Tensor) else value)
@@ -222,6 +240,20 @@ def read(file: Path) -> dict | None:
         return None
 
 
+def affine(network: nn.Module) -> dict[str, torch.Tensor]:
+    """What is logged of a network: γ and β of all layers in one row; and the biases of layers without them, if any."""
+    parts = {part: in_one_row(network, part).half() for part in ("gamma", "beta")}
+    biases = [layer.bias.detach().float().cpu() for layer in biased_layers(network).values()]
+    return parts | ({"bias": torch.cat(biases).half()} if biases else {})
+
+
+def biased_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Each layer that could have batch norm and has a bias in its stead, by its name: all but the one of the logits."""
+    last = output_layer(network)
+    return {name: module for name, module in network.named_modules() if module is not last
+            and isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None}
+
+
 def in_one_row(network: nn.Module, part: str) -> torch.Tensor:
     """`gamma`, `beta`, `running_mean` or `running_var` of all layers, first layer first, on the CPU.
 
@@ -231,13 +263,21 @@ def in_one_row(network: nn.Module, part: str) -> torch.Tensor:
     return torch.cat([torch.zeros(0), *(layer.detach().float().cpu() for layer in layers if layer is not None)])
 
 
-def bn_layers(network: nn.Module) -> dict[str, nn.BatchNorm2d | nn.GroupNorm]:
+def bn_layers(network: nn.Module) -> dict[str, _BatchNorm | nn.GroupNorm]:
     """Each batch norm, or what stands in its place, by its name in the network."""
     return {name: module for name, module in network.named_modules()
-            if isinstance(module, nn.BatchNorm2d | nn.GroupNorm)}
+            if isinstance(module, _BatchNorm | nn.GroupNorm)}
 
 
-def logged_epochs(epochs: int, parameters: int) -> set[int]:
-    """The epochs after which γ and β are logged: evenly spaced, the last included, fewer as networks grow."""
-    times = int(np.clip(TRAJECTORY_BYTES / (2 * max(1, parameters)), 2, 20))
+def logged_epochs(epochs: int, values: int) -> set[int]:
+    """The epochs after which `values` of γ, β and biases are logged: evenly spaced, the last included, few if many."""
+    times = int(np.clip(TRAJECTORY_BYTES / (2 * max(1, values)), 2, 20))
     return {round(epoch) for epoch in np.linspace(epochs / times, epochs, times)} - {0}
+
+
+def check_log(config: Config, steps: int, values: int) -> None:
+    """InputError where `log_every` would log so much, `values` at a time, that checkpoints became unwieldy."""
+    if config.log_every and 2 * values * (steps // config.log_every) > STEPS_BYTES:
+        least = -(-2 * values * steps // STEPS_BYTES)
+        raise InputError(f"log_every={config.log_every}: {steps // config.log_every:,} times {values:,} values, more "
+                         f"than {STEPS_BYTES >> 20} MB; must be 0 or at least {least}")

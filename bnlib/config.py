@@ -1,4 +1,4 @@
-"""Every choice that changes a result: the config of a run, its id, and the profiles that fill grids of them."""
+"""Every choice that changes a result: the config of a run and its id."""
 
 import ast
 import dataclasses
@@ -24,9 +24,9 @@ class InputError(ValueError):
 DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "digits": 1_437, "sequences": 5_000,
             "large_digits": 480, "imagenet": 1_281_167, "stanford_cars_64x96": 8_144, "stanford_cars_96x96": 8_144}
 TRAINABLE = ("all", "bn", "gamma", "beta", "output", "shortcut", "weights", "random<K>", "none")
-CONV_INITS = ("he_normal", "he_uniform", "orthogonal", "binary")
+CONV_INITS = ("he_normal", "he_uniform", "orthogonal", "binary", "xavier")
 BN_INITS = ("uniform", "signed", "ones", "beta_one")
-SHORTCUTS = ("A", "B")
+SHORTCUTS = ("A", "B", "none")
 NORMS = ("batch", "group", "layer", "none")
 _STEPS = {"momentum": 0.0, "batch_size": 128, "milestones": (0.5, 0.75)}         # SGD's protocol, for a fair comparison
 #: What each optimizer sets where nothing else is given: SGD the paper's protocol; the others the rate and weight decay
@@ -56,7 +56,12 @@ OPTIONS = {
     "prodigy": {"betas": (0.9, 0.999), "beta3": None, "d0": 1e-6, "d_coef": 1.0, "growth_rate": math.inf, "eps": 1e-8,
                 "bias_correction": False, "safeguard_warmup": False, **_DECOUPLED},
 }
-AUGMENTATIONS = ("crop+flip", "crop", "none")
+SCHEDULES = ("milestones", "constant", "cosine", "cosine_restarts", "trapezoid")
+DECAYED = ("weights", "gamma", "beta", "biases")
+AUGMENTATIONS = ("crop+flip", "crop", "none", "crop+flip+once")
+INPUTS = ("own", "raw", "unit", "imagenet")
+#: The networks of DeepOBS (`bnlib.deepobs`): layers with weights, all but the last of which may have batch norm.
+DEEPOBS = {"3c3d": 6, "allcnnc": 9}
 
 
 def choose(field: str, value: str, choices) -> str:
@@ -71,8 +76,8 @@ def choose(field: str, value: str, choices) -> str:
 class Model(NamedTuple):
     """What a network's name says."""
 
-    family: str            # resnet: CIFAR's; resnet1d: the same for sequences; imagenet_…: torchvision's
-    depth: int             # 6n+2 layers; torchvision's: the number in their name
+    family: str            # resnet: CIFAR's; resnet1d: for sequences; plain: no shortcuts; 3c3d; allcnnc; imagenet_…
+    depth: int             # layers with weights: 6n+2, or those of DEEPOBS; torchvision's: the number in their name
     width: float           # channels, as a multiple of 16, 32 and 64; torchvision's: 2 for the wide ones
 
 
@@ -86,6 +91,7 @@ IMAGENET = {f"imagenet_resnet{depth}": Model("imagenet_resnet", depth, 1) for de
 def parse_model(name: str) -> Model:
     """`resnet14` → (resnet, 14, 1), `resnet14x8` → (resnet, 14, 8), `resnet14c2`, of 2, 4, 8 channels, → width 2/16.
 
+    `plain14` is ResNet-14 without shortcuts; `3c3d` and `allcnnc` have one depth;
     `imagenet_resnet50`, `imagenet_wide_resnet50_2`, `imagenet_vgg16_bn`, … are torchvision's. Accepts the paper's
     spelling `ResNet-14-8`, and `cifar_resnet_14_8` and `cifar_freeze_14_8` of an earlier study.
     Raises InputError unless the depth is 6n+2 and the width at least 1, or the channels; or torchvision has it.
@@ -94,12 +100,15 @@ def parse_model(name: str) -> Model:
         letters = re.sub(r"[-_]", "", str(name).lower())
         return IMAGENET[choose("model", next((known for known in IMAGENET if known.replace("_", "") == letters), name),
                                IMAGENET)]
-    found = re.fullmatch(r"(?:cifar_)?(resnet1d|resnet|freeze)[-_]?(\d+)(?:[-_x](\d+)|c(\d+))?", str(name).lower())
+    if name in DEEPOBS:
+        return Model(name, DEEPOBS[name], 1)
+    found = re.fullmatch(r"(?:cifar_)?(resnet1d|resnet|freeze|plain)[-_]?(\d+)(?:[-_x](\d+)|c(\d+))?",
+                         str(name).lower())
     if not found:
         numbers = [int(n) for n in re.findall(r"\d+", str(name))] or [14]
         raise InputError(f"model={name!r}: not a network; choose resnet<depth>, resnet<depth>x<width>, "
-                         "resnet<depth>c<channels> or imagenet_resnet<depth>; nearest: "
-                         + model_name(_nearest_depth(numbers[0]), *numbers[1:2]))
+                         "resnet<depth>c<channels>, the same of plain<depth>, imagenet_resnet<depth>, "
+                         f"{' or '.join(DEEPOBS)}; nearest: {model_name(_nearest_depth(numbers[0]), *numbers[1:2])}")
     family = found[1].replace("freeze", "resnet")
     depth, width = int(found[2]), int(found[4]) / 16 if found[4] else int(found[3] or 1)
     if depth < 8 or (depth - 2) % 6:
@@ -119,6 +128,8 @@ def model_name(depth: int, width: float = 1, family: str = "resnet") -> str:
     """One name a network: (14, 1) → `resnet14`, (14, 8) → `resnet14x8`, (14, 2/16) → `resnet14c2`."""
     if family.startswith("imagenet"):
         return next(name for name, model in IMAGENET.items() if model == (family, depth, width))
+    if family in DEEPOBS:
+        return family
     if width != int(width):
         return f"{family}{depth}c{round(16 * width)}"
     return f"{family}{depth}" if width <= 1 else f"{family}{depth}x{int(width)}"
@@ -190,6 +201,42 @@ def _plain(value) -> str:
     return repr(value).replace(" ", "")
 
 
+def canonical_positions(positions: str, model: str) -> str:
+    """Which layers of a network of DeepOBS have batch norm, one letter a layer: `first2` of 3c3d → `1,1,0,0,0`.
+
+    Takes `all` (also said by nothing), `none`, `first<k>`, `last<k>` and the letters themselves; other networks have
+    no positions, and nothing to say. Raises InputError for a wrong letter or number of them.
+    """
+    family, count = parse_model(model).family, parse_model(model).depth - 1
+    if family not in DEEPOBS:
+        if positions:
+            raise InputError(f"positions={positions!r}: {model} has no layers to choose from; "
+                             f"{' and '.join(DEEPOBS)} have")
+        return ""
+    chosen = {"": "first" + str(count), "all": "first" + str(count), "none": "first0"}.get(positions, positions)
+    if found := re.fullmatch(r"(first|last)(\d+)", chosen):
+        k = int(found[2])
+        letters = ["1"] * k + ["0"] * (count - k)
+        letters = letters if found[1] == "first" else letters[::-1]
+    else:
+        letters = chosen.split(",")
+    if len(letters) != count or set(letters) - {"0", "1"}:
+        raise InputError(f"positions={positions!r}: {model} takes {count} letters 0 or 1, such as "
+                         f"{','.join('1' + '0' * (count - 1))}; or first<k>, last<k> with k up to {count}; all; none")
+    return ",".join(letters)
+
+
+def canonical_decay(what: str) -> str:
+    """One spelling a choice of what weight decay acts on: parts in the order of DECAYED; all four are `all`."""
+    parts = {choose("decay", part, ("all", *DECAYED, "none"))
+             for part in str(what).replace("bn", "gamma+beta").split("+")}
+    if "none" in parts and len(parts) > 1:
+        raise InputError(f"decay={what!r}: 'none' stands alone")
+    if "all" in parts or parts == set(DECAYED):
+        return "all"
+    return "+".join(part for part in (*DECAYED, "none") if part in parts)
+
+
 def random_weights(trainable: str) -> int:
     """How many random weights of each output channel train: `bn+random2` → 2, without `random` 0."""
     found = re.search(r"random(\d+)", trainable)
@@ -209,24 +256,30 @@ class Config:
     n_train: int | None = None                     # training images, drawn by the seed; None: all there are
     n_val: int = 0                                 # held out of them by the seed; the paper holds out none
     image_size: int | None = None                  # pixels a side; None: 224 of streamed images, else as they are
-    model: str = "resnet14"                        # resnet<6n+2>, …x<width>, …c<channels>; resnet1d…; imagenet_…
-    norm: str = "batch"                            # batch; in its place group (8 channels each), layer (all), none
-    shortcut: str = "B"                            # where the shape changes: B 1×1 convolution and BN, A zero padding
+    model: str = "resnet14"                        # resnet|plain|resnet1d<6n+2>, …x<width>, …c<channels>; imagenet_…
+    positions: str = ""                            # of 3c3d and allcnnc: layers with BN; 1,0,0,1,1, first2, last3, none
+    norm: str = "batch"                            # batch; in its place group (8 channels each), layer (all) or none
+    shortcut: str = "B"                            # where shapes change: B 1×1 convolution, BN; A zero padding; none
+    final_relu: bool = True                        # a ReLU after the sum that ends a block, as He et al. have it
+    bn_parts: int = 1                              # BN takes statistics of the batch, or of so many processes' parts
     trainable: str = "bn"                          # all, bn, gamma, beta, output, shortcut, weights, random2, none; a+b
     bn_first: int = 0                              # epochs in which γ and β train alone, before all that trains does
-    conv_init: str = "he_normal"                   # convolutions, output; or he_uniform, orthogonal, binary (±σ)
+    conv_init: str = "he_normal"                   # convolutions, output; or he_uniform, orthogonal, binary, xavier
     bn_init: str = "uniform"                       # γ ~ U(0, 1), β = 0; signed: U(-1, 1); ones: γ = 1; beta_one: β = 1
     optimizer: str = "sgd"                         # sgd, adam, adamw, lbfgs, adabound, adan, lion, prodigy
     optimizer_options: str = ""                    # its own, "betas=(0.9,0.99) eps=1e-6"; the rest as documented
     lr: float | None = None                        # learning rate at the start; None: the optimizer's, SGD 0.1
     momentum: float | None = None                  # of SGD, 0.9; the others have their own among the options
     weight_decay: float | None = None              # None: the optimizer's, SGD 1e-4
-    decay: str = "all"                             # on which of what trains; the paper: γ and β too; else as trainable
+    decay: str = "all"                             # what it acts on: all, none, or weights, gamma, beta, biases; a+b
     batch_size: int | None = None                  # images a step; None: 128, of LBFGS 5,000
     epochs: int = 160                              # passes over the training images
+    schedule: str = "milestones"                   # or constant, cosine, cosine_restarts, trapezoid
     milestones: tuple[float, ...] | None = None    # fractions of training after which lr drops tenfold; None: ½, ¾
     warmup_epochs: float = 0.0                     # lr rises linearly from zero over so many epochs
-    augment: str = "crop+flip"                     # random crop after 4-pixel padding, horizontal flip
+    inputs: str = "own"                            # the set's own mean and deviation; raw 0–255, unit 0–1, imagenet's
+    augment: str = "crop+flip"                     # random crop (4-pixel padding), flip; …+once: the same in each epoch
+    log_every: int = 0                             # γ, β and loss into the record every so many steps; 0: at epochs
     seed: int = 0                                  # draws weights, validation split, order and augmentation
 
     def __post_init__(self):
@@ -244,23 +297,17 @@ class Config:
                              f"for that: {model_name(depth, width)}")
         object.__setattr__(self, "model", model_name(depth, width, family))
         object.__setattr__(self, "trainable", canonical_trainable(self.trainable))
-        if family.startswith("imagenet") and self.shortcut != "B":
-            raise InputError(f"shortcut={self.shortcut!r}: {self.model} has B; A is for CIFAR's networks")
-        if family == "imagenet_vgg" and "shortcut" in self.trainable:
-            raise InputError(f"trainable={self.trainable!r}: {self.model} has no shortcuts")
-        if "shortcut" in self.trainable and self.shortcut != "B":
-            raise InputError(f"trainable={self.trainable!r}: shortcut={self.shortcut!r} has nothing to train; B has")
+        object.__setattr__(self, "positions", canonical_positions(self.positions, self.model))
+        object.__setattr__(self, "decay", canonical_decay(self.decay))
         choose("conv_init", self.conv_init, CONV_INITS)
         choose("bn_init", self.bn_init, BN_INITS)
         choose("shortcut", self.shortcut, SHORTCUTS)
         choose("norm", self.norm, NORMS)
-        if self.norm == "none" and not family.startswith("imagenet"):
-            raise InputError(f"norm='none': for torchvision's networks, such as imagenet_resnet18, not {self.model}")
-        if self.norm == "none" and ({"bn", "gamma", "beta"} & set(self.trainable.split("+")) or self.bn_first):
-            raise InputError(f"trainable={self.trainable!r}: norm='none' has no γ and β to train")
         object.__setattr__(self, "optimizer_options", canonical_options(self.optimizer, self.optimizer_options))
-        object.__setattr__(self, "decay", canonical_trainable(self.decay, "decay"))
+        choose("schedule", self.schedule, SCHEDULES)
+        choose("inputs", self.inputs, INPUTS)
         choose("augment", self.augment, AUGMENTATIONS)
+        self._check_architecture()
         self._check("n_train", self.n_train is None or self.n_train >= 1, "at least 1, or None for all")
         self._check("n_val", self.n_val >= 0, "at least 0")
         self._check("image_size", self.image_size is None or self.image_size >= 8, "at least 8, or None")
@@ -270,6 +317,8 @@ class Config:
                     "SGD's lr, momentum, weight_decay and batch_size were must be given anew, or as None")
         self._check("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
         self._check("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs a batch")
+        self._check("bn_parts", 1 <= self.bn_parts <= self.batch_size // 2, "from 1 to half of batch_size")
+        self._check("log_every", self.log_every >= 0, "at least 0")
         self._check("epochs", self.epochs >= 1, "at least 1")
         self._check("bn_first", 0 <= self.bn_first < self.epochs, "at least 0 and below epochs")
         if self.bn_first and not {"all", "bn"} & set(self.trainable.split("+")):
@@ -277,8 +326,27 @@ class Config:
         self._check("milestones", all(0 < m < 1 for m in self.milestones)
                     and list(self.milestones) == sorted(set(self.milestones)), "rising fractions between 0 and 1")
         self._check("warmup_epochs", 0 <= self.warmup_epochs <= self.epochs, "from 0 to epochs")
+        if self.warmup_epochs and self.schedule in ("cosine_restarts", "trapezoid"):
+            raise InputError(f"warmup_epochs={self.warmup_epochs}: schedule={self.schedule!r} takes none; "
+                             "milestones, constant and cosine do")
         self._check("seed", 0 <= self.seed < 2**63, "at least 0 and below 2**63")
         self.check_sizes(DATASETS.get(self.dataset))
+
+    def _check_architecture(self):
+        """InputError for parts that this network does not have, or for training only what it does not have."""
+        family, default = parse_model(self.model).family, Config.__dataclass_fields__
+        fixed = {"plain": ("shortcut",), **dict.fromkeys(DEEPOBS, ("shortcut", "final_relu", "norm"))}.get(
+            family, ("shortcut", "final_relu") if family.startswith("imagenet") else ())
+        for field in fixed:
+            if getattr(self, field) != default[field].default:
+                raise InputError(f"{field}={getattr(self, field)!r}: {self.model} has no choice of it; a resnet has")
+        if "shortcut" in self.trainable and (self.shortcut != "B" or "resnet" not in family):
+            raise InputError(f"trainable={self.trainable!r}: {self.model} with shortcut={self.shortcut!r} has nothing "
+                             "to train there; a resnet with B has")
+        without = (f"positions={self.positions!r}" if family in DEEPOBS and "1" not in self.positions else
+                   "norm='none'" if self.norm == "none" else "")
+        if without and (set(self.trainable.split("+")) <= {"bn", "gamma", "beta"} or self.bn_first):
+            raise InputError(f"trainable={self.trainable!r}: there are no γ and β where {without}")
 
     def _check(self, field: str, holds: bool, rule: str):
         if not holds:
@@ -332,14 +400,16 @@ def _typed(field: dataclasses.Field, value):
             return tuple(float(m) for m in value)
         if kind == "int":
             return _whole(value)
+        if kind == "bool":
+            return {"true": True, "false": False}[str(value).lower()]
         if kind == "float":
             return float(value)
         if isinstance(value, str):
             return value
-    except (TypeError, ValueError, OverflowError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         pass
-    wanted = {"milestones": "a list of fractions", "int": "a whole number", "float": "a number", "str": "a text"}[kind]
-    wanted += " or None" * (type(None) in kinds)
+    wanted = {"milestones": "a list of fractions", "int": "a whole number", "float": "a number", "str": "a text",
+              "bool": "true or false"}[kind] + " or None" * (type(None) in kinds)
     raise InputError(f"{field.name}={value!r}: must be {wanted}")
 
 
@@ -350,162 +420,17 @@ def _whole(value) -> int:
 
 
 def generator(seed: int, purpose: str, epoch: int = 0, *index: int) -> np.random.Generator:
-    """The random numbers of one seed for one purpose, `weights`, `split`, `batches`, `chosen` or `image`, and one
-    epoch; for `image` also of one image, by its index.
+    """The random numbers of one seed for one purpose, `weights`, `split`, `batches`, `chosen`, `image` or `dropout`,
+    and one epoch; for `image` also of one image, by its index.
 
     A function of its arguments alone: neither the device nor torch's global state has a say, and a resumed run
     needs no generator's state to go on with the same draws.
     """
-    stream = {"weights": 0, "split": 1, "batches": 2, "chosen": 3, "image": 4}[purpose]
+    stream = {"weights": 0, "split": 1, "batches": 2, "chosen": 3, "image": 4, "dropout": 5}[purpose]
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(stream, epoch, *index))))
 
 
-# ------------------------------------------------------------------------------------------- profiles
-
-#: What may train, in the order of `04_what_trains`; random<K> is K random weights of each channel.
-_MODES = ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "shortcut", *(
-    f"random{k}" for k in (2, 4, 8, 16, 32))]
-#: Ways to start, of `06_initialisation`: fields that differ from the protocol, one at a time.
-_STARTS = [*({"bn_init": how} for how in BN_INITS[1:]), *({"conv_init": how} for how in CONV_INITS[1:]),
-           *({"lr": lr} for lr in (0.01, 0.03, 0.3, 1.0))]
-#: What `11_optimizers` compares, on the network that `optimizing` describes: the settings of each optimizer that the
-#: validation images choose among. An epoch of LBFGS is about seven passes, so that 3 of them are 21 beside 16.
-_SEARCH = [*({"optimizer": "sgd", "lr": lr} for lr in (0.03, 0.1, 0.3)),
-           *({"optimizer": name, "lr": lr} for name in ("adam", "adabound") for lr in (0.001, 0.003, 0.01)),
-           *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": f"max_iter=5 {memory}"}
-             for size, memory in ((5000, "history_size=10"), (5000, "history_size=50"), (15000, "history_size=10")))]
-
-#: What a profile sets: `training` goes into each Config, the rest spans the grids of the notebooks.
-_PAPER = {
-    "training": {},                                # Config's defaults are the paper's protocol
-    "depths": [14, 32, 56, 110, 218, 434, 866],
-    "widths": [1, 2, 4, 8, 16, 32],
-    "width_depth": 14,                             # the depth at which width is varied
-    "modes": _MODES,
-    "starts": _STARTS,
-    "optimizing": {"model": "resnet32", "shortcut": "A", "n_val": 5000},
-    "optimizers": [o | {"epochs": 20} if "epochs" in o else o for o in _SEARCH],
-    "seeds": [0, 1, 2, 3, 4],
-    # a sequence turned round is another one, hence no flip; 5,000 of them make few steps, hence small batches
-    "sequences": {"dataset": "sequences", "batch_size": 32, "augment": "none"},
-    # what the paper's author trains ImageNet with: github.com/facebookresearch/open_lth, models/imagenet_resnet.py
-    "large": {"dataset": "imagenet", "batch_size": 1024, "lr": 0.4, "epochs": 90, "warmup_epochs": 5,
-              "milestones": (30 / 90, 60 / 90, 80 / 90)},
-    "large_models": list(IMAGENET),
-    "large_modes": ["all", "bn", "output", "random2"],
-    "large_seeds": [0, 1, 2],
-    "results": "results",
-}
-_SHORT = _PAPER | {
-    "training": {"epochs": 16},
-    "sequences": _PAPER["sequences"] | {"epochs": 16},
-    "large": _PAPER["large"] | {"batch_size": 256, "lr": 0.1, "epochs": 16, "warmup_epochs": 1},
-    "large_models": ["imagenet_resnet18", "imagenet_resnet50"],
-    "large_seeds": [0],
-    "optimizers": _SEARCH,
-    "depths": [14, 32, 56, 110],
-    "widths": [1, 2, 4],
-    "seeds": [0, 1, 2],
-}
-_DEMO = {
-    # a mirrored digit is no digit, hence no flip; small batches, or 1,437 images would make 11 steps an epoch
-    "training": {"dataset": "digits", "epochs": 10, "batch_size": 32, "augment": "crop"},
-    "depths": [8, 14, 20],
-    "widths": [1, 2],
-    "width_depth": 8,
-    "modes": ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "shortcut", "random2", "random8"],
-    "starts": [{"bn_init": "ones"}, {"bn_init": "signed"}, {"conv_init": "orthogonal"}, {"conv_init": "binary"},
-               {"lr": 0.01}, {"lr": 0.5}],
-    "optimizing": {"model": "resnet8", "shortcut": "A", "n_train": 480, "n_val": 200},
-    "optimizers": [*({"optimizer": "sgd", "lr": lr} for lr in (0.1, 1.0)),
-                   *({"optimizer": name, "lr": lr} for name in ("adam", "adabound") for lr in (0.003, 0.03)),
-                   *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": "max_iter=5"}
-                     for size in (240, 480))],
-    "seeds": [0, 1],
-    "sequences": _PAPER["sequences"] | {"epochs": 5},
-    "large": {"dataset": "large_digits", "image_size": 32, "epochs": 2, "batch_size": 32, "augment": "crop"},
-    "large_models": ["imagenet_resnet18"],
-    "large_modes": ["all", "bn", "output", "random2"],
-    "large_seeds": [0],
-    "results": "build/demo/results",
-}
-_SMOKE = _DEMO | {
-    "training": {"dataset": "digits", "n_train": 128, "epochs": 1, "batch_size": 64, "augment": "crop"},
-    "depths": [8, 14],
-    "widths": [1, 2],
-    "modes": ["all", "weights", "bn", "random2"],
-    "starts": [{"bn_init": "ones"}, {"lr": 0.5}],
-    "sequences": _PAPER["sequences"] | {"n_train": 128, "epochs": 1},
-    "large": _DEMO["large"] | {"n_train": 64, "epochs": 1},
-    "large_modes": ["bn", "output"],
-    "optimizing": {"model": "resnet8", "shortcut": "A", "n_val": 100},
-    "optimizers": [{"optimizer": "sgd"}, {"optimizer": "adam"}, {"optimizer": "adabound"},
-                   {"optimizer": "lbfgs", "batch_size": 128, "optimizer_options": "max_iter=2"}],
-    "results": "build/smoke/results",
-}
-PROFILES = {"paper": _PAPER, "short": _SHORT, "demo": _DEMO, "smoke": _SMOKE}
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What a notebook's grid spans: fields for every Config, and lists of depths, widths and seeds."""
-
-    name: str
-    training: dict            # Config fields that all runs of the profile share
-    depths: list[int]         # layers, 6n+2
-    widths: list[int]         # multiples of 16, 32, 64 channels
-    width_depth: int          # layers of the network whose width is varied
-    modes: list[str]          # what trains, where that is varied
-    starts: list[dict]        # Config fields that differ from the protocol, where the start is varied
-    optimizing: dict          # Config fields that all runs of the comparison of optimizers share
-    optimizers: list[dict]    # Config fields of each of those runs; validation images choose among an optimizer's
-    seeds: list[int]
-    sequences: dict           # Config fields of runs on sequences, in place of `training`
-    large: dict               # Config fields of runs on large images, in place of `training`
-    large_models: list[str]   # torchvision's networks
-    large_modes: list[str]    # what trains of them
-    large_seeds: list[int]
-    results: Path             # folder of the run records
-
-    @property
-    def figures(self) -> Path:
-        """Folder of the figures, beside the results."""
-        return self.results.parent / "figures"
-
-
-def profile(name: str, **overrides) -> Profile:
-    """The profile `paper`, `short`, `demo` or `smoke`, with single settings replaced.
-
-    An override is a field of Profile (`depths=[14, 20]`) or of Config (`epochs=3`); None keeps the profile's.
-    Raises InputError for a name that is neither.
-    """
-    settings = dict(PROFILES[choose("profile", name, PROFILES)])
-    training = dict(settings.pop("training"))
-    config_fields = [f.name for f in dataclasses.fields(Config)]
-    for key, value in overrides.items():
-        choose("profile setting", key, [*settings, *config_fields])
-        if value is not None:
-            if isinstance(settings.get(key), list) and not isinstance(value, list | tuple | range):
-                raise InputError(f"{key}={value!r}: must be a list, such as [{value}]")
-            (settings if key in settings else training)[key] = value
-    return Profile(name=name, training=training, **settings | {"results": resolve(settings["results"])})
-
-
-#: What a table tells runs apart by anyway; all other fields of Config are the profile's, or make a variant.
-KEYS = ("dataset", "model", "trainable", "epochs", "seed")
-
-
-def variant(config: Config) -> str:
-    """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run."""
-    keys = {key: getattr(config, key) for key in (*KEYS, "optimizer")}      # beside what another optimizer brings along
-    protocols = [profile[kind] for profile in PROFILES.values() for kind in ("training", "sequences", "large")]
-    differing = [["optimizer"] * (config.optimizer != Config.optimizer) + [
-                  field.name for field in dataclasses.fields(Config)
-                  if getattr(config, field.name) != getattr(Config(**protocol | keys), field.name)]
-                 for protocol in protocols
-                 if protocol.get("dataset", "cifar10") == config.dataset or not protocol]
-    return ", ".join(f"{name}={getattr(config, name)}" for name in min(differing, key=len))
-
+# ------------------------------------------------------------------------------------------- where it lies
 
 def resolve(path: str | Path) -> Path:
     """`path`, a relative one taken from the project's root, so that a notebook and the shell mean the same folder.

@@ -29,6 +29,9 @@ FINGERPRINTS = {
     "digits": "c7cde17d7f5d3fa719db0a978904c0728c9ec9670d29667f7fb4361735983504",
 }
 
+#: Mean and standard deviation of ImageNet's training images, a colour each, in [0, 1], as torchvision's networks take.
+IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
 #: Test images that are training images too, as the official files have them; of Stanford Cars that is not known here.
 OVERLAP = {"cifar100": 10, "stanford_cars_64x96": 8_041, "stanford_cars_96x96": 8_041}
 
@@ -321,16 +324,20 @@ def split(config: Config, available: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Normalise:
-    """uint8 images (N, H, W, C) → floats (N, 3, H, W), channels-last, with the training set's mean 0 and deviation 1.
+    """uint8 images (N, H, W, C) → floats (N, 3, H, W), channels-last.
 
-    Grey images are repeated over three channels, so that one network takes every set. image_size: pixels a side to
-    which images of another size are enlarged, bilinearly.
+    inputs: `own`: mean 0 and deviation 1 over the training set; `imagenet`: with ImageNet's moments (for grey images
+    those of red); `unit`: from 0 to 1; `raw`: from 0 to 255. Grey images are repeated over three channels, so that one
+    network takes every set. image_size: pixels a side to which images of another size are enlarged, bilinearly.
     """
 
     def __init__(self, dataset: Dataset | streaming.Folder, device: torch.device, dtype: torch.dtype,
-                 image_size: int | None = None):
+                 image_size: int | None = None, inputs: str = "own"):
         self.dtype, self.image_size = dtype, image_size
-        mean, std = (torch.tensor(moment, device=device) for moment in dataset.moments)
+        moments = {"own": dataset.moments, "imagenet": IMAGENET, "unit": ([0.0], [1.0]), "raw": ([0.0], [1 / 255])}
+        channels = len(dataset.moments[0])
+        mean, std = ((torch.tensor(moment, device=device) * torch.ones(3, device=device))[:channels]
+                     for moment in moments[inputs])
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
@@ -359,7 +366,7 @@ class TrainingBatches:
     """The training images of one run, on the device; iterating over `epoch(k)` gives (images, labels) batches.
 
     Order, crops and flips of an epoch are drawn by (seed, epoch) alone, so that a resumed run goes on with the
-    same batches.
+    same batches. Where the set is augmented once, each image has the crop and flip of epoch 0 in every epoch.
     """
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, config: Config, normalise: Normalise,
@@ -371,14 +378,20 @@ class TrainingBatches:
     def __len__(self) -> int:
         return -(-len(self.labels) // self.config.batch_size)
 
-    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of an epoch (1, 2, …), from batch number `first` on (0, 1, …)."""
+    def draw(self, epoch: int) -> tuple[np.ndarray, ...]:
+        """The order of the images in an epoch; and in this order row and column at which each is cut, and its flip."""
         draws, n = generator(self.config.seed, "batches", epoch), len(self.labels)
         order = draws.permutation(n)
         top, left = draws.integers(0, 2 * self.pad + 1, (2, n))
         flip = draws.random(n) < 0.5 * ("flip" in self.config.augment)
+        if epoch and "once" in self.config.augment:
+            top, left, flip = (drawn[order] for drawn in self.draw(0)[1:])
+        return order, top, left, flip
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of an epoch (1, 2, …), from batch number `first` on (0, 1, …)."""
         done = first * self.config.batch_size
-        columns = [torch.from_numpy(a[done:]).to(self.device, non_blocking=True) for a in (order, top, left, flip)]
+        columns = [torch.from_numpy(a[done:]).to(self.device, non_blocking=True) for a in self.draw(epoch)]
         for index, *offsets in zip(*(c.split(self.config.batch_size) for c in columns), strict=True):
             padded = F.pad(self.images.index_select(0, index), (0, 0, *4 * (self.pad,)))
             yield self.normalise(crop_and_flip(padded, *offsets, self.size)), self.labels[index]

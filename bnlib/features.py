@@ -18,7 +18,7 @@ from bnlib.config import InputError
 from bnlib.device import choose_device
 from bnlib.models import BasicBlock
 from bnlib.store import Run
-from bnlib.train import evaluate, evaluate_on_test_set
+from bnlib.train import Evaluation, evaluate, evaluate_on_test_set
 
 #: |γ| below which features are set to zero: from none to what no network survives.
 THRESHOLDS = (0.0, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -51,10 +51,15 @@ def thresholds(runs: Iterable[Run], at: Iterable[float] = THRESHOLDS, device: st
         gamma = np.abs(np.concatenate(list(run.gamma.values())))
         for threshold in at:
             network = without_small(run.network(), threshold)
-            found = evaluate_on_test_set(network, run.config.dataset, device, run.config.image_size)
+            found = _evaluated(network, run, device)
             rows.append(about | {"threshold": threshold, "zeroed": 100 * float((gamma < threshold).mean()),
                                  "accuracy": 100 * found.accuracy})
     return pd.DataFrame(rows)
+
+
+def _evaluated(network: nn.Module, run: Run, device: str | None) -> Evaluation:
+    """A network made from that of a run, on the run's test images as it sees them."""
+    return evaluate_on_test_set(network, run.config.dataset, device, run.config.image_size, run.config.inputs)
 
 
 @torch.no_grad()
@@ -88,7 +93,7 @@ def activations(run: Run, part: str = "test", device: str | None = None) -> pd.D
             module.register_forward_hook(count(name))
     size = run.config.image_size
     images = len(evaluate(network, loaded.in_order(part, device, size),
-                          data.Normalise(loaded, device, torch.float32, size), "fp32").predicted)
+                          data.Normalise(loaded, device, torch.float32, size, run.config.inputs), "fp32").predicted)
     return pd.concat([pd.DataFrame({"layer": name, "number": number, "channel": range(len(sums)),
                                     "zero": 1 - (sums / images).cpu().numpy()})
                       for number, (name, sums) in enumerate(fired.items(), 1)], ignore_index=True)
@@ -154,8 +159,7 @@ def pruning(runs: Iterable[Run], device: str | None = None) -> pd.DataFrame:
         network, dead = run.network(), silent(channels)
         pruned = prune(network, dead)
         inner = [mask for layer, mask in dead.items() if layer.endswith(".bn1")]
-        before, after = (evaluate_on_test_set(n, run.config.dataset, device, run.config.image_size)
-                         for n in (network, pruned))
+        before, after = (_evaluated(n, run, device) for n in (network, pruned))
         rows.append({
             "run": run.id, **{key: getattr(run.config, key) for key in KEYS},
             "channels": len(channels), "silent": 100 * float((channels["zero"] == 1).mean()),
@@ -173,7 +177,7 @@ def _parameters(network: nn.Module) -> int:
 def _speed(network: nn.Module, pruned: nn.Module, run: Run, device: str | None, rounds: int = 3) -> float:
     """Images/s of the second network against the first, taking turns: the median ratio."""
     device, loaded = choose_device(device), data.load(run.config.dataset)
-    normalise = data.Normalise(loaded, device, torch.float32, run.config.image_size)
+    normalise = data.Normalise(loaded, device, torch.float32, run.config.image_size, run.config.inputs)
     batches = list(islice(loaded.in_order("test", device, run.config.image_size), 2))
     ratios = []
     for _ in range(rounds):

@@ -15,13 +15,14 @@ def select(network: nn.Module, what: str) -> dict[str, nn.Parameter]:
     """The parameters that `what` names, by their names in the network, first layer first.
 
     `all`; `bn`: γ and β of every batch norm, or of what stands in its place; `gamma`; `beta`; `output`: weights and
-    biases of the last linear layer; `shortcut`: the 1×1 convolutions and their batch norm; `weights`: all but γ and β;
+    biases of the last linear layer, or of the last convolution where there is none; `shortcut`: the 1×1 convolutions
+    and their batch norm; `weights`: all but γ and β;
     `random2`: two chosen weights of each channel (of a network that `models.choose_weights` made so); `none`; several
     joined by `+`.
     Raises InputError for anything else.
     """
     parts = canonical_trainable(what).split("+")
-    output = [m for m in network.modules() if isinstance(m, nn.Linear)][-1:]
+    output = [output_layer(network)]
     in_shortcuts = {p for m in network.modules() if isinstance(m, Shortcut) for p in m.parameters()}
     selected = set()
     for module in network.modules():
@@ -40,6 +41,22 @@ def select(network: nn.Module, what: str) -> dict[str, nn.Parameter]:
             if wanted:
                 selected.add(parameter)
     return {name: parameter for name, parameter in network.named_parameters() if parameter in selected}
+
+
+def output_layer(network: nn.Module) -> nn.Module:
+    """The layer that gives the logits: the last linear one, or the last convolution of a network without any."""
+    layers = [[m for m in network.modules() if isinstance(m, kind)] for kind in (nn.Linear, nn.Conv2d)]
+    return (layers[0] or layers[1])[-1]
+
+
+def undecayed(network: nn.Module, decay: str) -> set[nn.Parameter]:
+    """The parameters that weight decay leaves alone where it acts on `decay` (`Config.decay`)."""
+    parts, found = set(decay.split("+")), set()
+    for module in network.modules():
+        kinds = ("gamma", "beta") if isinstance(module, _BatchNorm | nn.GroupNorm) else ("weights", "biases")
+        for name, parameter in module.named_parameters(recurse=False):
+            found |= {parameter} if not parts & {"all", kinds[name == "bias"]} else set()
+    return found
 
 
 def freeze(network: nn.Module, what: str) -> dict[str, nn.Parameter]:

@@ -11,7 +11,8 @@ import pandas as pd
 
 from bnlib import data, freeze, models, optim, store
 from bnlib.checkpoint import Paused, previous
-from bnlib.config import DATASETS, Config, InputError, choose, profile, resolve, variant
+from bnlib.config import DATASETS, Config, InputError, choose, resolve
+from bnlib.profiles import modified, profile, variant
 from bnlib.train import progress_bar, run
 
 
@@ -102,7 +103,7 @@ def notebook_configs(notebook: Path, **parameters) -> list[Config]:
     So the list a reader sees in the notebook is the one that `campaign` trains. Empty where no cell is tagged `grid`.
     """
     cells = json.loads(Path(notebook).read_text())["cells"]
-    names = {"Config": Config, "freeze": freeze, "profile": profile}
+    names = {"Config": Config, "freeze": freeze, "modified": modified, "profile": profile}
     for tag in ("parameters", "grid"):
         for cell in cells:
             if tag in cell["metadata"].get("tags", ()):

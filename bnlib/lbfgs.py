@@ -6,6 +6,7 @@ import os
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlib import data, optim
 from bnlib.config import InputError
@@ -23,7 +24,7 @@ class HeldStep:
 
     def __init__(self, network: nn.Module, optimizer: optim.LBFGS, precision: str, device: torch.device):
         self.network, self.optimizer, self.precision, self.device = network, optimizer, precision, device
-        self.bn = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.bn = [module for module in network.modules() if isinstance(module, _BatchNorm)]
         self.trained = optimizer.param_groups[0]["params"]
         self.passes = 0
 

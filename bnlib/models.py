@@ -7,7 +7,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from bnlib import deepobs
 from bnlib.bnrelu import BN, BNReLU
 from bnlib.config import (
     BN_INITS,
@@ -15,6 +17,7 @@ from bnlib.config import (
     NORMS,
     SHORTCUTS,
     Config,
+    canonical_positions,
     choose,
     generator,
     parse_model,
@@ -22,6 +25,18 @@ from bnlib.config import (
 )
 from bnlib.sequences import STEPS
 from bnlib.streaming import IMAGE_SIZE
+
+
+class Sum(nn.Module):
+    """x + add, and ReLU where asked, where no normalisation is to stand in batch norm's place: no parameters."""
+
+    def __init__(self, relu: bool):
+        super().__init__()
+        self.relu = relu
+
+    def forward(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
+        y = x if add is None else x + add
+        return F.relu(y) if self.relu else y
 
 
 class GroupNorm(nn.GroupNorm):
@@ -41,25 +56,30 @@ class GroupNorm(nn.GroupNorm):
 
 
 def normalisation(norm: str, channels: int, relu: bool = True) -> nn.Module:
-    """Batch norm, a sum and ReLU (without `relu` none) as one module, or another normalisation in its place."""
-    if norm == "none":
-        return nn.Identity()
+    """Batch norm, a sum and ReLU (without `relu` none) as one module; another normalisation in its place, or none."""
     if norm == "batch":
         return BNReLU(channels) if relu else BN(channels)
+    if norm == "none":
+        return Sum(relu)
     return GroupNorm(channels, {"group": 8, "layer": None}[norm], relu)
 
 
-def convolution(inputs: int, outputs: int, stride: int = 1, kernel: tuple[int, int] = (3, 3)) -> nn.Conv2d:
-    """Zero-padded, without bias; along an axis where the kernel has one pixel nothing is padded or skipped."""
+def convolution(inputs: int, outputs: int, stride: int = 1, kernel: tuple[int, int] = (3, 3),
+                norm: str = "batch") -> nn.Conv2d:
+    """Zero-padded, with a bias only where no normalisation follows, whose β would do the same.
+
+    Along an axis where the kernel has one pixel nothing is padded or skipped.
+    """
     strides = tuple(1 if size == 1 else stride for size in kernel)
-    return nn.Conv2d(inputs, outputs, kernel, strides, [size // 2 for size in kernel], bias=False)
+    return nn.Conv2d(inputs, outputs, kernel, strides, [size // 2 for size in kernel], bias=norm == "none")
 
 
 class Shortcut(nn.Sequential):
     """1×1 convolution and batch norm where a block changes its input's shape (He et al. 2015, option B)."""
 
     def __init__(self, inputs: int, outputs: int, stride: tuple[int, int], norm: str):
-        super().__init__(nn.Conv2d(inputs, outputs, 1, stride, bias=False), normalisation(norm, outputs, relu=False))
+        super().__init__(nn.Conv2d(inputs, outputs, 1, stride, bias=norm == "none"),
+                         normalisation(norm, outputs, relu=False))
 
 
 class PaddedShortcut(nn.Module):
@@ -72,6 +92,13 @@ class PaddedShortcut(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         padded = F.pad(x[:, :, ::self.stride[0], ::self.stride[1]], (0, 0, 0, 0, 0, self.more))
         return padded.contiguous(memory_format=torch.channels_last)
+
+
+class NoShortcut(nn.Module):
+    """Nothing to add."""
+
+    def forward(self, x: torch.Tensor) -> None:
+        return None
 
 
 class ChosenConv2d(nn.Conv2d):
@@ -95,15 +122,23 @@ class ChosenConv2d(nn.Conv2d):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut (He et al. 2015, Fig. 2); (N, C, H, W) → (N, C', H/s, W/s)."""
+    """Two 3×3 convolutions and a shortcut (He et al. 2015, Fig. 2); (N, C, H, W) → (N, C', H/s, W/s).
 
-    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str, norm: str, kernel: tuple[int, int]):
+    shortcut: A, B or `none` where the block changes its input's shape; `plain`: none in any block. final_relu: whether
+    a ReLU follows the sum.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: str, norm: str, kernel: tuple[int, int],
+                 final_relu: bool = True):
         super().__init__()
-        self.conv1 = convolution(inputs, outputs, stride, kernel)
+        self.conv1 = convolution(inputs, outputs, stride, kernel, norm)
         self.bn1 = normalisation(norm, outputs)
-        self.conv2 = convolution(outputs, outputs, kernel=kernel)
-        self.bn2 = normalisation(norm, outputs)
-        if stride == 1 and inputs == outputs:
+        self.conv2 = convolution(outputs, outputs, 1, kernel, norm)
+        self.bn2 = normalisation(norm, outputs, final_relu)
+        changes = stride > 1 or inputs != outputs
+        if shortcut == "plain" or (changes and shortcut == "none"):
+            self.shortcut = NoShortcut()
+        elif not changes:
             self.shortcut = nn.Identity()
         elif shortcut == "A":
             self.shortcut = PaddedShortcut(inputs, outputs, self.conv1.stride)
@@ -119,19 +154,21 @@ class ResNet(nn.Module):
     """CIFAR ResNet of depth 6n+2 (He et al. 2015, Sec. 4.2): three stages of n blocks; (N, 3, H, W) → (N, classes).
 
     Width W multiplies the channels 16, 32, 64 of the stages (Frankle et al. 2021, Table 1). With a kernel of (1, 3) it
-    is the same network for sequences, (N, 3, 1, L): strides and kernels along L alone.
+    is the same network for sequences, (N, 3, 1, L): strides and kernels along L alone. With the shortcut `plain` it is
+    the plain network that He et al. compare with, the same layers in the same order.
     """
 
     def __init__(self, depth: int, width: float, classes: int, shortcut: str = "B", norm: str = "batch",
-                 kernel: tuple[int, int] = (3, 3)):
+                 kernel: tuple[int, int] = (3, 3), final_relu: bool = True):
         super().__init__()
         channels = [int(16 * width), int(32 * width), int(64 * width)]
-        self.conv = convolution(3, channels[0], kernel=kernel)
+        self.conv = convolution(3, channels[0], 1, kernel, norm)
         self.bn = normalisation(norm, channels[0])
         blocks, inputs = [], channels[0]
         for stage, outputs in enumerate(channels):
             for block in range((depth - 2) // 6):
-                blocks.append(BasicBlock(inputs, outputs, 2 if stage and not block else 1, shortcut, norm, kernel))
+                blocks.append(BasicBlock(inputs, outputs, 2 if stage and not block else 1, shortcut, norm, kernel,
+                                         final_relu))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.output = nn.Linear(channels[-1], classes)
@@ -181,7 +218,8 @@ def imagenet_vgg(depth: int, classes: int, norm: str = "batch") -> nn.Module:
 def from_config(config: Config, classes: int) -> nn.Module:
     """The network of a run as it is before training."""
     network = build(config.model, classes, seed=config.seed, conv_init=config.conv_init, bn_init=config.bn_init,
-                    shortcut=config.shortcut, norm=config.norm)
+                    shortcut=config.shortcut, norm=config.norm, final_relu=config.final_relu,
+                    positions=config.positions)
     if per_channel := random_weights(config.trainable):
         choose_weights(network, per_channel, config.seed)
     return network
@@ -200,38 +238,50 @@ def choose_weights(network: nn.Module, per_channel: int, seed: int) -> None:
 
 
 def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal", bn_init: str = "uniform",
-          shortcut: str = "B", norm: str = "batch") -> nn.Module:
+          shortcut: str = "B", norm: str = "batch", final_relu: bool = True, positions: str = "") -> nn.Module:
     """The network `name` for `classes` classes, its weights drawn from the seed on the CPU, in float32.
 
     The draw is independent of device and of torch's global state. Convolutions and output weights are rounded to
     bfloat16 values, so that a run in bf16 and one in fp32 train the very same network.
-    Raises InputError for an unknown network, initialisation, shortcut or normalisation.
+    Raises InputError for an unknown network, initialisation, shortcut or normalisation, or for wrong positions.
     """
     with torch.device("meta"):                         # no weights drawn twice
-        network = architecture(name, classes, choose("shortcut", shortcut, SHORTCUTS), choose("norm", norm, NORMS))
+        network = architecture(name, classes, choose("shortcut", shortcut, SHORTCUTS), choose("norm", norm, NORMS),
+                               final_relu, positions)
     network.to_empty(device="cpu")
     draws = generator(seed, "weights")
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 _draw_weight(module, choose("conv_init", conv_init, CONV_INITS), draws)
-            elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+            elif isinstance(module, _BatchNorm | nn.GroupNorm):
                 _draw_affine(module, choose("bn_init", bn_init, BN_INITS), draws)
+        masks = generator(seed, "dropout")
+        for module in network.modules():
+            if isinstance(module, deepobs.Dropout):
+                module.draw(masks)
     return network
 
 
-def architecture(name: str, classes: int, shortcut: str = "B", norm: str = "batch") -> nn.Module:
+def architecture(name: str, classes: int, shortcut: str = "B", norm: str = "batch", final_relu: bool = True,
+                 positions: str = "") -> nn.Module:
     """The network `name` with whatever weights torch gives it."""
     family, depth, width = parse_model(name)
+    if family in deepobs.NETWORKS:
+        letters = canonical_positions(positions, name).split(",")
+        return deepobs.NETWORKS[family](classes, [letter == "1" for letter in letters])
     if family.startswith("imagenet"):
         return imagenet_vgg(depth, classes, norm) if family == "imagenet_vgg" else imagenet_resnet(
             depth, width, classes, norm)
-    return ResNet(depth, width, classes, shortcut, norm, {"resnet": (3, 3), "resnet1d": (1, 3)}[family])
+    kernel = {"resnet": (3, 3), "resnet1d": (1, 3), "plain": (3, 3)}[family]
+    return ResNet(depth, width, classes, "plain" if family == "plain" else shortcut, norm, kernel, final_relu)
 
 
 def _draw_weight(module: nn.Module, how: str, draws: np.random.Generator) -> None:
     shape, sigma = tuple(module.weight.shape), math.sqrt(2 / module.weight[0].numel())       # He et al. 2015
-    if how == "he_uniform":
+    if how == "xavier":                                # Glorot & Bengio 2010: as many from as into a layer
+        sigma = math.sqrt(2 / (module.weight[0].numel() + module.weight[:, 0].numel()))
+    if how == "he_uniform" or (how == "xavier" and isinstance(module, nn.Linear)):           # the latter as DeepOBS
         values = (2 * draws.random(shape, dtype="float32") - 1) * (math.sqrt(3) * sigma)
     elif how == "orthogonal":                          # orthonormal rows, or columns where there are fewer of them
         normal = draws.standard_normal((shape[0], math.prod(shape[1:])))
@@ -247,7 +297,7 @@ def _draw_weight(module: nn.Module, how: str, draws: np.random.Generator) -> Non
 
 
 def _draw_affine(module: nn.Module, how: str, draws: np.random.Generator) -> None:
-    if isinstance(module, BN):
+    if isinstance(module, _BatchNorm):
         module.reset_running_stats()
     uniform = torch.from_numpy(draws.random(len(module.weight), dtype="float32"))
     module.weight.copy_({"signed": 2 * uniform - 1, "ones": torch.ones_like(uniform)}.get(how, uniform))
@@ -260,7 +310,8 @@ def multiply_adds(name: str, image_size: int | None = None) -> int:
 
     image_size: its pixels a side; None: 32, or 224 for torchvision's networks.
     """
-    usual = {"resnet": (32, 32), "resnet1d": (1, STEPS)}.get(parse_model(name).family, (IMAGE_SIZE, IMAGE_SIZE))
+    family = parse_model(name).family
+    usual = {"resnet1d": (1, STEPS)}.get(family, (IMAGE_SIZE,) * 2 if family.startswith("imagenet") else (32, 32))
     size = (image_size, image_size) if image_size else usual
     with torch.device("meta"):
         network = architecture(name, classes=1)
@@ -273,7 +324,7 @@ def multiply_adds(name: str, image_size: int | None = None) -> int:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(count)
-        elif isinstance(module, BN):
+        elif isinstance(module, _BatchNorm):
             module.forward = lambda x, add=None: x       # on the meta device batch norm makes torch load its compiler
     network(torch.empty(1, 3, *size, device="meta"))
     return total

@@ -1,11 +1,21 @@
 """Optimizer and learning-rate schedule from a config."""
 
-from collections.abc import Iterable
-
 import torch
-from torch.optim.lr_scheduler import ChainedScheduler, LinearLR, LRScheduler, MultiStepLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    SequentialLR,
+)
 
 from bnlib.config import Config, InputError, options_of
+
+CYCLES = 3         # of cosine_restarts, each twice as long as the one before
+RAMP = 0.1         # share of training in which a trapezoid rises, and in which it falls
 
 
 class LBFGS(torch.optim.LBFGS):
@@ -19,16 +29,16 @@ class LBFGS(torch.optim.LBFGS):
         self.piece, self.weight_decay, self.penalised = piece, weight_decay, penalised
 
 
-def optimizer(parameters, config: Config, decayed: Iterable | None = None) -> torch.optim.Optimizer:
-    """The config's optimizer over the parameters that train, with weight decay on those in `decayed` (None: on all).
+def optimizer(parameters, config: Config, undecayed=frozenset()) -> torch.optim.Optimizer:
+    """The config's optimizer over the parameters that train, with weight decay on all but the `undecayed`.
 
-    The paper's is SGD with momentum (Frankle et al. 2021, App. A). With nothing to train it steps over nothing.
+    The paper's is SGD with momentum, with decay on γ and β too (Frankle et al. 2021, App. A). With nothing to train it
+    steps over nothing.
     Raises InputError for options that the optimizer refuses, and where pytorch_optimizer is needed and not installed.
     """
     parameters = list(parameters) or [torch.nn.Parameter(torch.zeros(1))]
-    among = set(parameters if decayed is None else decayed)
-    groups = [{"params": [p for p in parameters if p in among]},
-              {"params": [p for p in parameters if p not in among], "weight_decay": 0.0}]
+    decayed = [p for p in parameters if p not in undecayed]
+    groups = [{"params": decayed}, {"params": [p for p in parameters if p in undecayed], "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     device, decay = parameters[0].device, config.weight_decay
     fused = {"fused": device.type in ("cpu", "cuda")}                       # one kernel for all parameters
@@ -44,7 +54,7 @@ def optimizer(parameters, config: Config, decayed: Iterable | None = None) -> to
             kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
             return kind(groups, lr, weight_decay=decay, **options, **fused, capturable=device.type == "cuda")
         if config.optimizer == "lbfgs":
-            return LBFGS(parameters, lr, weight_decay=decay, penalised=[p for p in parameters if p in among], **options)
+            return LBFGS(parameters, lr, weight_decay=decay, penalised=decayed, **options)
         return _library()[config.optimizer](groups, lr=lr, weight_decay=decay, **options)
     except ValueError as error:
         raise InputError(f"optimizer_options={config.optimizer_options!r}: {config.optimizer} says: {error}") from None
@@ -80,9 +90,25 @@ def passes(config: Config) -> int:
 
 
 def schedule(optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int) -> LRScheduler:
-    """Learning rate a step: divided by ten at each milestone, after a linear warm-up where one is asked for."""
+    """Learning rate a step, after a linear warm-up where one is asked for.
+
+    `milestones`: divided by ten at each; `constant`; `cosine`: from `lr` to 0; `cosine_restarts`: three such falls,
+    each twice as long as the one before (Loshchilov & Hutter 2017); `trapezoid`: a tenth of training up, a tenth down.
+    """
     total = config.epochs * steps_per_epoch
-    parts = [MultiStepLR(optimizer, [round(fraction * total) for fraction in config.milestones])]
+    if config.schedule == "milestones":
+        parts = [MultiStepLR(optimizer, [round(fraction * total) for fraction in config.milestones])]
+    elif config.schedule == "constant":
+        parts = [ConstantLR(optimizer, factor=1, total_iters=0)]
+    elif config.schedule == "cosine":
+        parts = [CosineAnnealingLR(optimizer, total)]
+    elif config.schedule == "cosine_restarts":
+        parts = [CosineAnnealingWarmRestarts(optimizer, -(-total // (2**CYCLES - 1)), T_mult=2)]
+    else:
+        ramp = max(1, round(RAMP * total))
+        rise = LinearLR(optimizer, start_factor=1 / (ramp + 1), total_iters=ramp)
+        fall = LinearLR(optimizer, start_factor=1, end_factor=1 / (ramp + 1), total_iters=ramp)
+        parts = [SequentialLR(optimizer, [rise, fall], [max(ramp, total - ramp - 1)])]
     if config.warmup_epochs:
         steps = max(1, round(config.warmup_epochs * steps_per_epoch))
         parts.append(LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps))

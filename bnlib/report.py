@@ -8,8 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from bnlib.config import PROFILES, InputError, choose, resolve
+from bnlib.config import InputError, choose, resolve
 from bnlib.grid import campaign_configs, run_all
+from bnlib.profiles import PROFILES
 
 NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"
 _OWN = ("profile_name", "profiles", "results", "missing", "budget", "cluster")      # parameters that `reproduce` sets

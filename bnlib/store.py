@@ -127,19 +127,25 @@ class Run:
 
     @cached_property
     def trajectory(self) -> dict:
-        """`epochs` (E,), and `gamma` and `beta` after each of them: dicts of layer → (E, channels), float16."""
-        logged = load(self._read("trajectory.safetensors"))
-        return {"epochs": logged["epochs"], **{part: self._of_each_layer(logged[part]) for part in ("gamma", "beta")}}
+        """`epochs` (E,), and `gamma` and `beta` after each of them: dicts of layer → (E, channels), float16.
 
-    def _of_each_layer(self, row: np.ndarray) -> dict[str, np.ndarray]:
+        `bias` is the same of layers that have a bias in batch norm's stead. Where steps were logged, `steps` (S,),
+        `step_loss` (S,), and `step_gamma`, `step_beta` and `step_bias` after each of them.
+        """
+        logged = load(self._read("trajectory.safetensors"))
+        return {name: values if values.ndim == 1 else
+                self._of_each_layer(values, "biased_layers" if name.endswith("bias") else "bn_layers")
+                for name, values in logged.items()}
+
+    def _of_each_layer(self, row: np.ndarray, which: str = "bn_layers") -> dict[str, np.ndarray]:
         """Values of all channels of the network, along the last axis, cut up by layer.
 
         Nothing for no values: group norm has no running statistics.
         """
         if not row.shape[-1]:
             return {}
-        ends = np.cumsum(list(self.record["bn_layers"].values()))
-        return dict(zip(self.record["bn_layers"], np.split(row, ends[:-1], axis=-1), strict=True))
+        ends = np.cumsum(list(self.record[which].values()))
+        return dict(zip(self.record[which], np.split(row, ends[:-1], axis=-1), strict=True))
 
     @property
     def gamma(self) -> dict[str, np.ndarray]:

@@ -70,7 +70,7 @@ class Images(torch.utils.data.Dataset):
     """What workers do: (epoch, index) → uint8 image (S, S, 3), cut and resized by torchvision's transforms, and label.
 
     augment: `crop`: a random part of 8 to 100 % of the image (Szegedy et al. 2015), `flip`: mirrored in one half of the
-    cases; else the shorter side becomes 8/7 of S (256 for 224), of which the middle stays.
+    cases; else the shorter side becomes 8/7 of S (256 for 224), of which the middle stays. `once`: as in epoch 0.
     """
 
     def __init__(self, folder: Folder, part: str, image_size: int | None, augment: str = "none", seed: int = 0):
@@ -84,6 +84,7 @@ class Images(torch.utils.data.Dataset):
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | InputError:
         epoch, index = map(int, at)
+        epoch = 0 if "once" in self.augment else epoch
         try:
             image = read_image(self.place / os.fsdecode(self.files[index]))
         except InputError as error:          # handed to the caller: raised here it would come with a worker's traceback

@@ -16,12 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnlib import checkpoint, data, models, optim, store
-from bnlib.checkpoint import Progress, Stop, bn_layers, in_one_row, logged_epochs
+from bnlib import checkpoint, data, models, optim, parallel, store
+from bnlib.checkpoint import (
+    Progress,
+    Stop,
+    affine,
+    biased_layers,
+    bn_layers,
+    check_log,
+    in_one_row,
+    logged_epochs,
+)
 from bnlib.config import Config, InputError
 from bnlib.cuda import GraphedStep
 from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, device_name, keep_memory
-from bnlib.freeze import count, freeze, select
+from bnlib.freeze import count, freeze, select, undecayed
 from bnlib.lbfgs import HeldStep, check_batch
 from bnlib.streaming import Folder, StreamedBatches
 
@@ -40,10 +49,11 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
     Raises InputError for a config, device or dataset that cannot be, and RecordError for a record that is damaged.
     """
     found = store.find(config, results)
-    if found is None:
-        with store.lock(config, results, wait, deadline):
+    parallel.join(device)
+    if parallel.leaders(found is None):
+        with store.lock(config, results, wait, deadline) if parallel.leads() else contextlib.nullcontext():
             found = store.find(config, results)             # another process may have finished it meanwhile
-            if found is None:
+            if parallel.leaders(found is None):
                 with Stop(deadline) as stop:
                     return train(config, stop, results=results, device=device, precision=precision,
                                  tensorboard=tensorboard, bar=bar)
@@ -77,6 +87,15 @@ def place(network: nn.Module, config: Config, device: torch.device, precision: s
     return trainable
 
 
+def check_last_batch(network: nn.Module, images: int, config: Config) -> None:
+    """InputError where an epoch's last batch is too small for batch norm: after a dense layer one image is no batch."""
+    last, least = images % config.batch_size or config.batch_size, 1 + any(
+        isinstance(layer, nn.BatchNorm1d) for layer in network.modules())
+    if last < least * config.bn_parts:
+        raise InputError(f"batch_size={config.batch_size}: leaves a last batch of {last} of {images:,} images; batch "
+                         f"norm of {config.model} takes at least {least * config.bn_parts}")
+
+
 # ---------------------------------------------------------------------------------------------- training
 
 def train(config: Config, stop: Stop, *, results: str | Path = "results", device: str | None = None,
@@ -94,29 +113,34 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     network = models.from_config(config, len(dataset.classes))
     frozen_sha256 = store.frozen_sha256(network, config.trainable)
     trainable = place(network, config, device, precision)
+    synchronised = parallel.synchronise(network, config)
 
     normalise = data.Normalise(dataset, device, torch.bfloat16 if precision == "bf16" else torch.float32,
-                               config.image_size)
+                               config.image_size, config.inputs)
     in_training, in_validation = data.split(config, dataset.n_train)
     batches = dataset.batches(in_training, config, normalise, device)
+    check_last_batch(network, len(batches.labels), config)
     if config.optimizer == "lbfgs":
         check_batch(batches)
     held_out = {"test": dataset.in_order("test", device, config.image_size)}
     if config.n_val:
         held_out["val"] = dataset.in_order("train", device, config.image_size, in_validation)
 
-    optimizer = optim.optimizer(trainable, config, select(network, config.decay).values())
+    optimizer = optim.optimizer(trainable, config, undecayed(network, config.decay))
     schedule = optim.schedule(optimizer, config, len(batches))
     progress = Progress(store.checkpoint_file(config, results), network, optimizer, schedule, device, {
         "protocol": store.PROTOCOL, "dataset": dataset.fingerprint, "config": config.id, "frozen": frozen_sha256})
     progress.load()
-    progress.passed_through({"device": device_name(device), "precision": precision, "bn_path": bn_path(device),
-                             "commit": code})
-    log_at = logged_epochs(config.epochs, count(network, "bn"))
+    processes = f" × {parallel.processes()} processes" if parallel.processes() > 1 else ""
+    progress.passed_through({"device": device_name(device) + processes, "precision": precision,
+                             "bn_path": "synchronised" if synchronised else bn_path(device), "commit": code})
+    logged = sum(len(row) for row in affine(network).values())
+    check_log(config, config.epochs * len(batches), logged)
+    log_at = logged_epochs(config.epochs, logged)
     if 0 not in progress.affine:
         progress.log_affine(0)
     work = models.multiply_adds(config.model, config.image_size) * len(batches.labels) * optim.passes(config)
-    events, step = open_events(results, config) if tensorboard else None, None
+    events, step = open_events(results, config) if tensorboard and parallel.leads() else None, None
 
     with progress_bar(config.epochs * work, config.id, len(progress.history) * work, bar) as shown:
         for epoch in range(len(progress.history) + 1, config.epochs + 1):
@@ -151,27 +175,31 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     if store.frozen_sha256(network, config.trainable) != frozen_sha256:
         raise AssertionError(f"{config.id}: weights that should be frozen have changed; nothing was recorded")
 
-    finished = write_record(config, results, network, dataset, progress, final["test"], {
-        **progress.made_with(),
-        "seconds": round(time.time() - began + progress.seconds_before, 2),
-        "images_per_second": round(len(batches.labels) / np.median([
-            row["seconds"] / row.get("passes", 1) for row in progress.history]), 1),
-        "dataset_sha256": dataset.fingerprint,
-        "frozen_sha256": frozen_sha256,
-    })
-    checkpoint.remove(progress.file)
-    return finished
+    if parallel.leads():
+        write_record(config, results, network, dataset, progress, final["test"], {
+            **progress.made_with(),
+            "seconds": round(time.time() - began + progress.seconds_before, 2),
+            "images_per_second": round(len(batches.labels) / np.median([
+                row["seconds"] / row.get("passes", 1) for row in progress.history]), 1),
+            "dataset_sha256": dataset.fingerprint,
+            "frozen_sha256": frozen_sha256,
+        })
+        checkpoint.remove(progress.file)
+    parallel.leaders(True)                           # the others wait until it is written
+    return store.find(config, results)
 
 
 def train_epoch(network: nn.Module, batches: data.TrainingBatches | StreamedBatches, step, schedule, progress: Progress,
                 stop: Stop) -> dict[str, float]:
     """What is left of one pass over the training images; their mean loss and accuracy while it went on.
 
-    Nothing is read back from the device before the end of the epoch. Returns early when `stop` is asked.
+    Nothing is read back from the device before the end of the epoch, but where steps are logged. Returns early when
+    `stop` is asked.
     """
     network.train()
     check_mode(network, training=True)
     epoch, began = progress.epoch, time.time() - progress.epoch.seconds
+    every, done = batches.config.log_every, len(progress.history) * len(batches)
     for images, labels in batches.epoch(len(progress.history) + 1, epoch.steps):
         if stop.asked():
             break
@@ -183,6 +211,8 @@ def train_epoch(network: nn.Module, batches: data.TrainingBatches | StreamedBatc
         epoch.correct += (logits.argmax(1) == labels).sum()
         epoch.steps += 1
         epoch.images_passed += getattr(step, "passes", 1) * len(labels)
+        if every and (done + epoch.steps) % every == 0:
+            progress.log_step(done + epoch.steps, loss)
         epoch.seconds = time.time() - began
     images = len(batches.labels)
     row = {"train_loss": epoch.loss_sum.item() / images, "train_accuracy": epoch.correct.item() / images,
@@ -198,11 +228,12 @@ def make_step(network: nn.Module, optimizer, precision: str, device: torch.devic
     """
     if isinstance(optimizer, optim.LBFGS):
         return HeldStep(network, optimizer, precision, device)
+    forward = parallel.spread(network)
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(device, precision):
-            logits = network(images)
+            logits = forward(images)
         loss = F.cross_entropy(logits.float(), labels)
         for parameter in trained:                    # a tenth of the time of `optimizer.zero_grad()`
             parameter.grad = None
@@ -211,7 +242,8 @@ def make_step(network: nn.Module, optimizer, precision: str, device: torch.devic
         optimizer.step()
         return loss.detach(), logits.detach()
 
-    graphs = device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0" and optim.captured(optimizer)
+    graphs = device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0" and (
+        parallel.processes() == 1 and optim.captured(optimizer))
     return GraphedStep(step, network, optimizer) if graphs else step
 
 
@@ -264,16 +296,16 @@ def check_mode(network: nn.Module, training: bool) -> None:
                              f"{'training' if training else 'evaluation'}")
 
 
-def evaluate_on_test_set(network: nn.Module, dataset: str, device: str | None = None,
-                         image_size: int | None = None) -> Evaluation:
+def evaluate_on_test_set(network: nn.Module, dataset: str, device: str | None = None, image_size: int | None = None,
+                         inputs: str = "own") -> Evaluation:
     """The network on all test images of a dataset, in float32, as the record's own numbers are computed.
 
-    image_size: as the run's config has it.
+    image_size, inputs: as the run's config has them.
     """
     device, loaded = choose_device(device), data.load(dataset)
     network = network.to(device, memory_format=torch.channels_last)
     return evaluate(network, loaded.in_order("test", device, image_size),
-                    data.Normalise(loaded, device, torch.float32, image_size), "fp32")
+                    data.Normalise(loaded, device, torch.float32, image_size, inputs), "fp32")
 
 
 # ---------------------------------------------------------------------------------------------- record
@@ -291,9 +323,15 @@ def write_record(config: Config, results, network: nn.Module, dataset: data.Data
     else:
         weights_sha256 = store.keep_weights(config, results, {name: value.numpy() for name, value in others.items()})
     trajectory = {"epochs": np.array(list(progress.affine))}
-    for part in ("gamma", "beta"):
+    for part in progress.affine[0]:
         trajectory[part] = np.stack([at[part].numpy() for at in progress.affine.values()])
+    if progress.steps:
+        trajectory["steps"] = np.array(list(progress.steps))
+        trajectory["step_loss"] = np.array([at["loss"] for at in progress.steps.values()], dtype=np.float32)
+        for part in progress.affine[0]:
+            trajectory[f"step_{part}"] = np.stack([at[part].numpy() for at in progress.steps.values()])
 
+    biased = {name: len(layer.bias) for name, layer in biased_layers(network).items()}
     last = {name: value for name, value in progress.history[-1].items() if name not in ("epoch", "lr", "seconds")}
     record = {
         "id": config.id,
@@ -309,6 +347,7 @@ def write_record(config: Config, results, network: nn.Module, dataset: data.Data
         },
         "classes": len(dataset.classes),
         "bn_layers": {name: len(layer.weight) for name, layer in bn_layers(network).items()},
+        **({"biased_layers": biased} if biased else {}),
         "complete": complete,
         "weights_sha256": weights_sha256,             # of what is kept beside the checkpoints, if anything is
         "provenance": provenance | {
@@ -332,7 +371,8 @@ def progress_bar(total: float, description: str, done: float = 0, bar=None):
         bar.total -= done
         return contextlib.nullcontext(bar)
     from tqdm.auto import tqdm
-    disable = True if os.environ.get("BNLIB_PROGRESS") == "0" else None          # None: where it is no terminal
+    quiet = os.environ.get("BNLIB_PROGRESS") == "0" or not parallel.leads()
+    disable = True if quiet else None                       # None: where it is no terminal
     return tqdm(total=total, initial=done, desc=description, leave=False, disable=disable,
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
 

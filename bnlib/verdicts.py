@@ -25,13 +25,15 @@ from bnlib.analysis import (
     spread,
     trained,
 )
-from bnlib.config import PROFILES, random_weights, variant
+from bnlib.config import parse_model, random_weights
 from bnlib.freeze import narrow
+from bnlib.profiles import PROFILES, variant
 from bnlib.store import Run
 
 REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
 ENOUGH = 3         # networks, depths or widths that an ordering must have been seen on before it counts as reproduced
 MANY = 4           # times as many parameters, which count as many times more
+CHANCE = 10.0      # percent right by guessing among CIFAR-10's classes
 LITTLE = 2.0       # points of accuracy that count as little
 
 
@@ -79,6 +81,7 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
         _fewer_passes(done),
         _no_better(done),
         _decay_restrains(done),
+        *_shortcuts(done),
     ]
     table = pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
     return table[["claim", "verdict", "ours", "published", "where"]]
@@ -205,6 +208,65 @@ def _narrow_beats(runs: list[Run]) -> tuple:
              and (key := (narrow(run.config.model), run.config.epochs, run.config.seed)) in full]
     return ("At as many trained parameters, a narrow network trained in full beats BN only", "this report", "–",
             *_paired(pairs, "BN only", "narrow", percent_right))
+
+
+# ------------------------------------------------------------------------------------------ shortcuts
+
+def _shortcuts(runs: list[Run]) -> list[tuple]:
+    """What shortcuts are good for: claims of He et al. 2015 on full training, and the question of BN only without them.
+
+    Depth is judged between the shallowest and the deepest network of a line of one seed and one number of epochs. BN
+    only survives without shortcuts if the plain network keeps half of what the residual one has above chance.
+    """
+    where, unvaried = "He et al. 2015", [run for run in runs if not variant(run.config)]
+    plain_ones, residual = ([run for run in unvaried if parse_model(run.config.model).family == family]
+                            for family in ("plain", "resnet"))
+    option_a = [run for run in runs if variant(run.config) == "shortcut=A"]
+
+    def survives(low: float, high: float) -> bool:
+        return low - CHANCE >= (high - CHANCE) / 2
+
+    return [
+        _ends("Full training of plain networks: the deepest loses to the shallowest", where, "loses", plain_ones,
+              lambda shallow, deep: deep < shallow),
+        _ends("Full training of residual networks: the deepest does not", where, "does not", residual,
+              lambda shallow, deep: deep >= shallow),
+        _matched("Shortcuts with a convolution (B) do at least as well as with zeros (A)", where, "B ≥ A", option_a,
+                 residual, ("model", "trainable"), ("A", "B"), lambda a, b: b >= a),
+        _matched("BN only survives without shortcuts", "this report", "–",
+                 *([r for r in side if r.config.trainable == "bn"] for side in (plain_ones, residual)),
+                 ("depth", "width"), ("plain", "residual"), survives),
+    ]
+
+
+def _ends(title: str, where: str, claim: str, runs: list[Run], holds: Callable[[float, float], bool]) -> tuple:
+    """Whether a claim on the shallowest and the deepest network holds, of width 1, at one seed and number of epochs."""
+    lines: dict[tuple, list[Run]] = {}
+    for run in runs:
+        if run.config.trainable == "all" and run.config.width == 1:
+            lines.setdefault((run.config.epochs, run.config.seed), []).append(run)
+    ordered = [sorted(line, key=lambda run: run.config.depth) for line in lines.values()]
+    used = [line for line in ordered if line[0].config.depth < line[-1].config.depth]
+    found = [holds(percent_right(line[0]), percent_right(line[-1])) for line in used]
+    depths = {run.config.depth for line in used for run in line}
+    stated = _pairs_stated(found, f"depth {listed(depths)}", [run for line in used for run in line])
+    return title, where, claim, stated, _pairs_verdict(found, depths)
+
+
+def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[Run], alike: tuple[str, ...],
+             names: tuple[str, str], holds: Callable[[float, float], bool]) -> tuple:
+    """Whether a claim holds on each pair of runs, a lower and an upper, that are `alike`, of one seed and epochs."""
+    def key(run: Run) -> tuple:
+        return tuple(getattr(run.config, field) for field in (*alike, "epochs", "seed"))
+
+    others = {key(run): run for run in upper}
+    pairs = [(run, others[key(run)]) for run in lower if key(run) in others]
+    numbers = [tuple(map(percent_right, pair)) for pair in pairs]
+    found = [holds(low, high) for low, high in numbers]
+    means = np.mean(numbers, 0) if pairs else ()
+    said = ", ".join(f"{side} {mean:.1f} %" for side, mean in zip(names, means, strict=False))
+    stated = _pairs_stated(found, f"in the mean {said}", [low for low, _ in pairs])
+    return title, where, claim, stated, _pairs_verdict(found, {low.config.model for low, _ in pairs})
 
 
 # ------------------------------------------------------------------------------------------ other claims

@@ -9,8 +9,9 @@ import sys
 from dask_jobqueue import SLURMCluster
 
 from bnlib import run_all
-from bnlib.config import PROFILES, choose
+from bnlib.config import choose
 from bnlib.grid import campaign_configs
+from bnlib.profiles import PROFILES
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

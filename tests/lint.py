@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bnlib.config import parse_model
+
 ROOT = Path(__file__).resolve().parent.parent
 MEGABYTES, RUN_KILOBYTES, CELL_LINES = 40, 80, 15
 
@@ -38,7 +40,7 @@ def size_faults() -> list[str]:
         faults.append(f"results/ and figures/ take {total / 1e6:.1f} MB; at most {MEGABYTES}")
     for record in (ROOT / "results/runs").glob("*/run.json"):
         config = json.loads(record.read_text())["config"]
-        if int(re.match(r"\D+(\d+)", config["model"])[1]) <= 110:
+        if parse_model(config["model"]).depth <= 110:
             runs.append(sum(f.stat().st_size for f in record.parent.iterdir()))
     if runs and sum(runs) / len(runs) > RUN_KILOBYTES * 1000:
         faults.append(f"a record takes {sum(runs) / len(runs) / 1000:.0f} kB on average; at most {RUN_KILOBYTES}")

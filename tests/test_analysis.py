@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bnlib import Config, InputError, analysis, findings, freeze, published, verdicts
-from bnlib.config import variant
+from bnlib.profiles import variant
 
 
 def fake_run(accuracy=0.5, gamma=(0.5, 0.5), status="done", **fields):

@@ -81,7 +81,7 @@ def test_data_checks_a_dataset(capsys):
     (["reproduce", "--set", "dephts=[14]"], "did you mean 'depths'?"),
     (["reproduce", "--set", "depths"], "must be NAME=VALUE"),
     (["reproduce", "--set", "depths=14"], "depths=14: must be a list, such as [14]"),
-    (["reproduce", "--set", "results=elsewhere"], "not one of depths, epochs"),
+    (["reproduce", "--set", "results=elsewhere"], "not one of changes, depths, epochs"),
     (["report", "--profile=paperr"], "did you mean 'paper'?"),
     (["show", "../../etc"], "must be a plain name"),
     (["data", "cifar"], "did you mean 'cifar10"),

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from bnlib import Config, InputError, profile
 from bnlib.__main__ import parser
-from bnlib.config import BN_INITS, CONV_INITS, NORMS, OPTIMIZERS, PROFILES
+from bnlib.config import (
+    BN_INITS,
+    CONV_INITS,
+    DECAYED,
+    INPUTS,
+    NORMS,
+    OPTIMIZERS,
+    SCHEDULES,
+)
+from bnlib.profiles import PRESETS, PROFILES, modified
 
 
 def test_defaults_are_the_papers_protocol():
@@ -29,7 +38,8 @@ def test_one_network_has_one_id_however_it_is_spelled():
 
 @pytest.mark.parametrize("spellings", [
     ("bn", "gamma+beta", "beta+gamma+bn"), ("bn+output", "output+bn"), ("all", "bn+all", "bn+weights", "all+random2"),
-    ("weights", "weights+random4", "output+weights"), ("bn+random2", "random2+bn")])
+    ("weights", "weights+random4", "output+weights"), ("bn+random2", "random2+bn"),
+    ("beta+weights", "weights+beta"), ("gamma+weights", "weights+gamma+output")])
 def test_one_choice_of_trainable_has_one_id(spellings):
     assert len({Config(trainable=t).id for t in spellings}) == 1
 
@@ -44,7 +54,8 @@ def test_the_id_names_the_experiment_and_differs_with_every_field():
     assert base.id.startswith("cifar10-resnet14-bn-s0-")
     other = {"dataset": "mnist", "n_train": 100, "n_val": 10, "model": "resnet20", "trainable": "all", "lr": 0.2,
              "momentum": 0.5, "weight_decay": 0.0, "batch_size": 64, "epochs": 3, "milestones": (0.5,),
-             "warmup_epochs": 1.0, "augment": "none", "seed": 1, "shortcut": "A", "decay": "gamma",
+             "warmup_epochs": 1.0, "augment": "none", "seed": 1, "shortcut": "A", "final_relu": False, "bn_parts": 2,
+             "decay": "weights", "schedule": "cosine", "inputs": "raw", "log_every": 10,
              "optimizer_options": "nesterov=True"}
     assert len({base.id, *(dataclasses.replace(base, **{k: v}).id for k, v in other.items())}) == len(other) + 1
 
@@ -61,11 +72,29 @@ def test_a_config_survives_json():
     ({"model": "resnet1d15"}, "nearest: resnet1d14"),
     ({"model": "vgg11"}, "model='vgg11'"),
     ({"model": "imagenet_resnet20"}, "did you mean 'imagenet_resnet200'?"),
-    ({"model": "imagenet_resnet18", "shortcut": "A"}, "shortcut='A': imagenet_resnet18 has B"),
-    ({"model": "imagenet_vgg11_bn", "trainable": "shortcut"}, "imagenet_vgg11_bn has no shortcuts"),
-    ({"model": "imagenet_resnet18", "norm": "none"}, "norm='none' has no γ and β to train"),
-    ({"model": "imagenet_resnet18", "norm": "none", "trainable": "all", "bn_first": 1}, "no γ and β to train"),
+    ({"model": "imagenet_resnet18", "shortcut": "A"}, "shortcut='A': imagenet_resnet18 has no choice of it"),
+    ({"model": "imagenet_vgg11_bn", "trainable": "shortcut"}, "nothing to train there"),
+    ({"model": "imagenet_resnet18", "norm": "none"}, "there are no γ and β where norm='none'"),
+    ({"model": "imagenet_resnet18", "norm": "none", "trainable": "all", "bn_first": 1}, "there are no γ and β"),
     ({"image_size": 4}, "image_size=4: must be at least 8, or None"),
+    ({"model": "plain15"}, "nearest: plain14"),
+    ({"model": "3c3d", "positions": "1,0,0,1"}, "positions='1,0,0,1': 3c3d takes 5 letters 0 or 1"),
+    ({"model": "3c3d", "positions": "1,0,0,1,x"}, "or first<k>, last<k> with k up to 5; all; none"),
+    ({"model": "allcnnc", "positions": "first9"}, "positions='first9': allcnnc takes 8 letters"),
+    ({"positions": "all"}, "positions='all': resnet14 has no layers to choose from; 3c3d and allcnnc have"),
+    ({"model": "3c3d", "positions": "none"}, "there are no γ and β where positions='0,0,0,0,0'"),
+    ({"norm": "none", "trainable": "gamma+beta"}, "there are no γ and β where norm='none'"),
+    ({"model": "3c3d", "trainable": "all", "norm": "group"}, "norm='group': 3c3d has no choice of it"),
+    ({"model": "plain20", "shortcut": "A"}, "shortcut='A': plain20 has no choice of it"),
+    ({"model": "plain20", "trainable": "shortcut"}, "nothing to train there"),
+    ({"final_relu": "maybe"}, "final_relu='maybe': must be true or false"),
+    ({"bn_parts": 65}, "bn_parts=65: must be from 1 to half of batch_size"),
+    ({"decay": "gama"}, "did you mean 'gamma'?"),
+    ({"decay": "none+gamma"}, "'none' stands alone"),
+    ({"schedule": "cosin"}, "did you mean 'cosine'?"),
+    ({"schedule": "trapezoid", "warmup_epochs": 1}, "schedule='trapezoid' takes none"),
+    ({"inputs": "image"}, "did you mean 'imagenet'?"),
+    ({"log_every": -1}, "log_every=-1: must be at least 0"),
     ({"norm": "grupo"}, "did you mean 'group'?"),
     ({"bn_first": 160}, "bn_first=160: must be at least 0 and below epochs"),
     ({"bn_first": 2, "trainable": "gamma"}, "γ and β never train where trainable='gamma'"),
@@ -95,7 +124,7 @@ def test_a_config_survives_json():
     ({"optimizer": "lbfgs", "optimizer_options": "max_iter=0"}, "'max_iter=0': must be such as max_iter=20"),
     ({"optimizer": "lbfgs", "optimizer_options": "max_iter=2.5"}, "'max_iter=2.5': must be such as max_iter=20"),
     ({"optimizer": "adam", "momentum": 0.9}, "momentum=0.9: must be 0, as adam has none"),
-    ({"decay": "bn+alpha"}, "decay='alpha': not one of all, bn, gamma, beta"),
+    ({"decay": "bn+alpha"}, "decay='alpha': not one of all, weights, gamma, beta, biases"),
     ({"decay": "none+bn"}, "decay='none+bn': 'none' stands alone"),
 ])
 def test_what_cannot_be_is_one_line_that_names_field_and_rule(fields, said):
@@ -112,7 +141,12 @@ CONFIGS = st.builds(
     model=st.builds("{}{}{}{}".format, st.sampled_from(["resnet", "resnet1d"]),
                     st.integers(1, 200).map(lambda n: 6 * n + 2), st.sampled_from("xc"), st.integers(1, 64)),
     image_size=st.none() | st.integers(8, 512),
-    norm=st.sampled_from(NORMS[:-1]),            # the last, none, is for other networks
+    norm=st.sampled_from(NORMS[:-1]),            # with none, γ and β could not train
+    final_relu=st.booleans(),
+    decay=st.lists(st.sampled_from(DECAYED), min_size=1).map("+".join) | st.sampled_from(["all", "none"]),
+    schedule=st.sampled_from(SCHEDULES),
+    inputs=st.sampled_from(INPUTS),
+    log_every=st.integers(0, 1000),
     trainable=st.lists(st.sampled_from(["bn", "gamma", "beta", "output", "shortcut", "weights", "random2"]),
                        min_size=1).map("+".join),
     conv_init=st.sampled_from(CONV_INITS),
@@ -160,6 +194,12 @@ IMPOSSIBLE = {
     "trainable": st.text("xyz+", min_size=1),
     "shortcut": st.text("CDE", min_size=1),
     "norm": st.text("xyz", min_size=1),
+    "positions": st.text("01,", min_size=1) | st.just("first2"),
+    "final_relu": st.text("xyz", min_size=1) | st.integers(2),
+    "bn_parts": st.integers(max_value=0) | st.integers(65),
+    "schedule": st.text("xyz", min_size=1),
+    "inputs": st.text("xyz", min_size=1),
+    "log_every": st.integers(max_value=-1) | st.just("often"),
     "bn_first": st.integers(max_value=-1) | st.integers(160) | st.just("soon"),
     "conv_init": st.text("xyz", min_size=1),
     "bn_init": st.text("xyz", min_size=1),
@@ -208,6 +248,23 @@ def test_an_unknown_field_in_json_is_named_with_the_nearest():
 def test_every_profile_gives_valid_configs(name):
     p = profile(name)
     assert all(Config(model=f"resnet{d}", seed=s, **p.training) for d in p.depths for s in p.seeds)
+
+
+def test_networks_of_deepobs_and_plain_ones_survive_json():
+    for fields in (*PRESETS.values(), {"model": "3c3d", "positions": "last2"}, {"model": "plain20", "norm": "none",
+                                                                                "trainable": "all"}):
+        config = Config(**fields)
+        again = Config.from_dict(json.loads(json.dumps(config.to_dict())))
+        assert again == config and again.id == config.id
+
+
+def test_an_unknown_modification_is_named_with_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'fixed_gamma'"):
+        modified("fixed_gama")
+
+
+def test_ids_of_runs_that_were_there_before_these_fields_are_the_same():
+    assert Config(model="resnet14", epochs=16).id == "cifar10-resnet14-bn-s0-78e9d3a6"
 
 
 def test_a_profile_is_overridden_one_setting_at_a_time():

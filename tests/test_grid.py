@@ -65,6 +65,7 @@ def test_the_campaigns_grid_is_the_notebooks_own():
     assert {c.model for c in configs} >= {"resnet14", "resnet866", "resnet14x32"}
     assert {c.seed for c in configs} == {0, 1, 2, 3, 4}
     assert {c.epochs for c in configs if c.model == "resnet14"} == {160}
+    assert {c.model for c in configs if c.epochs == 100} == {"3c3d"}            # an earlier study's preset
     assert Config(seed=3) in configs
 
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from bnlib import Config, InputError, analysis, data, lbfgs, models, optim, plots, run, verdicts
-from bnlib.config import OPTIMIZERS, OPTIONS, variant
-from bnlib.freeze import select
+from bnlib.config import OPTIMIZERS, OPTIONS
+from bnlib.freeze import select, undecayed
 from bnlib.grid import work
+from bnlib.profiles import variant
 from bnlib.train import make_step, place
 from tests.test_train import same, stop_after
 
@@ -106,7 +107,7 @@ def test_a_run_stopped_between_steps_ends_in_the_same_bytes(name, trainable, tin
 def test_weight_decay_moves_what_it_is_asked_to_and_nothing_else(name, decay, tiny):
     network = models.build("resnet8", 10, bn_init="beta_one")
     config = Config(optimizer=name, weight_decay=0.1, decay=decay, lr=0.1)
-    optimizer = optim.optimizer(network.parameters(), config, select(network, decay).values())
+    optimizer = optim.optimizer(network.parameters(), config, undecayed(network, config.decay))
     before = {key: p.detach().clone() for key, p in network.named_parameters()}
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -130,7 +131,7 @@ def held(tiny):
     network, dataset = models.from_config(config, 10), data.load("digits")
     trainable = place(network, config, CPU, "fp32")
     network.train()
-    optimizer = optim.optimizer(trainable, config, select(network, config.decay).values())
+    optimizer = optim.optimizer(trainable, config, undecayed(network, config.decay))
     normalise = data.Normalise(dataset, CPU, torch.float32)
     batches = data.TrainingBatches(dataset.x_train[:128], dataset.y_train[:128], config, normalise, CPU)
     seen = []

@@ -68,7 +68,8 @@ class ResNet(Sequential):
     """CIFAR ResNet of depth 6n+2, twin of `bnlib.models.ResNet`; (N, 3, H, W) → (N, classes)."""
 
     def __init__(self, name: str, classes: int, shortcut: str = "B"):
-        _, depth, width = parse_model(name)
+        family, depth, width = parse_model(name)
+        choose("network", family, ("resnet",))
         choose("shortcut", shortcut, ("A", "B"))
         channels = [16 * width, 32 * width, 64 * width]
         self.conv = Conv2d(3, channels[0], 3, padding=1, bias=False)

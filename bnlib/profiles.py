@@ -1,0 +1,241 @@
+"""Profiles, which fill the grids of the notebooks, the presets of an earlier study, and what sets a run apart."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from bnlib.config import (
+    BN_INITS,
+    CONV_INITS,
+    DEEPOBS,
+    IMAGENET,
+    INPUTS,
+    Config,
+    InputError,
+    choose,
+    parse_model,
+    resolve,
+)
+
+#: What may train, in the order of `04_what_trains`; random<K> is K random weights of each channel.
+_MODES = ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "shortcut", *(
+    f"random{k}" for k in (2, 4, 8, 16, 32))]
+#: Ways to start, of `06_initialisation`: fields that differ from the protocol, one at a time.
+_STARTS = [*({"bn_init": how} for how in BN_INITS[1:]), *({"conv_init": how} for how in CONV_INITS[1:]),
+           *({"lr": lr} for lr in (0.01, 0.03, 0.3, 1.0))]
+#: What `11_optimizers` compares, on the network that `optimizing` describes: the settings of each optimizer that the
+#: validation images choose among. An epoch of LBFGS is about seven passes, so that 3 of them are 21 beside 16.
+_SEARCH = [*({"optimizer": "sgd", "lr": lr} for lr in (0.03, 0.1, 0.3)),
+           *({"optimizer": name, "lr": lr} for name in ("adam", "adabound") for lr in (0.001, 0.003, 0.01)),
+           *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": f"max_iter=5 {memory}"}
+             for size, memory in ((5000, "history_size=10"), (5000, "history_size=50"), (15000, "history_size=10")))]
+
+#: What an earlier study of the parts of batch norm trained with, on networks of DeepOBS: plain SGD at a constant rate,
+#: L2 on weights and γ alone (`DissectBatchNorm`; its crops, flips and normalisation are those of all runs here).
+_DISSECT = {"conv_init": "xavier", "bn_init": "ones", "momentum": 0.0, "schedule": "constant", "decay": "weights+gamma"}
+PRESETS = {
+    "3c3d-cifar10": _DISSECT | {"model": "3c3d", "dataset": "cifar10", "lr": 0.0226, "batch_size": 128, "epochs": 100,
+                                "weight_decay": 0.002},
+    "3c3d-cifar100": _DISSECT | {"model": "3c3d", "dataset": "cifar100", "lr": 0.0166, "batch_size": 256, "epochs": 350,
+                                 "weight_decay": 0.002},
+    "allcnnc-cifar100": _DISSECT | {"model": "allcnnc", "dataset": "cifar100", "lr": 0.0166, "batch_size": 256,
+                                    "epochs": 350, "weight_decay": 5e-4},
+}
+#: What that study does to the batch norms that a network has, as `trainable`; then the same with all else frozen.
+MODIFICATIONS = {
+    "vanilla": "all",                              # with positions="none": no batch norm at all
+    "trained_bn": "all", "fixed_bn": "weights", "fixed_gamma": "beta+weights", "fixed_beta": "gamma+weights",
+    "trained_bn alone": "bn", "fixed_bn alone": "none", "fixed_gamma alone": "beta", "fixed_beta alone": "gamma",
+}
+
+
+def modified(modification: str, positions: str = "all") -> dict[str, str]:
+    """The Config fields of a modification on the batch norms at `positions`; `vanilla` has none anywhere.
+
+    Raises InputError for an unknown one.
+    """
+    trainable = MODIFICATIONS[choose("modification", modification, MODIFICATIONS)]
+    return {"trainable": trainable, "positions": "none" if modification == "vanilla" else positions}
+
+
+def modification(config: Config) -> str:
+    """What that study calls this choice of what trains: `fixed_gamma` for `beta+weights`; else `trainable` itself."""
+    if parse_model(config.model).family in DEEPOBS and "1" not in config.positions:
+        return "vanilla" if config.trainable == "all" else config.trainable
+    names = {trainable: name for name, trainable in MODIFICATIONS.items() if name != "vanilla"}
+    return names.get(config.trainable, config.trainable)
+
+
+#: Ways to change a residual network, or what it sees, one at a time, of `10_residual_vs_plain`.
+_CHANGES = [{"shortcut": "A"}, {"shortcut": "none"}, {"final_relu": False}, {"norm": "none"},
+            {"norm": "none", "lr": 0.001},                         # at the protocol's rate it may diverge
+            *({"inputs": how} for how in INPUTS[1:]), {"augment": "none"}, {"augment": "crop+flip+once"},
+            {"batch_size": 256}]
+
+#: What a profile sets: `training` goes into each Config, the rest spans the grids of the notebooks.
+_PAPER = {
+    "training": {},                                # Config's defaults are the paper's protocol
+    "depths": [14, 32, 56, 110, 218, 434, 866],
+    "widths": [1, 2, 4, 8, 16, 32],
+    "width_depth": 14,                             # the depth at which width is varied
+    "modes": _MODES,
+    "starts": _STARTS,
+    "optimizing": {"model": "resnet32", "shortcut": "A", "n_val": 5000},
+    "optimizers": [o | {"epochs": 20} if "epochs" in o else o for o in _SEARCH],
+    "seeds": [0, 1, 2, 3, 4],
+    # a sequence turned round is another one, hence no flip; 5,000 of them make few steps, hence small batches
+    "sequences": {"dataset": "sequences", "batch_size": 32, "augment": "none"},
+    # what the paper's author trains ImageNet with: github.com/facebookresearch/open_lth, models/imagenet_resnet.py
+    "large": {"dataset": "imagenet", "batch_size": 1024, "lr": 0.4, "epochs": 90, "warmup_epochs": 5,
+              "milestones": (30 / 90, 60 / 90, 80 / 90)},
+    "large_models": list(IMAGENET),
+    "large_modes": ["all", "bn", "output", "random2"],
+    "large_seeds": [0, 1, 2],
+    "dissect": PRESETS["3c3d-cifar10"],
+    "masks": [*(f"{end}{k}" for k in range(5, 0, -1) for end in ("first", "last"))],
+    "modifications": [*MODIFICATIONS],
+    "rates": [0.00226, 0.0226, 0.226],
+    "residual": {},
+    "plain_depths": [20, 32, 44, 56, 14],
+    "changes": _CHANGES,
+    "results": "results",
+}
+_SHORT = _PAPER | {
+    "training": {"epochs": 16},
+    "sequences": _PAPER["sequences"] | {"epochs": 16},
+    "large": _PAPER["large"] | {"batch_size": 256, "lr": 0.1, "epochs": 16, "warmup_epochs": 1},
+    "large_models": ["imagenet_resnet18", "imagenet_resnet50"],
+    "large_seeds": [0],
+    "optimizers": _SEARCH,
+    "dissect": _PAPER["dissect"] | {"epochs": 16},
+    "masks": ["all"],
+    "modifications": [m for m in MODIFICATIONS if m != "fixed_bn alone"],
+    "residual": {"epochs": 16},
+    "plain_depths": [20, 32],
+    "depths": [14, 32, 56, 110],
+    "widths": [1, 2, 4],
+    "seeds": [0, 1, 2],
+}
+_DEMO = {
+    # a mirrored digit is no digit, hence no flip; small batches, or 1,437 images would make 11 steps an epoch
+    "training": {"dataset": "digits", "epochs": 10, "batch_size": 32, "augment": "crop"},
+    "depths": [8, 14, 20],
+    "widths": [1, 2],
+    "width_depth": 8,
+    "modes": ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "shortcut", "random2", "random8"],
+    "starts": [{"bn_init": "ones"}, {"bn_init": "signed"}, {"conv_init": "orthogonal"}, {"conv_init": "binary"},
+               {"lr": 0.01}, {"lr": 0.5}],
+    "optimizing": {"model": "resnet8", "shortcut": "A", "n_train": 480, "n_val": 200},
+    "optimizers": [*({"optimizer": "sgd", "lr": lr} for lr in (0.1, 1.0)),
+                   *({"optimizer": name, "lr": lr} for name in ("adam", "adabound") for lr in (0.003, 0.03)),
+                   *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": "max_iter=5"}
+                     for size in (240, 480))],
+    "seeds": [0, 1],
+    "sequences": _PAPER["sequences"] | {"epochs": 5},
+    "large": {"dataset": "large_digits", "image_size": 32, "epochs": 2, "batch_size": 32, "augment": "crop"},
+    "large_models": ["imagenet_resnet18"],
+    "large_modes": ["all", "bn", "output", "random2"],
+    "large_seeds": [0],
+    # seconds a run: a part of the digits, a few epochs
+    "dissect": _PAPER["dissect"] | {"dataset": "digits", "n_train": 256, "epochs": 4, "batch_size": 32,
+                                    "augment": "crop"},
+    "masks": ["all", "last3"],
+    "modifications": [m for m in MODIFICATIONS if m != "fixed_bn alone"],
+    "rates": [0.00226, 0.0226, 0.226],
+    "residual": {"dataset": "digits", "n_train": 512, "epochs": 4, "batch_size": 32, "augment": "crop"},
+    "plain_depths": [8, 14],
+    "changes": [{"shortcut": "A"}, {"shortcut": "none"}, {"final_relu": False}, {"inputs": "raw"},
+                {"augment": "none"}],
+    "results": "build/demo/results",
+}
+_SMOKE = _DEMO | {
+    "training": {"dataset": "digits", "n_train": 128, "epochs": 1, "batch_size": 64, "augment": "crop"},
+    "depths": [8, 14],
+    "widths": [1, 2],
+    "modes": ["all", "weights", "bn", "random2"],
+    "starts": [{"bn_init": "ones"}, {"lr": 0.5}],
+    "sequences": _PAPER["sequences"] | {"n_train": 128, "epochs": 1},
+    "large": _DEMO["large"] | {"n_train": 64, "epochs": 1},
+    "large_modes": ["bn", "output"],
+    "optimizing": {"model": "resnet8", "shortcut": "A", "n_val": 100},
+    "optimizers": [{"optimizer": "sgd"}, {"optimizer": "adam"}, {"optimizer": "adabound"},
+                   {"optimizer": "lbfgs", "batch_size": 128, "optimizer_options": "max_iter=2"}],
+    "dissect": _DEMO["dissect"] | {"n_train": 64, "epochs": 1},
+    "masks": ["all"],
+    "modifications": ["vanilla", "trained_bn", "fixed_gamma"],
+    "rates": [0.0226],
+    "residual": _DEMO["residual"] | {"n_train": 128, "epochs": 1, "batch_size": 64},
+    "plain_depths": [8],
+    "changes": [{"shortcut": "A"}],
+    "results": "build/smoke/results",
+}
+PROFILES = {"paper": _PAPER, "short": _SHORT, "demo": _DEMO, "smoke": _SMOKE}
+#: What of a profile holds Config fields that its runs share: those of most notebooks, and of some in their place.
+PROTOCOLS = ("training", "sequences", "large", "dissect", "residual")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a notebook's grid spans: fields for every Config, and lists of depths, widths and seeds."""
+
+    name: str
+    training: dict            # Config fields that all runs of the profile share
+    depths: list[int]         # layers, 6n+2
+    widths: list[int]         # multiples of 16, 32, 64 channels
+    width_depth: int          # layers of the network whose width is varied
+    modes: list[str]          # what trains, where that is varied
+    starts: list[dict]        # Config fields that differ from the protocol, where the start is varied
+    optimizing: dict          # Config fields that all runs of the comparison of optimizers share
+    optimizers: list[dict]    # Config fields of each of those runs; validation images choose among an optimizer's
+    seeds: list[int]
+    sequences: dict           # Config fields of runs on sequences, in place of `training`
+    large: dict               # Config fields of runs on large images, in place of `training`
+    large_models: list[str]   # torchvision's networks
+    large_modes: list[str]    # what trains of them
+    large_seeds: list[int]
+    dissect: dict             # the same of runs that take batch norm apart
+    masks: list[str]          # where batch norm is in them: `positions`
+    modifications: list[str]  # what is done to it, of MODIFICATIONS
+    rates: list[float]        # learning rates at which vanilla and trained_bn are compared
+    residual: dict            # Config fields of residual and plain networks, in place of `training`
+    plain_depths: list[int]   # layers of both, 6n+2
+    changes: list[dict]       # Config fields that differ from the protocol, where a residual network is changed
+    results: Path             # folder of the run records
+
+    @property
+    def figures(self) -> Path:
+        """Folder of the figures, beside the results."""
+        return self.results.parent / "figures"
+
+
+def profile(name: str, **overrides) -> Profile:
+    """The profile `paper`, `short`, `demo` or `smoke`, with single settings replaced.
+
+    An override is a field of Profile (`depths=[14, 20]`) or of Config (`epochs=3`); None keeps the profile's.
+    Raises InputError for a name that is neither.
+    """
+    settings = dict(PROFILES[choose("profile", name, PROFILES)])
+    config_fields = [f.name for f in dataclasses.fields(Config)]
+    for key, value in overrides.items():
+        choose("profile setting", key, [*settings, *config_fields])
+        if value is not None:
+            if isinstance(settings.get(key), list) and not isinstance(value, list | tuple | range):
+                raise InputError(f"{key}={value!r}: must be a list, such as [{value}]")
+            settings |= {key: value} if key in settings else {kind: settings[kind] | {key: value} for kind in PROTOCOLS}
+    return Profile(name=name, **settings | {"results": resolve(settings["results"])})
+
+
+#: What a table tells runs apart by anyway; all other fields of Config are the profile's, or make a variant.
+KEYS = ("dataset", "model", "trainable", "epochs", "seed")
+
+
+def variant(config: Config) -> str:
+    """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run."""
+    keys = {key: getattr(config, key) for key in (*KEYS, "optimizer")}      # beside what another optimizer brings along
+    protocols = [profile[kind] for profile in PROFILES.values() for kind in PROTOCOLS] + [*PRESETS.values()]
+    differing = [["optimizer"] * (config.optimizer != Config.optimizer) + [
+                  field.name for field in dataclasses.fields(Config)
+                  if getattr(config, field.name) != getattr(Config(**protocol | keys), field.name)]
+                 for protocol in protocols
+                 if protocol.get("dataset", "cifar10") == config.dataset or not protocol]
+    return ", ".join(f"{name}={getattr(config, name)}" for name in min(differing, key=len))

@@ -1,0 +1,220 @@
+"""Figures of two earlier studies, batch norm taken apart and residual beside plain networks: a table in, one out."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from bnlib.analysis import SHOWN, histories, seeds_of, surface, trained
+from bnlib.plots import SYMBOL, colour, nothing_yet
+from bnlib.profiles import MODIFICATIONS, modification
+from bnlib.store import Run
+
+
+def shade(name: str) -> str:
+    """The colour of a modification: of what trains, with the weights or alone, and black where no batch norm is."""
+    parts = {"trained_bn": "all", "fixed_bn": "weights", "fixed_gamma": "beta", "fixed_beta": "gamma"}
+    return "#000000" if name == "vanilla" else colour(parts.get(name.removesuffix(" alone"), name))
+
+
+def in_order(modifications: Iterable[str]) -> list[str]:
+    """Each modification once, in the order of MODIFICATIONS; any other choice of what trains after them."""
+    known = list(MODIFICATIONS)
+    return sorted(set(modifications), key=lambda m: (known.index(m) if m in known else len(known), m))
+
+
+def courses(table: pd.DataFrame, line: str = "modification", panel: str | None = None, smooth: int = 0) -> Figure:
+    """Training loss and test accuracy against epoch: a line a `modification` or `lr`, a column of panels a `panel`.
+
+    table: from `analysis.histories`; dashed: all other weights frozen. smooth: epochs of a Savitzky–Golay window, of a
+    polynomial of degree 2 (SciPy); 0: as measured.
+    """
+    if not len(table):
+        return nothing_yet()
+    by_name, viridis = line == "modification", plt.get_cmap("viridis")
+    values = in_order(table[line]) if by_name else sorted(set(table[line]))
+    styles = {value: {"color": shade(value) if by_name else viridis(0.85 * i / max(1, len(values) - 1)),
+                      "linestyle": "--" if str(value).endswith(" alone") else "-", "linewidth": 1.2}
+              for i, value in enumerate(values)}
+    panels = list(table[panel].unique()) if panel else [""]
+    figure, grid = plt.subplots(2, len(panels), figsize=(1.6 + 2.9 * len(panels), 4.8), sharex=True, sharey="row",
+                                squeeze=False)
+    for column, name in zip(grid.T, panels, strict=True):
+        part = table[table[panel] == name] if panel else table
+        for (value, _), run in part.groupby([line, "run"]):
+            for axes, score in zip(column, ("train_loss", "test_accuracy"), strict=True):
+                axes.plot(run["epoch"], smoothed(run[score].to_numpy(), smooth), **styles[value])
+        column[0].set_title(name)
+        column[-1].set_xlabel("epoch")
+        column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    grid[0][0].set_ylabel("training loss (nats)")
+    grid[1][0].set_ylabel("test accuracy (%)")
+    labels = [value if by_name else f"learning rate {value:g}" for value in values]
+    figure.legend([plt.Line2D([], [], **styles[value]) for value in values], labels, loc="outside lower center",
+                  ncols=4 if len(panels) > 1 else 2)
+    figure.suptitle(_about(table, smooth), x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def smoothed(values: np.ndarray, window: int) -> np.ndarray:
+    """Savitzky & Golay's smoothing over `window` values, or as many as there are; 0: the values themselves."""
+    from scipy.signal import savgol_filter
+    window = min(window, len(values))
+    return savgol_filter(values, window, 2) if window > 2 else values
+
+
+def by_positions(table: pd.DataFrame) -> Figure:
+    """Test accuracy of each modification, a row for each choice of the layers, from the image on, with batch norm.
+
+    table: from `analysis.by_positions`. Hollow: all other weights frozen. Bars are one standard deviation over seeds.
+    """
+    if not len(table):
+        return nothing_yet()
+    masks, names = sorted(table["positions"].unique()), in_order(table["modification"])
+    figure, axes = plt.subplots(figsize=(6, 1.6 + 0.45 * len(masks)))
+    for i, name in enumerate(names):
+        rows = table[table["modification"] == name]
+        at = [masks.index(mask) + 0.3 - 0.6 * i / max(1, len(names) - 1) for mask in rows["positions"]]
+        hollow = {"markerfacecolor": "none"} if name.endswith(" alone") else {}
+        axes.errorbar(rows["mean"], at, xerr=rows["std"].fillna(0), marker="o", linestyle="", markersize=4,
+                      color=shade(name), label=name, **hollow)
+    axes.set_yticks(range(len(masks)), [mask.replace(",", " ") for mask in masks])
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel="test accuracy (%)", ylabel="batch norm at", ylim=(-0.5, len(masks) - 0.5))
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.suptitle(_about(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def layer_means(table: pd.DataFrame) -> Figure:
+    """Mean γ and β of each layer against epoch, a line a layer, a column a modification.
+
+    table: from `analysis.layer_means`. Where a layer has no batch norm, its bias stands for β (dotted).
+    """
+    if not len(table):
+        return nothing_yet()
+    columns = in_order(table["modification"])
+    layers = table.drop_duplicates("layer").sort_values("number")["layer"].tolist()
+    figure, grid = plt.subplots(2, len(columns), figsize=(1.2 + 1.9 * len(columns), 4.4), sharex=True, sharey="row",
+                                squeeze=False)
+    for column, what in zip(grid.T, columns, strict=True):
+        for i, layer in enumerate(layers):
+            rows = table[(table["modification"] == what) & (table["layer"] == layer)]
+            hue = plt.get_cmap("viridis")(0.9 * i / max(1, len(layers) - 1))
+            for axes, part in zip(column, ("gamma", "beta"), strict=True):
+                dotted = part == "beta" and rows["gamma"].isna().all()
+                axes.plot(rows["epoch"], rows[part], ":" if dotted else "-", color=hue, marker=".", label=layer)
+        column[0].set_title(what.replace(" alone", "\nalone"), color=shade(what), fontsize=9)
+        column[-1].set_xlabel("epoch")
+        column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    for axes, part in zip(grid[:, 0], ("gamma", "beta"), strict=True):
+        biases = bool(part == "beta" and table["gamma"].isna().any())
+        axes.set_ylabel(f"mean {SYMBOL[part]}" + "\n(dotted: bias)" * biases)
+    handles, labels = grid[0][-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(layers))
+    figure.suptitle(_about(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def surfaces(runs: Iterable[Run], layer: str, part: str = "gamma") -> Figure:
+    """γ or β of one layer over channel and epoch, channels sorted by their final value: a column a run.
+
+    Above as a surface, below as a contour plot, all in one scale.
+    """
+    runs = [run for run in runs if layer in run.trajectory[part]]
+    if not runs:
+        return nothing_yet()
+    tables = [surface(run, layer, part) for run in runs]
+    low, high = min(table.to_numpy().min() for table in tables), max(table.to_numpy().max() for table in tables)
+    figure = plt.figure(figsize=(1 + 2.5 * len(runs), 5.6))
+    for i, (run, table) in enumerate(zip(runs, tables, strict=True), 1):
+        epochs, channels = np.meshgrid(table.columns.astype(float), np.arange(len(table)))
+        about = {"cmap": "viridis", "vmin": low, "vmax": high}
+        above = figure.add_subplot(2, len(runs), i, projection="3d")
+        above.plot_surface(epochs, channels, table.to_numpy(), linewidth=0, **about)
+        above.set(xlabel=table.columns.name, ylabel="channel", zlim=(low, high))
+        above.set_title(modification(run.config), color=shade(modification(run.config)), fontsize=9)
+        above.view_init(28, -130)
+        above.tick_params(labelsize=6, pad=-2)
+        below = figure.add_subplot(2, len(runs), len(runs) + i)
+        drawn = below.contourf(epochs, channels, table.to_numpy(), levels=np.linspace(low, high, 15), **about)
+        below.set(xlabel=table.columns.name, ylabel="channel, by final value" if i == 1 else None)
+        below.grid(visible=False)
+    figure.colorbar(drawn, ax=figure.axes[1::2], label=f"{SYMBOL[part]} of {layer}", format="%.3f")
+    figure.suptitle(_about(histories(runs)), x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def gamma_against_beta(channels: pd.DataFrame) -> Figure:
+    """Final γ against final β, a dot a channel, a panel a layer, a colour a modification.
+
+    channels: from `analysis.affine`, of runs of one network. Dotted: γ = 1 and β = 0, where they start.
+    """
+    if not len(channels):
+        return nothing_yet()
+    layers = channels.drop_duplicates("layer").sort_values("number")["layer"].tolist()
+    names = {what: name for name, what in MODIFICATIONS.items() if name != "vanilla"}
+    channels = channels.assign(modification=channels["trainable"].map(names))
+    figure, grid = plt.subplots(1, len(layers), figsize=(1 + 1.9 * len(layers), 2.9), sharex=True, sharey=True,
+                                squeeze=False)
+    for axes, layer in zip(grid[0], layers, strict=True):
+        axes.axhline(1, color="#333333", linestyle=":", linewidth=0.8)
+        axes.axvline(0, color="#333333", linestyle=":", linewidth=0.8)
+        for what in in_order(channels["modification"]):
+            rows = channels[(channels["layer"] == layer) & (channels["modification"] == what)]
+            axes.scatter(rows["beta"], rows["gamma"], s=5, linewidths=0, alpha=0.6, color=shade(what), label=what)
+        count = channels[channels["layer"] == layer]["channel"].nunique()
+        axes.set(xlabel="final β", title=f"{layer.split('.')[0]}: {count} channels")
+    grid[0][0].set_ylabel("final γ")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, markerscale=2.5)
+    figure.suptitle(_about(channels), x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def by_depth(table: pd.DataFrame) -> Figure:
+    """Test accuracy against depth: residual (full lines) and plain (dashed), a panel what trains.
+
+    table: from `analysis.residual_and_plain`; hollow marks are published values.
+    """
+    if not len(table):
+        return nothing_yet()
+    modes = list(table["trained"].unique())
+    figure, grid = plt.subplots(1, len(modes), figsize=(1 + 3.2 * len(modes), 3.4), sharex=True, squeeze=False)
+    for axes, mode in zip(grid[0], modes, strict=True):
+        of_mode = table[table["trained"] == mode]
+        for kind, style in (("residual", "-o"), ("plain", "--s")):
+            for epochs, rows in of_mode.dropna(subset=f"{kind}, ours").groupby("epochs"):
+                accuracies = rows[f"{kind}, ours"]
+                axes.plot(rows["depth"], accuracies, style, color=colour(mode), label=f"{kind}, {epochs} epochs")
+            for source, marker in (("study", "o"), ("He et al.", "^")):
+                known = of_mode.dropna(subset=f"{kind}, {source}").drop_duplicates("depth")
+                axes.plot(known["depth"], known[f"{kind}, {source}"], style[:-1], marker=marker, linewidth=0.6,
+                          markerfacecolor="none", color=colour(mode), alpha=0.6,
+                          label=f"{kind}, {source}" if len(known) else None)
+        axes.set(xlabel="depth (layers)", title=f"{trained(mode)}, {seeds_of(of_mode['seeds'].min())}",
+                 xticks=sorted(set(table["depth"])))
+        axes.legend(fontsize=7.5)
+    grid[0][0].set_ylabel("test accuracy (%)")
+    figure.suptitle("/".join(SHOWN.get(d, d) for d in table["dataset"].unique()), x=0.01, ha="left", color="#555555",
+                    fontsize=8)
+    return figure
+
+
+def side_by_side(styler):
+    """The table of `analysis.residual_and_plain`, for `DataFrame.style.pipe`: accuracies in %."""
+    accuracies = [column for column in styler.data if "," in column]
+    styler = styler.format(dict.fromkeys(accuracies, "{:.2f}") | {"trained": trained}, na_rep="–")
+    styler = styler.hide(axis="columns", subset=[column for column in styler.data if column == "dataset"])
+    return styler.hide(axis="index").set_uuid("side-by-side").set_properties(**{"text-align": "right"})
+
+
+def _about(table: pd.DataFrame, smooth: int = 0) -> str:
+    """What the runs of a table have in common: network, dataset, seeds, smoothing."""
+    models, sets = "/".join(table["model"].unique()), "/".join(SHOWN.get(d, d) for d in table["dataset"].unique())
+    seeds = table["seed"].nunique()
+    said = f"{models} on {sets}, {seeds} seed{'s' * (seeds > 1)}"
+    return said + (f"; smoothed over {smooth} epochs" if smooth else "")
