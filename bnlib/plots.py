@@ -723,18 +723,21 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
             hue = colour(trainable)
             axes.errorbar(line[by], line["mean"], yerr=line["std"].fillna(0), color=hue, capsize=2,
                           marker=MARKERS.get(line["epochs"].iloc[0], "D"))
+            alone = trainable == "bn"
+            beside = {"xytext": (4, -11)} if alone else {"xytext": (-6, 3), "ha": "right"}
             for row in line.itertuples():
-                axes.annotate(name(row.model), (getattr(row, by), row.mean), xytext=(5, -10), color=hue, fontsize=7,
-                              textcoords="offset points")
-            last, what = line.iloc[-1], "BN only" if trainable == "bn" else "narrow, all parameters"
+                axes.annotate(name(row.model), (getattr(row, by), row.mean), color=hue, fontsize=7,
+                              textcoords="offset points", **beside)
             if by == "bytes":                          # where the lines lie apart
-                axes.annotate(what, (last[by], last["mean"] + np.nan_to_num(last["std"])), xytext=(0, 5), ha="right",
-                              color=hue, textcoords="offset points")
+                end = line.iloc[0 if alone else -1]
+                beside = {"xytext": (-8, 0), "va": "center"} if alone else {"xytext": (0, 15)}
+                axes.annotate("BN only" if alone else "narrow, all parameters", (end[by], end["mean"]), color=hue,
+                              ha="right", textcoords="offset points", **beside)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.margins(x=0.15, y=0.12)
+        axes.margins(x=0.25, y=0.14)
     panels[0].set(xlabel="parameters that train", ylabel="test accuracy (%)")
     panels[1].set(xlabel="bytes to store the trained network")
     figure.suptitle(_seeds_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
