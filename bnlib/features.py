@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from bnlib import data
+from bnlib import data, store
 from bnlib.bnrelu import BNReLU
 from bnlib.checkpoint import bn_layers
 from bnlib.config import InputError
@@ -199,12 +199,11 @@ def kept(name: str, results: str | Path, make: Callable[[list[Run]], pd.DataFram
     So what takes networks and images to compute is computed once, and a report can be drawn without them. Runs whose
     network or images are not at hand have no rows.
     """
-    file, runs = Path(results) / "tables" / f"{name}.csv", list(runs)
-    table = pd.read_csv(file) if file.exists() else pd.DataFrame({"run": []})
+    table, runs = store.kept_table(name, results), list(runs)
+    table = pd.DataFrame({"run": []}) if table is None else table
     lacking = with_networks(run for run in runs if run.id not in set(table["run"]))
     if lacking:
         table = pd.concat([table, make(lacking)], ignore_index=True).sort_values("run", kind="stable")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(file, index=False, float_format="%.6g")
-        table = pd.read_csv(file)                              # the same digits, whether just made or kept
+        store.keep_table(table, name, results)
+        table = store.kept_table(name, results)                # the same digits, whether just made or kept
     return table[table["run"].isin([run.id for run in runs])].reset_index(drop=True)

@@ -446,3 +446,23 @@ def load_runs(results: str | Path = "results", **filters) -> pd.DataFrame:
                      **run.metrics, **run.provenance}
             for run in all_runs(results, **filters)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("id")
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+def keep_table(table: pd.DataFrame, name: str, results: str | Path = "results") -> pd.DataFrame:
+    """The table itself; it is written to `results/tables/<name>.csv`, six digits a number."""
+    file = _table_file(name, results)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(file, index=False, float_format="%.6g")
+    return table
+
+
+def kept_table(name: str, results: str | Path = "results") -> pd.DataFrame | None:
+    """What `keep_table` wrote, if it did."""
+    file = _table_file(name, results)
+    return pd.read_csv(file) if file.exists() else None
+
+
+def _table_file(name: str, results: str | Path) -> Path:
+    return resolve(results) / "tables" / f"{name}.csv"

@@ -37,7 +37,8 @@ CHANCE = 10.0      # percent right by guessing among CIFAR-10's classes
 LITTLE = 2.0       # points of accuracy that count as little
 
 
-def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFrame | None = None) -> pd.DataFrame:
+def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFrame | None = None,
+          equality: pd.DataFrame | None = None) -> pd.DataFrame:
     """The verdict table: claim, where the paper makes it, its number, ours, verdict; every verdict by a rule in code.
 
     A published number is reproduced if our mean over seeds, at the paper's 160 epochs, is within two standard errors
@@ -45,7 +46,8 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
     and one number of epochs, on three networks or more; partly, in more than half of the pairs, or on fewer networks.
     The paper's numbers are those of CIFAR-10, and one of ImageNet, which is judged from the runs on ImageNet, after the
     90 epochs of its protocol; on another dataset only the orderings are judged.
-    thresholds: from `features.thresholds`, for the claim that needs the networks and the images.
+    thresholds: from `features.thresholds`, for the claim that needs the networks and the images. equality: from
+    `numpy_nn.check.bars`, for the one that needs the networks in NumPy.
     """
     runs = list(runs)
     large = accuracy(plain(run for run in runs if run.config.dataset == "imagenet"), "test_top5_accuracy")
@@ -82,6 +84,7 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
         _no_better(done),
         _decay_restrains(done),
         *_shortcuts(done),
+        _equal(equality),
     ]
     table = pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
     return table[["claim", "verdict", "ours", "published", "where"]]
@@ -308,6 +311,15 @@ def _thresholds(thresholds: pd.DataFrame | None) -> tuple:
     stated = f"at most {change.abs().max():.2f} points, over {len(change)} networks"
     verdict = REPRODUCED if change.abs().max() <= 0.5 else PARTLY if change.abs().mean() <= 0.5 else NOT
     return title, where, "no change", stated, verdict
+
+
+def _equal(equality: pd.DataFrame | None) -> tuple:
+    """NumPy equals torch: reproduced if no deviation is larger than its bar."""
+    title, where, claim = "Outputs, gradients and training of the networks in NumPy equal torch's", "this report", "–"
+    if equality is None:
+        return title, where, claim, "–", NOT_RUN
+    stated = "; ".join(f"{row.compared} to {row.deviation:.0e} (bar {row.bar:.0e})" for row in equality.itertuples())
+    return title, where, claim, stated, REPRODUCED if (equality["deviation"] <= equality["bar"]).all() else NOT
 
 
 def _matters_little(runs: list[Run], field: str, title: str) -> tuple:

@@ -169,6 +169,13 @@ def test_small_gammas_that_may_go_are_judged_by_their_change(change, expected):
     assert rows["BN only: setting |γ| < 0.01 to zero changes nothing"] == expected
 
 
+@pytest.mark.parametrize(("deviation", "expected"), [(1e-12, "reproduced"), (1e-5, "not reproduced")])
+def test_numpy_equals_torch_up_to_the_bars(deviation, expected):
+    equality = pd.DataFrame({"compared": ["outputs", "gradients"], "deviation": [1e-12, deviation], "bar": 1e-6})
+    rows = verdicts.table([], equality=equality).set_index("claim")["verdict"]
+    assert rows["Outputs, gradients and training of the networks in NumPy equal torch's"] == expected
+
+
 def test_starts_that_matter_little_stay_within_two_points():
     runs = [fake_run(0.45), fake_run(0.44, bn_init="ones"), fake_run(0.40, conv_init="binary")]
     assert verdict(runs, "How γ and β start matters little") == "reproduced"

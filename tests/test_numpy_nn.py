@@ -121,10 +121,10 @@ def test_the_verdict_follows_the_deviations():
     table = pd.DataFrame([{"network": "resnet14", "parameters": 47, "outputs": 1e-12, "input gradient": 1e-12,
                            "parameter gradients": 1e-9}])
     history = pd.DataFrame({"loss (NumPy)": [1.0, 2.0], "loss (torch)": [1.0, 2.0], "deviation": [0.0, 1e-9]})
-    assert check.verdict(table, history)[0].startswith("**NumPy equals torch**: ResNet-14 with batch norm")
+    assert check.verdict(check.bars(table, history))[0].startswith("**NumPy equals torch**")
     for column, value in (("outputs", 1e-7), ("input gradient", 1e-5), ("parameter gradients", np.inf)):
-        assert "does not equal" in check.verdict(table.assign(**{column: value}), history)[0]
-    assert "does not equal" in check.verdict(table, history.assign(deviation=1e-3))[0]
+        assert "does not equal" in check.verdict(check.bars(table.assign(**{column: value}), history))[0]
+    assert "does not equal" in check.verdict(check.bars(table, history.assign(deviation=1e-3)))[0]
 
 
 @settings(max_examples=60, deadline=None)

@@ -150,21 +150,27 @@ def histories(model: str = "resnet14", steps: int = 20, batch_size: int = 8, see
     return pd.DataFrame(rows)
 
 
-def verdict(table: pd.DataFrame, history: pd.DataFrame) -> Sentences:
-    """Whether NumPy equals torch, by the largest deviations of `against_torch` and `histories`, and how nearly."""
-    outputs = table["outputs"].max()
-    worst = table[["input gradient", "parameter gradients"]].max().max()
-    losses = relative(history["loss (NumPy)"], history["loss (torch)"])
-    trained = max(losses, history["deviation"].max())
-    equal = outputs <= OUTPUTS and worst <= GRADIENTS and trained <= HISTORIES
+def bars(table: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
+    """The largest relative deviations of `against_torch` and `histories` beside the bars up to which they are none.
+
+    Columns: compared (outputs, gradients, training), over (networks and arrays, or steps), deviation, bar.
+    """
     networks = " and ".join(shown(network) for network in table["network"])
-    return Sentences([
-        f"**NumPy {'equals' if equal else 'does not equal'} torch**: {networks} with batch norm differ by at most "
-        f"{outputs:.1e} in their outputs and {worst:.1e} in the gradients of the input and all "
-        f"{table['parameters'].sum()} parameter arrays, relative to the largest value (bars: {OUTPUTS:g} and "
-        f"{GRADIENTS:g}).",
-        f"BN-only training on the same {len(history)} batches: in no step do losses, γ, β or running statistics "
-        f"differ by more than {trained:.1e} (bar: {HISTORIES:g})."])
+    losses = relative(history["loss (NumPy)"], history["loss (torch)"])
+    rows = [("outputs", networks, table["outputs"].max(), OUTPUTS),
+            ("gradients", f"input and {table['parameters'].sum()} parameter arrays of {networks}",
+             table[["input gradient", "parameter gradients"]].max().max(), GRADIENTS),
+            ("training", f"{len(history)} steps, BN only", max(losses, history["deviation"].max()), HISTORIES)]
+    return pd.DataFrame(rows, columns=["compared", "over", "deviation", "bar"])
+
+
+def verdict(table: pd.DataFrame) -> Sentences:
+    """Whether NumPy equals torch by a table of `bars`, and how nearly."""
+    equal = (table["deviation"] <= table["bar"]).all()
+    return Sentences([f"**NumPy {'equals' if equal else 'does not equal'} torch**, by the largest deviation relative "
+                      "to the largest value:",
+                      *(f"{row.compared} ({row.over}): {row.deviation:.1e}, bar {row.bar:g}"
+                        for row in table.itertuples())])
 
 
 def learned(tables: dict[str, pd.DataFrame]) -> Sentences:
