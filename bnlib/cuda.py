@@ -1,6 +1,17 @@
 """A training step as one CUDA graph, so that a small network's hundreds of kernels cost one launch."""
 
+import os
+
 import torch
+
+from bnlib import optim, parallel
+
+
+def graphed(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Whether a step is captured: on a GPU, by one process, of an optimizer that a graph can hold; `BNLIB_GRAPHS=0`
+    in the environment keeps the plain step."""
+    return (device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0" and parallel.processes() == 1
+            and optim.captured(optimizer))
 
 
 class GraphedStep:

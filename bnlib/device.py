@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import os
 import platform
 import subprocess
 from functools import cache
@@ -60,10 +59,10 @@ def device_name(device: torch.device) -> str:
     return f"{platform.machine()} {device.type}"
 
 
-def bn_path(device: torch.device) -> str:
-    """Which of its two paths `BNReLU` takes here, and if it is torch's, why."""
+def bn_path(device: torch.device, graphed: bool) -> str:
+    """Which of its two paths `BNReLU` takes here, and if it is torch's, why, or whether in a CUDA graph."""
     if device.type != "cpu":
-        return "torch, CUDA graph" if device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0" else "torch"
+        return "torch, CUDA graph" if graphed else "torch"
     why_not = bnrelu.fast_path()
     return f"torch ({why_not})" if why_not else "C++"
 

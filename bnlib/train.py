@@ -28,7 +28,7 @@ from bnlib.checkpoint import (
     logged_epochs,
 )
 from bnlib.config import Config, InputError
-from bnlib.cuda import GraphedStep
+from bnlib.cuda import GraphedStep, graphed
 from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, device_name, keep_memory
 from bnlib.freeze import count, freeze, select, undecayed
 from bnlib.lbfgs import HeldStep, check_batch
@@ -133,7 +133,8 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     progress.load()
     processes = f" × {parallel.processes()} processes" if parallel.processes() > 1 else ""
     progress.passed_through({"device": device_name(device) + processes, "precision": precision,
-                             "bn_path": "synchronised" if synchronised else bn_path(device), "commit": code})
+                             "bn_path": "synchronised" if synchronised else bn_path(device, graphed(optimizer, device)),
+                             "commit": code})
     logged = sum(len(row) for row in affine(network).values())
     check_log(config, config.epochs * len(batches), logged)
     log_at = logged_epochs(config.epochs, logged)
@@ -223,8 +224,7 @@ def train_epoch(network: nn.Module, batches: data.TrainingBatches | StreamedBatc
 def make_step(network: nn.Module, optimizer, precision: str, device: torch.device):
     """`step(images, labels) -> (mean loss, logits)`: forward, loss, backward, optimizer; on a GPU as one graph.
 
-    `BNLIB_GRAPHS=0` in the environment keeps the plain step on a GPU too, and so does an optimizer that no graph can
-    hold. LBFGS goes over its batch many times (`lbfgs.HeldStep`).
+    LBFGS goes over its batch many times (`lbfgs.HeldStep`).
     """
     if isinstance(optimizer, optim.LBFGS):
         return HeldStep(network, optimizer, precision, device)
@@ -242,9 +242,7 @@ def make_step(network: nn.Module, optimizer, precision: str, device: torch.devic
         optimizer.step()
         return loss.detach(), logits.detach()
 
-    graphs = device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0" and (
-        parallel.processes() == 1 and optim.captured(optimizer))
-    return GraphedStep(step, network, optimizer) if graphs else step
+    return GraphedStep(step, network, optimizer) if graphed(optimizer, device) else step
 
 
 @dataclass
