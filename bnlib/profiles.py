@@ -260,5 +260,6 @@ def variant(config: Config) -> str:
                   field.name for field in dataclasses.fields(Config)
                   if getattr(config, field.name) != getattr(Config(**protocol | keys), field.name)]
                  for protocol in protocols
-                 if protocol.get("dataset", "cifar10") == config.dataset or not protocol]
+                 if not protocol or (protocol.get("dataset", "cifar10") == config.dataset
+                                     and protocol.get("trainable", config.trainable) == config.trainable)]
     return ", ".join(f"{name}={getattr(config, name)}" for name in min(differing, key=len))

@@ -208,14 +208,14 @@ def by_depth(table: pd.DataFrame) -> Figure:
 def with_and_without(table: pd.DataFrame) -> Figure:
     """Training loss against steps and seconds: a line a run, dashed without batch norm, a row a set of images.
 
-    table: from `analysis.with_and_without`. Each line is the mean over a twentieth of the run's steps, with the losses
-    as measured faint behind it; dotted: the loss of guessing.
+    table: from `analysis.with_and_without`. Each line is the mean over a tenth of the run's logged steps, so that it ends
+    at `analysis.last_loss`, with the losses as measured faint behind it; dotted: the loss of guessing.
     """
     if not len(table):
         return nothing_yet()
     sets = list(dict.fromkeys(table["dataset"]))
     table = table.assign(mean=table.groupby("run")["loss"].transform(
-        lambda losses: losses.rolling(max(1, len(losses) // 20)).mean()))
+        lambda losses: losses.rolling(max(1, len(losses) // 10)).mean()))
     figure, grid = plt.subplots(len(sets), 2, figsize=(7.4, 0.9 + 2.7 * len(sets)), sharey="row", squeeze=False)
     for row, dataset in zip(grid, sets, strict=True):
         part = table[table["dataset"] == dataset]
@@ -229,12 +229,13 @@ def with_and_without(table: pd.DataFrame) -> Figure:
                              "seconds": "seconds of training"}[against], xlim=(0, None))
         row[0].set_ylabel(f"{SHOWN.get(dataset, dataset)}\ntraining loss (nats)" if len(sets) > 1 else
                           "training loss (nats)")
-        row[0].set_ylim(0.95 * part["mean"].min(), 1.05 * part["mean"].max())
+        settled = part["mean"][part["step"] > 0.2 * part["step"].max()]         # the first steps may be far above
+        row[0].set_ylim(0.9 * settled.min(), 1.1 * settled.max())
     handles = dict(zip(*reversed(grid[0][0].get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     about = f"{network_name(table['model'].iloc[0])} on {'/'.join(SHOWN.get(d, d) for d in sets)}"
     figure.suptitle(f"{about}, all parameters, {seeds_of(table['seed'].nunique())}\n"
-                    "means over a twentieth of the steps, losses as measured faint; dotted: guessing", x=0.01,
+                    "means over a tenth of the steps, losses as measured faint, the highest cut off; dotted: guessing", x=0.01,
                     ha="left", color="#555555", fontsize=8)
     return figure
 
