@@ -208,8 +208,8 @@ def by_depth(table: pd.DataFrame) -> Figure:
 def with_and_without(table: pd.DataFrame) -> Figure:
     """Training loss against steps and seconds: a line a run, dashed without batch norm, a row a set of images.
 
-    table: from `analysis.with_and_without`. Each line is the mean over a tenth of the run's logged steps, so that it ends
-    at `analysis.last_loss`, with the losses as measured faint behind it; dotted: the loss of guessing.
+    table: from `analysis.with_and_without`. Each line is the mean over a tenth of the run's logged steps and ends at
+    `analysis.last_loss`, with the losses as measured faint behind it; dotted: the loss of guessing.
     """
     if not len(table):
         return nothing_yet()
@@ -235,8 +235,8 @@ def with_and_without(table: pd.DataFrame) -> Figure:
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
     about = f"{network_name(table['model'].iloc[0])} on {'/'.join(SHOWN.get(d, d) for d in sets)}"
     figure.suptitle(f"{about}, all parameters, {seeds_of(table['seed'].nunique())}\n"
-                    "means over a tenth of the steps, losses as measured faint, the highest cut off; dotted: guessing", x=0.01,
-                    ha="left", color="#555555", fontsize=8)
+                    "means over a tenth of the steps, losses as measured faint, the highest cut off; dotted: guessing",
+                    x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
 
 

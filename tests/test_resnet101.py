@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlib import Config, InputError, analysis, models, plots, run, store, study_plots, verdicts, verify
+from bnlib import Config, InputError, analysis, models, plots, run, study_plots, verdicts, verify
 from bnlib.config import resolve
 from bnlib.grid import notebook_configs
 from bnlib.train import evaluate_on_test_set
@@ -156,9 +156,3 @@ def test_a_verdict_on_speed_takes_all_four_the_best_rate_of_each_and_three_sets_
     assert judged(losses | {("none", "adam", 1e-4): 0.9}, MATTERS) == "not reproduced"
     del losses["none", "adam"]
     assert [judged(losses, claim, sets) for claim in (MATTERS, NO_FASTER)] == ["not yet run"] * 2
-
-
-def test_the_committed_records_of_resnet101_are_small():
-    records = [r for r in store.all_runs(model="imagenet_resnet101") if not r.config.keep_affine]
-    assert len(records) == 4
-    assert all(sum(file.stat().st_size for file in r.folder.iterdir()) < 80_000 for r in records)
