@@ -88,7 +88,7 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
         _no_better("AdaBound is no better than Adam", _of_two(done, "adabound", "adam"), percent_right,
                    lambda run: f"{percent_right(run):.1f} %", lambda run: trained(run.config.trainable)),
         _norm_matters_most(deep),
-        _no_better("AdaBound is no faster than Adam, with batch norm or without", _of_norms(deep),
+        _no_better("With batch norm or without, AdaBound is no faster than Adam", _of_norms(deep),
                    lambda run: -last_loss(run), lambda run: f"loss {last_loss(run):.2f}",
                    lambda run: NORM[run.config.norm], images=True),
         _decay_restrains(done),

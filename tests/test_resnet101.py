@@ -18,7 +18,7 @@ from tests.test_train import same, stop_after
 ALL = {"trainable": "all", "optimizer": "adam", "lr": None, "momentum": None, "weight_decay": None, "log_every": 1,
        "keep_affine": False}
 MATTERS = "Batch norm matters more for speed than the choice of Adam or AdaBound"
-NO_FASTER = "AdaBound is no faster than Adam, with batch norm or without"
+NO_FASTER = "With batch norm or without, AdaBound is no faster than Adam"
 
 
 # ------------------------------------------------------------------------------------------ the same start
