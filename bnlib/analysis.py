@@ -217,6 +217,52 @@ def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
     return table.assign(chosen=pd.MultiIndex.from_frame(table[keys]).isin(pd.MultiIndex.from_frame(best[keys])))
 
 
+def with_and_without(runs: Iterable[Run]) -> pd.DataFrame:
+    """The training loss at each logged step of runs that keep the loss alone, a row a run and step.
+
+    Columns: run, dataset, classes, model, norm, optimizer, setting, seed, batch_size, step, seconds (of training until
+    then, all steps of an epoch taken as equally long), loss (nats, of the step's batch).
+    """
+    parts = []
+    for run in alone_logged(runs):
+        c, history, steps = run.config, course(run), run.trajectory["steps"]
+        epochs = steps / steps[-1] * len(history)
+        parts.append(pd.DataFrame({
+            "run": run.id, "dataset": c.dataset, "classes": run.record["classes"], "model": c.model, "norm": c.norm,
+            "optimizer": c.optimizer, "setting": setting(c), "seed": c.seed, "batch_size": c.batch_size, "step": steps,
+            "seconds": np.interp(epochs, np.r_[0, history["epoch"]], np.r_[0, history["seconds"]]),
+            "loss": run.trajectory["step_loss"]}))
+    columns = ["run", "dataset", "classes", "model", "norm", "optimizer", "setting", "seed", "batch_size", "step",
+               "seconds", "loss"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def alone_logged(runs: Iterable[Run]) -> list[Run]:
+    """The runs whose record keeps the loss of single steps alone: those of `with_and_without`."""
+    return [run for run in runs if not run.config.keep_affine and "steps" in run.trajectory]
+
+
+def last_loss(run: Run) -> float:
+    """The mean training loss over the last tenth of a run's logged steps; infinite where it is no number."""
+    losses = run.trajectory["step_loss"]
+    mean = float(np.mean(losses[-max(1, len(losses) // 10):]))
+    return mean if np.isfinite(mean) else np.inf
+
+
+#: How the presence of batch norm is called.
+NORM = {"batch": "with batch norm", "none": "without batch norm"}
+
+
+def speeds(runs: Iterable[Run]) -> Sentences:
+    """Where each run of `with_and_without` has come after its steps, a sentence a run."""
+    runs = {run.id: run for run in runs}
+    return Sentences(
+        f"{SHOWN.get(last.dataset, last.dataset)}, {NORM[last.norm]}, {OPTIMIZER[last.optimizer]}, {last.setting}: a "
+        f"training loss of {last_loss(runs[last.run]):.2f} over the last tenth of {last.step:,} steps, in "
+        f"{last.seconds:,.0f} seconds (seed {last.seed}); guessing gives {np.log(last.classes):.2f}."
+        for last in with_and_without(runs.values()).drop_duplicates("run", keep="last").itertuples())
+
+
 def restrained(runs: Iterable[Run]) -> Sentences:
     """What weight decay on γ, on β, on both or on neither leaves of them, a sentence a run."""
     called = {"all": "on γ and β", "gamma": "on γ alone", "beta": "on β alone", "none": "on neither"}

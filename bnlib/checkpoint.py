@@ -99,10 +99,12 @@ class Progress:
     Order and augmentation follow from seed and epoch (`data.TrainingBatches`), so no generator's state is part of it.
     """
 
-    def __init__(self, file: Path, network: nn.Module, optimizer, schedule, device: torch.device, science: dict):
+    def __init__(self, file: Path, network: nn.Module, optimizer, schedule, device: torch.device, science: dict,
+                 keep_affine: bool = True):
         self.file, self.previous = file, previous(file)
         self.network, self.optimizer, self.schedule, self.device = network, optimizer, schedule, device
         self.science = science                        # what a checkpoint must agree on, or it is another run's
+        self.keep_affine = keep_affine                # whether γ and β are logged
         self.made: list[dict] = []                    # device, precision and code of each part of the run
         self.history: list[dict] = []                 # one row an epoch
         self.begin_epoch()
@@ -128,10 +130,10 @@ class Progress:
         return {key: "; ".join(dict.fromkeys(str(made[key]) for made in self.made)) for key in self.made[0]}
 
     def log_affine(self, epoch: int) -> None:
-        self.affine[epoch] = affine(self.network)
+        self.affine[epoch] = affine(self.network, self.keep_affine)
 
     def log_step(self, step: int, loss: torch.Tensor) -> None:
-        self.steps[step] = affine(self.network) | {"loss": float(loss)}
+        self.steps[step] = (affine(self.network) if self.keep_affine else {}) | {"loss": float(loss)}
 
     def begin_epoch(self) -> None:
         self.epoch = Epoch(self.device, float(self.optimizer.param_groups[0]["lr"]))
@@ -240,8 +242,13 @@ def read(file: Path) -> dict | None:
         return None
 
 
-def affine(network: nn.Module) -> dict[str, torch.Tensor]:
-    """What is logged of a network: γ and β of all layers in one row; and the biases of layers without them, if any."""
+def affine(network: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
+    """What is logged of a network: γ and β of all layers in one row; and the biases of layers without them, if any.
+
+    Not to be kept, rows without values.
+    """
+    if not keep:
+        return {part: torch.zeros(0).half() for part in ("gamma", "beta")}
     parts = {part: in_one_row(network, part).half() for part in ("gamma", "beta")}
     biases = [layer.bias.detach().float().cpu() for layer in biased_layers(network).values()]
     return parts | ({"bias": torch.cat(biases).half()} if biases else {})

@@ -280,6 +280,7 @@ class Config:
     inputs: str = "own"                            # the set's own mean and deviation; raw 0–255, unit 0–1, imagenet's
     augment: str = "crop+flip"                     # random crop (4-pixel padding), flip; …+once: the same in each epoch
     log_every: int = 0                             # γ, β and loss into the record every so many steps; 0: at epochs
+    keep_affine: bool = True                       # γ, β in the record; False: kept with all other trained weights
     seed: int = 0                                  # draws weights, validation split, order and augmentation
 
     def __post_init__(self):
@@ -319,6 +320,9 @@ class Config:
         self._check("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs a batch")
         self._check("bn_parts", 1 <= self.bn_parts <= self.batch_size // 2, "from 1 to half of batch_size")
         self._check("log_every", self.log_every >= 0, "at least 0")
+        if not self.keep_affine and not {"all", "weights"} & set(self.trainable.split("+")):
+            raise InputError(f"keep_affine={self.keep_affine}: where trainable={self.trainable!r}, γ and β are what a "
+                             "record is kept for; only with 'all' or 'weights' can it do without")
         self._check("epochs", self.epochs >= 1, "at least 1")
         self._check("bn_first", 0 <= self.bn_first < self.epochs, "at least 0 and below epochs")
         if self.bn_first and not {"all", "bn"} & set(self.trainable.split("+")):

@@ -30,9 +30,9 @@ from bnlib.streaming import IMAGE_SIZE
 class Sum(nn.Module):
     """x + add, and ReLU where asked, where no normalisation is to stand in batch norm's place: no parameters."""
 
-    def __init__(self, relu: bool):
+    def __init__(self, channels: int, relu: bool):
         super().__init__()
-        self.relu = relu
+        self.channels, self.relu = channels, relu
 
     def forward(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
         y = x if add is None else x + add
@@ -60,7 +60,7 @@ def normalisation(norm: str, channels: int, relu: bool = True) -> nn.Module:
     if norm == "batch":
         return BNReLU(channels) if relu else BN(channels)
     if norm == "none":
-        return Sum(relu)
+        return Sum(channels, relu)
     return GroupNorm(channels, {"group": 8, "layer": None}[norm], relu)
 
 
@@ -186,7 +186,8 @@ STAGES = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 
 def imagenet_resnet(depth: int, width: float, classes: int, norm: str = "batch") -> nn.Module:
     """torchvision's ResNet for ImageNet (He et al. 2015, Table 1), wide (Zagoruyko & Komodakis 2016) for a width of 2.
 
-    norm: what stands in batch norm's place; with `none` each convolution has a bias.
+    norm: what stands in batch norm's place; with `none` each convolution has a bias, 0 at first, and the weights that a
+    seed gives it beside batch norm.
     """
     from torchvision.models import resnet
     block = resnet.BasicBlock if depth < 50 else resnet.Bottleneck
@@ -256,6 +257,8 @@ def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal
                 _draw_weight(module, choose("conv_init", conv_init, CONV_INITS), draws)
             elif isinstance(module, _BatchNorm | nn.GroupNorm):
                 _draw_affine(module, choose("bn_init", bn_init, BN_INITS), draws)
+            elif isinstance(module, Sum) and name.startswith("imagenet"):
+                draws.random(module.channels, dtype="float32")         # the γ of another, for the same convolutions
         masks = generator(seed, "dropout")
         for module in network.modules():
             if isinstance(module, deepobs.Dropout):

@@ -72,6 +72,14 @@ _CHANGES = [{"shortcut": "A"}, {"shortcut": "none"}, {"final_relu": False}, {"no
             *({"inputs": how} for how in INPUTS[1:]), {"augment": "none"}, {"augment": "crop+flip+once"},
             {"batch_size": 256}]
 
+#: The comparison of the ResNet-101 study, of `11_optimizers`: all parameters, a constant rate. Without batch norm He's
+#: normal weights begin with a loss far above that of guessing; orthogonal ones begin near it, with batch norm and
+#: without. γ = 1, as torchvision's ResNets have it, which the study trained.
+_DEEP = {"model": "imagenet_resnet101", "trainable": "all", "image_size": 96, "conv_init": "orthogonal",
+         "bn_init": "ones", "batch_size": 32, "schedule": "constant", "keep_affine": False}
+_CARS = [{"dataset": f"stanford_cars_{size}", "image_size": None} for size in ("64x96", "96x96")]
+_TWO = [{"optimizer": name, "lr": lr} for lr in (0.001, 0.0001) for name in ("adam", "adabound")]
+
 #: What a profile sets: `training` goes into each Config, the rest spans the grids of the notebooks.
 _PAPER = {
     "training": {},                                # Config's defaults are the paper's protocol
@@ -82,6 +90,9 @@ _PAPER = {
     "starts": _STARTS,
     "optimizing": {"model": "resnet32", "shortcut": "A", "n_val": 5000},
     "optimizers": [o | {"epochs": 20} if "epochs" in o else o for o in _SEARCH],
+    "deep": _DEEP | {"epochs": 10, "log_every": 20},
+    "deep_sets": [{"dataset": "cifar10"}, *_CARS],
+    "deep_optimizers": _TWO,
     "seeds": [0, 1, 2, 3, 4],
     # a sequence turned round is another one, hence no flip; 5,000 of them make few steps, hence small batches
     "sequences": {"dataset": "sequences", "batch_size": 32, "augment": "none"},
@@ -107,6 +118,9 @@ _SHORT = _PAPER | {
     "large_models": ["imagenet_resnet18", "imagenet_resnet50"],
     "large_seeds": [0],
     "optimizers": _SEARCH,
+    "deep": _DEEP | {"n_train": 6400, "epochs": 1, "log_every": 1},        # 200 steps
+    "deep_sets": [{"dataset": "cifar10"}, _CARS[0]],
+    "deep_optimizers": _TWO[:2],                   # at the rate that both document, and one at which the study trained
     "dissect": _PAPER["dissect"] | {"epochs": 16},
     "masks": ["all"],
     "modifications": [m for m in MODIFICATIONS if m != "fixed_bn alone"],
@@ -130,6 +144,11 @@ _DEMO = {
                    *({"optimizer": name, "lr": lr} for name in ("adam", "adabound") for lr in (0.003, 0.03)),
                    *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": "max_iter=5"}
                      for size in (240, 480))],
+    # 101 layers take minutes: 18 of them, on a folder of images
+    "deep": _DEEP | {"dataset": "large_digits", "model": "imagenet_resnet18", "image_size": 32, "n_train": 240,
+                     "epochs": 2, "batch_size": 16, "augment": "crop", "log_every": 1},
+    "deep_sets": [{}],
+    "deep_optimizers": _TWO[:2],
     "seeds": [0, 1],
     "sequences": _PAPER["sequences"] | {"epochs": 5},
     "large": {"dataset": "large_digits", "image_size": 32, "epochs": 2, "batch_size": 32, "augment": "crop"},
@@ -160,6 +179,7 @@ _SMOKE = _DEMO | {
     "optimizing": {"model": "resnet8", "shortcut": "A", "n_val": 100},
     "optimizers": [{"optimizer": "sgd"}, {"optimizer": "adam"}, {"optimizer": "adabound"},
                    {"optimizer": "lbfgs", "batch_size": 128, "optimizer_options": "max_iter=2"}],
+    "deep": _DEMO["deep"] | {"n_train": 64, "epochs": 1},
     "dissect": _DEMO["dissect"] | {"n_train": 64, "epochs": 1},
     "masks": ["all"],
     "modifications": ["vanilla", "trained_bn", "fixed_gamma"],
@@ -171,7 +191,7 @@ _SMOKE = _DEMO | {
 }
 PROFILES = {"paper": _PAPER, "short": _SHORT, "demo": _DEMO, "smoke": _SMOKE}
 #: What of a profile holds Config fields that its runs share: those of most notebooks, and of some in their place.
-PROTOCOLS = ("training", "sequences", "large", "dissect", "residual")
+PROTOCOLS = ("training", "sequences", "large", "dissect", "residual", "deep")
 
 
 @dataclass(frozen=True)
@@ -187,6 +207,9 @@ class Profile:
     starts: list[dict]        # Config fields that differ from the protocol, where the start is varied
     optimizing: dict          # Config fields that all runs of the comparison of optimizers share
     optimizers: list[dict]    # Config fields of each of those runs; validation images choose among an optimizer's
+    deep: dict                # Config fields of the comparison with and without batch norm on a deep network
+    deep_sets: list[dict]     # those of each set of images that it is made on
+    deep_optimizers: list[dict]                    # and of each optimizer
     seeds: list[int]
     sequences: dict           # Config fields of runs on sequences, in place of `training`
     large: dict               # Config fields of runs on large images, in place of `training`
@@ -237,5 +260,6 @@ def variant(config: Config) -> str:
                   field.name for field in dataclasses.fields(Config)
                   if getattr(config, field.name) != getattr(Config(**protocol | keys), field.name)]
                  for protocol in protocols
-                 if protocol.get("dataset", "cifar10") == config.dataset or not protocol]
+                 if not protocol or (protocol.get("dataset", "cifar10") == config.dataset
+                                     and protocol.get("trainable", config.trainable) == config.trainable)]
     return ", ".join(f"{name}={getattr(config, name)}" for name in min(differing, key=len))

@@ -129,13 +129,14 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     optimizer = optim.optimizer(trainable, config, undecayed(network, config.decay))
     schedule = optim.schedule(optimizer, config, len(batches))
     progress = Progress(store.checkpoint_file(config, results), network, optimizer, schedule, device, {
-        "protocol": store.PROTOCOL, "dataset": dataset.fingerprint, "config": config.id, "frozen": frozen_sha256})
+        "protocol": store.PROTOCOL, "dataset": dataset.fingerprint, "config": config.id, "frozen": frozen_sha256},
+        config.keep_affine)
     progress.load()
     processes = f" × {parallel.processes()} processes" if parallel.processes() > 1 else ""
     progress.passed_through({"device": device_name(device) + processes, "precision": precision,
                              "bn_path": "synchronised" if synchronised else bn_path(device, graphed(optimizer, device)),
                              "commit": code})
-    logged = sum(len(row) for row in affine(network).values())
+    logged = sum(len(row) for row in affine(network, config.keep_affine).values())
     check_log(config, config.epochs * len(batches), logged)
     log_at = logged_epochs(config.epochs, logged)
     if 0 not in progress.affine:
@@ -315,6 +316,9 @@ def write_record(config: Config, results, network: nn.Module, dataset: data.Data
     others = {name: p for name, p in network.named_parameters() if p.requires_grad and name not in affine}
     complete, weights_sha256 = sum(p.numel() * p.element_size() for p in others.values()) <= store.SMALL, None
     tensors = {part: in_one_row(network, part).numpy() for part in store.BN_PARTS}
+    if not config.keep_affine:
+        complete, others = False, progress.changing()
+        tensors = {part: row[:0] for part, row in tensors.items()}
     others = {name: p.detach().cpu().contiguous() for name, p in others.items()}
     if complete:
         tensors |= {name: tensor.numpy() for name, tensor in others.items()}
@@ -326,7 +330,7 @@ def write_record(config: Config, results, network: nn.Module, dataset: data.Data
     if progress.steps:
         trajectory["steps"] = np.array(list(progress.steps))
         trajectory["step_loss"] = np.array([at["loss"] for at in progress.steps.values()], dtype=np.float32)
-        for part in progress.affine[0]:
+        for part in progress.affine[0] if config.keep_affine else ():
             trajectory[f"step_{part}"] = np.stack([at[part].numpy() for at in progress.steps.values()])
 
     biased = {name: len(layer.bias) for name, layer in biased_layers(network).items()}

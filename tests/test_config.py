@@ -200,6 +200,7 @@ IMPOSSIBLE = {
     "schedule": st.text("xyz", min_size=1),
     "inputs": st.text("xyz", min_size=1),
     "log_every": st.integers(max_value=-1) | st.just("often"),
+    "keep_affine": st.text("xyz", min_size=1) | st.integers(2) | st.just(False),            # of a BN-only run
     "bn_first": st.integers(max_value=-1) | st.integers(160) | st.just("soon"),
     "conv_init": st.text("xyz", min_size=1),
     "bn_init": st.text("xyz", min_size=1),
