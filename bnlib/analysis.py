@@ -28,7 +28,8 @@ class Sentences(list):
 def plain(runs: Iterable[Run]) -> list[Run]:
     """The runs of the protocol, without those that vary it, be it by a network of another study (09, 10)."""
     return [run for run in runs
-            if not variant(run.config) and parse_model(run.config.model).family not in ("plain", *DEEPOBS)]
+            if not variant(run.config, ("training", "sequences", "large"))
+            and parse_model(run.config.model).family not in ("plain", *DEEPOBS)]
 
 
 def varied(runs: Iterable[Run], *fields: str) -> list[Run]:

@@ -252,10 +252,14 @@ def profile(name: str, **overrides) -> Profile:
 KEYS = ("dataset", "model", "trainable", "epochs", "seed")
 
 
-def variant(config: Config) -> str:
-    """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run."""
+def variant(config: Config, kinds: tuple[str, ...] = PROTOCOLS) -> str:
+    """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run.
+
+    kinds: the protocols that it may follow; the nearest counts.
+    """
     keys = {key: getattr(config, key) for key in (*KEYS, "optimizer")}      # beside what another optimizer brings along
-    protocols = [profile[kind] for profile in PROFILES.values() for kind in PROTOCOLS] + [*PRESETS.values()]
+    protocols = [profile[kind] for profile in PROFILES.values() for kind in kinds]
+    protocols += PRESETS.values() if "dissect" in kinds else []
     differing = [["optimizer"] * (config.optimizer != Config.optimizer) + [
                   field.name for field in dataclasses.fields(Config)
                   if getattr(config, field.name) != getattr(Config(**protocol | keys), field.name)]

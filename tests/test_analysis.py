@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bnlib import Config, InputError, analysis, findings, freeze, published, verdicts
-from bnlib.profiles import variant
+from bnlib.profiles import PRESETS, variant
 
 
 def fake_run(accuracy=0.5, gamma=(0.5, 0.5), status="done", **fields):
@@ -86,17 +86,23 @@ def test_full_training_is_compared_with_bn_only_of_the_same_seed():
 
 
 def test_the_row_that_is_judged_is_the_row_that_is_stated():
-    row = verdicts.table([fake_run(0.48), fake_run(0.60, epochs=300)]).set_index(
-        "claim").loc["ResNet-14, BN only: test accuracy"]
-    assert "48.0 % (1 seed) after 160 epochs" in row["ours"]
-    assert row["verdict"] == "reproduced"
+    three = [fake_run(0.48, seed=s) for s in range(3)]
+    row = verdicts.table([*three, fake_run(0.60, epochs=300)]).set_index("claim").loc[
+        "ResNet-14, BN only: test accuracy"]
+    assert "48.0 ± 0.0 % (3 seeds) after 160 epochs" in row["ours"] and row["verdict"] == "reproduced"
+
+
+@pytest.mark.parametrize(("status", "expected"), [("done", "partly"), ("diverged", "not reproduced")])
+def test_one_seed_reproduces_no_number_and_one_that_diverged_refutes_it(status, expected):
+    assert verdict([fake_run(0.48, status=status)], "ResNet-14, BN only: test accuracy") == expected
 
 
 def test_the_share_of_dead_features_is_judged_at_160_epochs():
     claim = f"BN only switches features off: share of |γ| < {analysis.DEAD}"
     third = (0, 0.5, 0.5)
-    assert verdict([fake_run(gamma=third)], claim) == "reproduced"
-    assert verdict([fake_run(gamma=(0.5, 0.5))], claim) == "not reproduced"
+    each = [fake_run(gamma=third, model=f"resnet{d}", seed=s) for d in (14, 32, 56) for s in range(3)]
+    assert verdict(each, claim) == "reproduced" and verdict(each[:3], claim) == "partly"
+    assert verdict([*each[3:], fake_run(gamma=(0.5, 0.5))], claim) == "not reproduced"      # the worst counts
     assert verdict([fake_run(gamma=third, epochs=16)], claim) == "not yet run"
 
 
@@ -138,7 +144,8 @@ def test_a_variant_is_what_differs_from_the_profile():
 def test_runs_that_vary_the_protocol_are_not_averaged_with_it():
     table = analysis.accuracy([fake_run(0.5), fake_run(0.1, lr=1.0)]).set_index("variant")
     assert table["mean"].to_dict() == {"": 50, "lr=1.0": 10}
-    assert verdict([fake_run(0.48), fake_run(0.1, lr=1.0)], "ResNet-14, BN only: test accuracy") == "reproduced"
+    three = [fake_run(0.48, seed=s) for s in range(3)]
+    assert verdict([*three, fake_run(0.1, lr=1.0)], "ResNet-14, BN only: test accuracy") == "reproduced"
 
 
 @pytest.mark.parametrize(("matching", "expected"), [(16, "partly"), (4, "not reproduced"), (None, "partly")])
@@ -148,6 +155,19 @@ def test_random_weights_that_match_bn_are_counted(matching, expected):
     row = verdicts.table(runs).set_index("claim").loc["Matching BN only takes many times more random weights"]
     assert row["verdict"] == expected
     assert (f"{matching} a channel" if matching else "more than 32 a channel") in row["ours"]
+
+
+@pytest.mark.parametrize(("matching", "expected"), [(8, "reproduced"), (4, "not reproduced")])
+def test_random_weights_are_counted_seed_by_seed(matching, expected):
+    runs = [fake_run(0.46 if k >= matching else 0.3, trainable=f"random{k}", seed=s)
+            for k in (2, 4, 8) for s in range(3)]
+    runs += [fake_run(0.45, seed=s) for s in range(3)]
+    assert verdict(runs, "Matching BN only takes many times more random weights") == expected
+
+
+def test_random_weights_that_match_tell_nothing_where_half_as_many_were_not_tried():
+    runs = [fake_run(0.45), fake_run(0.3, trainable="random2"), fake_run(0.6, trainable="random32")]
+    assert verdict(runs, "Matching BN only takes many times more random weights") == "not yet run"
 
 
 def test_two_random_weights_alone_do_not_tell_how_many_match_bn():
@@ -164,9 +184,13 @@ def test_freezing_gamma_and_beta_costs_little_by_the_stated_margin(less, expecte
 
 @pytest.mark.parametrize(("change", "expected"), [(0.1, "reproduced"), (3.0, "not reproduced")])
 def test_small_gammas_that_may_go_are_judged_by_their_change(change, expected):
-    thresholds = pd.DataFrame({"run": "a", "trainable": "bn", "threshold": [0, 0.01], "accuracy": [45, 45 - change]})
-    rows = verdicts.table([], thresholds=thresholds).set_index("claim")["verdict"]
-    assert rows["BN only: setting |γ| < 0.01 to zero changes nothing"] == expected
+    def verdict(**fields):
+        thresholds = pd.concat([pd.DataFrame({
+            "run": model, "model": model, "trainable": "bn", "epochs": 160, "threshold": [0, 0.01], "zeroed": [0, 30],
+            "accuracy": [45, 45 - change]} | fields) for model in ("resnet14", "resnet32", "resnet56")])
+        rows = verdicts.table([], thresholds=thresholds).set_index("claim")["verdict"]
+        return rows["BN only: setting |γ| < 0.01 to zero changes nothing"]
+    assert verdict() == expected and verdict(zeroed=0) == "not yet run"
 
 
 @pytest.mark.parametrize(("deviation", "expected"), [(1e-12, "reproduced"), (1e-5, "not reproduced")])
@@ -177,9 +201,13 @@ def test_numpy_equals_torch_up_to_the_bars(deviation, expected):
 
 
 def test_starts_that_matter_little_stay_within_two_points():
-    runs = [fake_run(0.45), fake_run(0.44, bn_init="ones"), fake_run(0.40, conv_init="binary")]
+    runs = [run for s in range(3) for run in (fake_run(0.45, seed=s), fake_run(0.44, bn_init="ones", seed=s),
+                                              fake_run(0.40, conv_init="binary", seed=s))]
     assert verdict(runs, "How γ and β start matters little") == "reproduced"
     assert verdict(runs, "How convolutions start matters little") == "not reproduced"
+    assert verdict(runs[:3], "How γ and β start matters little") == "partly"                # one seed
+    others = [fake_run(a, **PRESETS["3c3d-cifar10"] | {"bn_init": b}) for a, b in ((0.45, "ones"), (0.2, "signed"))]
+    assert verdict([*runs, *others], "How γ and β start matters little") == "reproduced"
 
 
 @pytest.mark.parametrize(("claim", "fields", "accuracy", "expected"), [
