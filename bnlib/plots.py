@@ -1,6 +1,7 @@
 """A table in, a figure out: one short function each, one visual language for all."""
 
 import base64
+import os
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from bnlib.analysis import DEAD, OPTIMIZER, SHOWN, course, listed, name, setting, trained
-from bnlib.config import parse_model
+from bnlib.config import Config, parse_model
 from bnlib.config import random_weights as random_weights_of
 from bnlib.store import Run
 from bnlib.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED
@@ -42,15 +43,19 @@ mpl.rcParams.update(STYLE)
 
 
 class Saved:
-    """A saved figure: a notebook shows its PNG at its size in print, with a text for those who cannot see it."""
+    """A saved figure: a notebook shows its PNG at its size in print, with a text for those who cannot see it, and below
+    it a link to its SVG, relative to the folder that the notebook runs in."""
 
     def __init__(self, figure: Figure, png: Path):
         self.png, self.alt = png, described(figure)
         self.width = round(96 * figure.get_figwidth())
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        return ({"image/png": base64.b64encode(self.png.read_bytes()).decode()},
-                {"image/png": {"alt": self.alt, "width": self.width}})
+    def _ipython_display_(self) -> None:
+        from IPython.display import Markdown, display
+        display({"image/png": base64.b64encode(self.png.read_bytes()).decode()}, raw=True,
+                metadata={"image/png": {"alt": self.alt, "width": self.width}})
+        svg = self.png.with_suffix(".svg")
+        display(Markdown(f"[{svg.name}]({Path(os.path.relpath(svg)).as_posix()})"))
 
 
 def save(figure: Figure, file_name: str, folder: str | Path) -> Saved:
@@ -291,15 +296,22 @@ def nothing_yet() -> Figure:
 
 def history(run: Run) -> Figure:
     """Accuracy on training and test images against epoch, for one run."""
+    return progress(run.config, run.history)
+
+
+def progress(config: Config, history: pd.DataFrame) -> Figure:
+    """Accuracy on training and test images against epoch, as far as training has come: a row of `history` an epoch."""
     figure, axes = plt.subplots(figsize=(5, 3))
-    hue = colour(run.config.trainable)
+    hue = colour(config.trainable)
     for part, dashes in (("train", "--"), ("test", "-")):
-        values = 100 * run.history[f"{part}_accuracy"]
-        axes.plot(run.history["epoch"], values, dashes, color=hue)
-        axes.annotate(part, (run.history["epoch"].iloc[-1], values.iloc[-1]), xytext=(5, 0), va="center", color=hue,
-                      textcoords="offset points")
-    axes.set(xlabel="epoch", ylabel="accuracy (%)")
-    axes.set_title(f"{name(run.config.model)}, {trained(run.config.trainable)}, {run.config.dataset}", loc="left")
+        line = history[["epoch", f"{part}_accuracy"]].dropna() if f"{part}_accuracy" in history else history[:0]
+        axes.plot(line["epoch"], 100 * line.iloc[:, 1], dashes, color=hue, marker="." if len(line) == 1 else "")
+        for epoch, share in line[-1:].itertuples(index=False):
+            axes.annotate(part, (epoch, 100 * share), xytext=(5, 0), va="center", color=hue, textcoords="offset points")
+    axes.set(xlabel="epoch", ylabel="accuracy (%)", xlim=(0.9, max(config.epochs, 2)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(f"{name(config.model)}, {trained(config.trainable)}, {SHOWN.get(config.dataset, config.dataset)}, "
+                   "one run", loc="left")
     return figure
 
 
