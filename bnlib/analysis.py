@@ -37,6 +37,18 @@ def varied(runs: Iterable[Run], *fields: str) -> list[Run]:
             if all(part.split("=")[0] in fields for part in variant(run.config).split(", ") if part)]
 
 
+def pair(runs: Iterable[Run]) -> list[Run]:
+    """A BN-only run and one of full training that can stand side by side, in this order, or what there is of them.
+
+    Of one network; the longest training that both have, else the longest; of these the first seed.
+    """
+    done = sorted((run for run in runs if run.status == "done"), key=lambda run: (-run.config.epochs, run.config.seed))
+    of = {what: [run for run in done if run.config.trainable == what] for what in ("bn", "all")}
+    shared = {run.config.epochs for run in of["bn"]} & {run.config.epochs for run in of["all"]}
+    return [next(run for run in found if run.config.epochs == max(shared, default=run.config.epochs))
+            for found in of.values() if found]
+
+
 def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame:
     """Final test accuracy (or another share among the metrics) in %, a row a setting: mean and deviation over seeds.
 

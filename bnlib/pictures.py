@@ -7,7 +7,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from bnlib.analysis import DEAD, SHOWN, dead_by_layer, dead_features, name, seeds_of, trained
+from bnlib.analysis import DEAD, SHOWN, dead_by_layer, dead_features, listed, name, seeds_of, trained
 from bnlib.features import as_map
 from bnlib.plots import colour, nothing_yet
 from bnlib.store import Run
@@ -16,20 +16,19 @@ from bnlib.store import Run
 def network(channels: pd.DataFrame) -> Figure:
     """Every channel of a network as a cell, shaded by |γ|: a column a batch-norm layer, a panel what trained.
 
-    channels: from `analysis.affine`, of one network; of each training mode the longest run of the first seed is shown.
-    In a column the largest |γ| stands lowest. Black: |γ| < 0.01.
+    channels: from `analysis.affine`, of one network, a run a training mode. In a column the largest |γ| stands lowest.
+    Black: |γ| < 0.01.
     """
     if not len(channels):
         return nothing_yet()
-    channels = channels[channels["epochs"] == channels["epochs"].max()].assign(size=lambda table: table["gamma"].abs())
-    modes = sorted(channels["trainable"].unique(), key=["bn", "all"].index)
+    channels = channels.assign(size=channels["gamma"].astype(float).abs())
+    modes = list(channels["trainable"].unique())
     layers = channels.drop_duplicates("number").sort_values("number")["layer"].tolist()
     figure, grid = plt.subplots(1, len(modes), figsize=(0.6 + 3.6 * len(modes), 4.4), sharey=True, squeeze=False)
-    top = float(channels["size"].astype(float).quantile(0.99))
+    top = float(channels["size"].quantile(0.99))
     for axes, mode in zip(grid[0], modes, strict=True):
-        of_mode = channels[channels["trainable"] == mode]
-        of_run = of_mode[of_mode["run"] == of_mode.sort_values("seed")["run"].iloc[0]]
-        columns = [np.sort(values.to_numpy(float))[::-1] for _, values in of_run.groupby("number")["size"]]
+        of_run = channels[channels["trainable"] == mode]
+        columns = [np.sort(values)[::-1] for _, values in of_run.groupby("number")["size"]]
         cells = np.full((max(map(len, columns)), len(columns)), np.nan)
         for column, values in enumerate(columns):
             cells[:len(values), column] = values
@@ -50,8 +49,9 @@ def network(channels: pd.DataFrame) -> Figure:
     figure.legend(handles=[Patch(color="black", label=f"|γ| < {DEAD}: switched off")], loc="outside upper right",
                   fontsize=8)
     first = channels.iloc[0]
-    figure.suptitle(f"{name(first['model'])}, {SHOWN.get(first['dataset'], first['dataset'])}, {first['epochs']} "
-                    "epochs; one run a panel", x=0.01, ha="left", color="#555555", fontsize=8)
+    figure.suptitle(f"{name(first['model'])}, {SHOWN.get(first['dataset'], first['dataset'])}, "
+                    f"{listed(channels['epochs'])} epochs; one run a panel", x=0.01, ha="left", color="#555555",
+                    fontsize=8)
     return figure
 
 

@@ -133,7 +133,7 @@ def build_site(rendered: Path, place: Path) -> None:
 
 
 def _as_page(notebook: Path, page: Path) -> None:
-    """A notebook as Sphinx takes it: figures with their texts and SVGs; in the summary, code folded and links to all."""
+    """A notebook as Sphinx takes it: figures with texts and SVGs; in the summary, code folded and links to all."""
     import nbformat
     content = nbformat.read(notebook, as_version=4)
     for svg in _linked(content, lambda svg: Path("figures", svg.name)):
@@ -194,7 +194,7 @@ def _without_traces(file: Path) -> None:
     for cell in notebook.cells:
         cell.metadata = {"tags": tags} if (tags := cell.metadata.get("tags")) else {}
         for output in cell.get("outputs", ()):
-            if {"text/html", "text/markdown"} & set(output.get("data", {})):
+            if "text/html" in output.get("data", {}):
                 output.data.pop("text/plain", None)          # an object's address, another one each time
     _moved(notebook, resolve(NOTEBOOKS), file.parent)        # it ran there
     text = nbformat.writes(notebook)

@@ -121,11 +121,14 @@ def layer_means(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def surfaces(runs: Iterable[Run], layer: str, part: str = "gamma") -> Figure:
+def surfaces(runs: Iterable[Run], layer: str | None = None, part: str = "gamma") -> Figure:
     """γ or β of one layer over channel and epoch, channels sorted by their final value: a column a run.
 
-    Above as a surface, below as a contour plot, all in one scale.
+    Above as a surface, below as a contour plot, all in one scale. layer: None: the last between a block's convolutions.
     """
+    runs = list(runs)
+    within = [name for run in runs for name in run.trajectory[part] if name.endswith(".bn1")]
+    layer = layer or (within or [""])[-1]
     runs = [run for run in runs if layer in run.trajectory[part]]
     if not runs:
         return nothing_yet()
