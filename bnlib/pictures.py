@@ -6,6 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import DEAD, SHOWN, dead_by_layer, dead_features, listed, name, seeds_of, trained
 from bnlib.features import as_map
@@ -118,8 +119,7 @@ def switched_off(runs: list[Run], thresholds: pd.DataFrame, below: float = DEAD)
             above.annotate(f"{trained(mode)}: {total['mean']:.1f} % of all ({seeds_of(int(total['n']))})", (0.03, 0.97),
                            xytext=(0, -12 * place), xycoords="axes fraction", textcoords="offset points", va="top",
                            color=colour(mode), fontsize=8)
-        accuracies = thresholds[thresholds["run"].isin(of_model["run"])] if len(thresholds) else thresholds
-        for _, rows in accuracies.groupby("run"):
+        for _, rows in thresholds[thresholds["run"].isin(of_model["run"])].groupby("run") if len(thresholds) else ():
             under.plot(rows["threshold"], rows["accuracy"], color=colour(rows["trainable"].iloc[0]), marker=".")
         under.axvline(below, color="#333333", linestyle=":")
         under.set_xscale("symlog", linthresh=0.001)
@@ -128,6 +128,7 @@ def switched_off(runs: list[Run], thresholds: pd.DataFrame, below: float = DEAD)
         under.minorticks_off()
         above.set(xlabel="batch-norm layer, from the image on", ylim=(0, 100),
                   title=f"{name(model)}, {of_model['epochs'].iloc[0]} epochs")
+        above.xaxis.set_major_locator(MaxNLocator(integer=True))
         under.set_xlabel("|γ| below this set to zero")
     grid[0][0].set_ylabel(f"channels with |γ| < {below:g} (%)")
     grid[1][0].set_ylabel("test accuracy (%)")

@@ -64,7 +64,11 @@ def save(figure: Figure, file_name: str, folder: str | Path) -> Saved:
     """Writes the figure as SVG and PNG, the same bytes for the same figure; what it returns shows it in a notebook."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{file_name}.svg", metadata={"Date": None})
+    with io.StringIO() as drawn:       # paths to a hundredth of a point: half the size
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+        paths = re.compile(r' d="[^"]*"')
+        rounded = paths.sub(lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawn.getvalue())
+    (folder / f"{file_name}.svg").write_text(rounded, encoding="utf-8")
     with io.BytesIO() as drawn:        # 256 colours look the same and take a third of the room
         figure.savefig(drawn, format="png")
         picture = Image.open(drawn).convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
@@ -446,7 +450,8 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
             low, middle, high = (of_layer.quantile(q) for q in (0.05, 0.5, 0.95))
             axes.fill_between(low.index, low, high, color=colour(trainable), alpha=0.18, linewidth=0)
             axes.plot(middle.index, middle, color=colour(trainable), label=trained(trainable))
-            axes.scatter(values["number"], values[part], s=2, color=colour(trainable), alpha=0.25, linewidths=0)
+            axes.scatter(values["number"], values[part], s=2, color=colour(trainable), alpha=0.25, linewidths=0,
+                         rasterized=True)
         axes.set(xlabel="batch-norm layer, from the image on", title=_titled(channels, model))
         axes.set_ylim(*np.quantile(channels[part].astype(float), [0.001, 0.999]))
     grid[0][0].set_ylabel(SYMBOL[part])
@@ -504,8 +509,9 @@ def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
             width = max(rows[part].std(), 1e-3) * len(rows) ** -0.2                    # Scott 1992
             bumps = np.exp(-0.5 * ((values[:, None] - rows[part].to_numpy(float)) / width) ** 2)
             curve = bumps.mean(1) / width
-            axes.fill_between(values, -number, -number + 2.2 * curve / curve.max(), color=colour(trainable), alpha=0.35,
-                              linewidth=0.5, zorder=number, label=trained(trainable) if number == 1 else None)
+            axes.fill([values[0], *values, values[-1]], [-number, *(-number + 2.2 * curve / curve.max()), -number],
+                      color=colour(trainable), alpha=0.35, linewidth=0.5, zorder=number,
+                      label=trained(trainable) if number == 1 else None)
         axes.set(xlabel=SYMBOL[part], title=_titled(channels, model), ylim=(-count - 0.5, 2))
         axes.set_yticks([-1, -count], ["first", "last"])
         axes.grid(axis="y", visible=False)

@@ -127,6 +127,8 @@ def build_site(rendered: Path, place: Path) -> None:
         raise InputError(f"{source}: Sphinx could not make the site; what it says is above")
     shutil.rmtree(place / "_sources", ignore_errors=True)
     shutil.copy(place / f"{SUMMARY}.html", place / "index.html")
+    if (source / "figures").exists():                  # Sphinx knows of no links in what a cell has put out
+        shutil.copytree(source / "figures", place / "figures")
     printed = _print_pdf(place / f"{SUMMARY}.html", place / f"{SUMMARY}.pdf")
     megabytes = sum(file.stat().st_size for file in place.rglob("*")) / 1e6
     print(f"site: {os.path.relpath(place)}/{SUMMARY}.html, {megabytes:.1f} MB, {printed}")
