@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnlib import data
 from bnlib.config import DEEPOBS, OPTIMIZERS, Config, InputError, choose, parse_model
-from bnlib.profiles import modification, variant
+from bnlib.profiles import PRESETS, modification, variant
 from bnlib.store import Run
 
 DEAD = 0.01            # |γ| below which the paper counts a feature as switched off (Sec. 5)
@@ -36,6 +36,18 @@ def varied(runs: Iterable[Run], *fields: str) -> list[Run]:
     """The runs of the protocol, and those that vary these fields of `Config` and nothing else."""
     return [run for run in runs
             if all(part.split("=")[0] in fields for part in variant(run.config).split(", ") if part)]
+
+
+def pair(runs: Iterable[Run]) -> list[Run]:
+    """A BN-only run and one of full training that can stand side by side, in this order, or what there is of them.
+
+    Of one network; the longest training that both have, else the longest; of these the first seed.
+    """
+    done = sorted((run for run in runs if run.status == "done"), key=lambda run: (-run.config.epochs, run.config.seed))
+    of = {what: [run for run in done if run.config.trainable == what] for what in ("bn", "all")}
+    shared = {run.config.epochs for run in of["bn"]} & {run.config.epochs for run in of["all"]}
+    return [next(run for run in found if run.config.epochs == max(shared, default=run.config.epochs))
+            for found in of.values() if found]
 
 
 def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame:
@@ -360,7 +372,36 @@ def dead_features(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
     return by_run.groupby(keys, as_index=False).agg(mean=("dead", "mean"), std=("dead", "std"), n=("dead", "count"))
 
 
+def dead_by_layer(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
+    """Share of a layer's channels with |γ| < `below`, in %, one row a run and layer.
+
+    Columns: run, dataset, model, depth, width, trainable, epochs, seed, number (of the layer, 1 for the first), layer,
+    dead. Runs that diverged are left out.
+    """
+    keys = ["dataset", "model", "depth", "width", "trainable", "epochs", "seed"]
+    rows = [{"run": run.id, **{key: getattr(run.config, key) for key in keys}, "number": number, "layer": layer,
+             "dead": 100 * share}
+            for run in runs if run.status == "done"
+            for number, (layer, share) in enumerate(dead_share(run.gamma, below).items(), 1)]
+    return pd.DataFrame(rows, columns=["run", *keys, "number", "layer", "dead"])
+
+
 # ------------------------------------------------------------------------------------- batch norm taken apart
+
+def taken_apart(runs: Iterable[Run]) -> list[Run]:
+    """The runs of `09_dissect_batchnorm` with batch norm everywhere or nowhere, at the earlier study's learning rate.
+
+    Of each network and dataset those of the longest training.
+    """
+    chosen = [run for run in runs if len(set(run.config.positions.split(","))) == 1 and run.config.lr in {
+        preset["lr"] for preset in PRESETS.values()
+        if (preset["model"], preset["dataset"]) == (run.config.model, run.config.dataset)}]
+    longest: dict[tuple, int] = {}
+    for run in chosen:
+        key = run.config.dataset, run.config.model
+        longest[key] = max(longest.get(key, 0), run.config.epochs)
+    return [run for run in chosen if run.config.epochs == longest[run.config.dataset, run.config.model]]
+
 
 def _about(run: Run) -> dict:
     """What tells apart the runs of `09_dissect_batchnorm`."""
@@ -441,8 +482,9 @@ def residual_and_plain(runs: Iterable[Run]) -> pd.DataFrame:
         known = known.set_index("source")["value"]
         found.update({f"{kind}, {short}": known.get(source) for short, source in sources.items() if source in known})
     keys = ["dataset", "depth", "trained", "epochs"]
-    made = pd.DataFrame([dict(zip(keys, key, strict=True)) | found for key, found in rows.items()])
-    return made.sort_values(["dataset", "trained", "epochs", "depth"], ignore_index=True) if rows else made
+    made = pd.DataFrame([dict(zip(keys, key, strict=True)) | found for key, found in rows.items()], columns=[
+        *keys, "seeds", *(f"{kind}, {source}" for kind in ("residual", "plain") for source in sources)])
+    return made.sort_values(["dataset", "trained", "epochs", "depth"], ignore_index=True)
 
 
 # ----------------------------------------------------------------------------------------- provenance

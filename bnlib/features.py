@@ -1,6 +1,7 @@
 """What the features of a trained network do on images: which can be set to zero, which never fire, which can go."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from bnlib import data, store
+from bnlib.analysis import DEAD
 from bnlib.bnrelu import BNReLU
 from bnlib.checkpoint import bn_layers
 from bnlib.config import InputError
@@ -188,6 +190,69 @@ def _speed(network: nn.Module, pruned: nn.Module, run: Run, device: str | None, 
             seconds.append(time.perf_counter() - began)
         ratios.append(seconds[0] / seconds[1])
     return float(np.median(ratios))
+
+
+# ------------------------------------------------------------------------------------------------- maps
+
+@torch.no_grad()
+def feature_maps(runs: Iterable[Run], images: int = 2, each: int = 3, device: str | None = None) -> pd.DataFrame:
+    """What a few channels of a layer put out on a few test images: those of largest |γ| and those of smallest.
+
+    The layer: of those between a block's two convolutions, where ReLU follows batch norm and no shortcut is added, and
+    of these where maps are largest, the one with most |γ| < 0.01. The images: those predicted right with most
+    confidence, of a class each. One row a run, image and channel; columns: run and what KEYS names, image (number in
+    the test set), class, layer, channel, gamma, beta, values: the map, line by line. An image itself is `layer`
+    "image", a row a colour, in 0–255.
+    """
+    rows = []
+    for run in runs:
+        loaded, where, size = data.load(run.config.dataset), choose_device(device), run.config.image_size
+        chosen = _surest(run, loaded.y_test.numpy(), images)
+        shown = loaded.x_test[chosen]
+        normalise = data.Normalise(loaded, where, torch.float32, size, run.config.inputs)
+        seen = _within_blocks(run.network().to(where), normalise(shown.to(where)))
+        largest = max(maps.shape[-1] for maps in seen.values())
+        layer = max((layer for layer in seen if seen[layer].shape[-1] == largest),
+                    key=lambda layer: int((np.abs(run.gamma[layer]) < DEAD).sum()))
+        order = np.argsort(-np.abs(run.gamma[layer]), kind="stable")
+        for i, image in enumerate(chosen):
+            about = {"run": run.id, **{key: getattr(run.config, key) for key in KEYS}, "image": image,
+                     "class": loaded.classes[loaded.y_test[image]]}
+            rows += [about | {"layer": "image", "channel": channel, "values": _written(values)}
+                     for channel, values in enumerate(shown[i].permute(2, 0, 1).numpy())]
+            rows += [about | {"layer": layer, "channel": channel, "gamma": run.gamma[layer][channel],
+                              "beta": run.beta[layer][channel], "values": _written(seen[layer][i, channel])}
+                     for channel in (*order[:each], *order[-each:])]
+    return pd.DataFrame(rows)
+
+
+def _within_blocks(network: nn.Module, images: torch.Tensor) -> dict[str, np.ndarray]:
+    """What stands between the two convolutions of each block: layer's name → (N, C, H, W)."""
+    seen = {}
+    for name, block in network.named_modules():
+        if isinstance(block, BasicBlock):
+            block.bn1.register_forward_hook(
+                lambda module, inputs, output, layer=f"{name}.bn1": seen.update({layer: output.cpu().numpy()}))
+    network(images)
+    return seen
+
+
+def _surest(run: Run, labels: np.ndarray, count: int) -> list[int]:
+    """The test images that the run predicts right with most confidence, one a class."""
+    found = run.predictions.assign(label=labels)
+    found = found[found["predicted"] == found["label"]].sort_values("confidence", ascending=False, kind="stable")
+    return found.drop_duplicates("label").index[:count].tolist()
+
+
+def _written(values: np.ndarray) -> str:
+    """A map as text for a table: its values line by line, three digits each."""
+    return " ".join(f"{value:.3g}" for value in values.ravel())
+
+
+def as_map(values: str) -> np.ndarray:
+    """A square map as `feature_maps` writes it: text → (H, H)."""
+    row = np.array(values.split(), dtype=float)
+    return row.reshape(math.isqrt(len(row)), -1)
 
 
 # ----------------------------------------------------------------------------------------------- tables

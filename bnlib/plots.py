@@ -1,6 +1,8 @@
 """A table in, a figure out: one short function each, one visual language for all."""
 
 import base64
+import io
+import os
 import re
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+from PIL import Image
 
 from bnlib.analysis import DEAD, OPTIMIZER, SHOWN, course, listed, name, setting, trained
-from bnlib.config import parse_model
+from bnlib.config import Config, parse_model
 from bnlib.config import random_weights as random_weights_of
 from bnlib.store import Run
 from bnlib.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED
@@ -42,23 +45,34 @@ mpl.rcParams.update(STYLE)
 
 
 class Saved:
-    """A saved figure: a notebook shows its PNG at its size in print, with a text for those who cannot see it."""
+    """A saved figure: a notebook shows its PNG at its size in print, with a text for those who cannot see it, and below
+    it a link to its SVG, relative to the folder that the notebook runs in."""
 
     def __init__(self, figure: Figure, png: Path):
         self.png, self.alt = png, described(figure)
         self.width = round(96 * figure.get_figwidth())
 
-    def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict, dict]:
-        return ({"image/png": base64.b64encode(self.png.read_bytes()).decode()},
-                {"image/png": {"alt": self.alt, "width": self.width}})
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+        display({"image/png": base64.b64encode(self.png.read_bytes()).decode()}, raw=True,
+                metadata={"image/png": {"alt": self.alt, "width": self.width}})
+        svg = self.png.with_suffix(".svg")
+        display({"text/markdown": f"[{svg.name}]({Path(os.path.relpath(svg)).as_posix()})"}, raw=True)
 
 
 def save(figure: Figure, file_name: str, folder: str | Path) -> Saved:
     """Writes the figure as SVG and PNG, the same bytes for the same figure; what it returns shows it in a notebook."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{file_name}.svg", metadata={"Date": None})
-    figure.savefig(folder / f"{file_name}.png", metadata={"Software": None})
+    with io.StringIO() as drawn:       # paths to a hundredth of a point: half the size
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+        paths = re.compile(r' d="[^"]*"')
+        rounded = paths.sub(lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawn.getvalue())
+    (folder / f"{file_name}.svg").write_text(rounded, encoding="utf-8")
+    with io.BytesIO() as drawn:        # 256 colours look the same and take a third of the room
+        figure.savefig(drawn, format="png")
+        picture = Image.open(drawn).convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
+    picture.save(folder / f"{file_name}.png", optimize=True, dpi=(mpl.rcParams["savefig.dpi"],) * 2)
     plt.close(figure)                  # shown as the cell's value, once
     return Saved(figure, folder / f"{file_name}.png")
 
@@ -291,15 +305,22 @@ def nothing_yet() -> Figure:
 
 def history(run: Run) -> Figure:
     """Accuracy on training and test images against epoch, for one run."""
+    return progress(run.config, run.history)
+
+
+def progress(config: Config, history: pd.DataFrame) -> Figure:
+    """Accuracy on training and test images against epoch, as far as training has come: a row of `history` an epoch."""
     figure, axes = plt.subplots(figsize=(5, 3))
-    hue = colour(run.config.trainable)
+    hue = colour(config.trainable)
     for part, dashes in (("train", "--"), ("test", "-")):
-        values = 100 * run.history[f"{part}_accuracy"]
-        axes.plot(run.history["epoch"], values, dashes, color=hue)
-        axes.annotate(part, (run.history["epoch"].iloc[-1], values.iloc[-1]), xytext=(5, 0), va="center", color=hue,
-                      textcoords="offset points")
-    axes.set(xlabel="epoch", ylabel="accuracy (%)")
-    axes.set_title(f"{name(run.config.model)}, {trained(run.config.trainable)}, {run.config.dataset}", loc="left")
+        line = history[["epoch", f"{part}_accuracy"]].dropna() if f"{part}_accuracy" in history else history[:0]
+        axes.plot(line["epoch"], 100 * line.iloc[:, 1], dashes, color=hue, marker="." if len(line) == 1 else "")
+        for epoch, share in line[-1:].itertuples(index=False):
+            axes.annotate(part, (epoch, 100 * share), xytext=(5, 0), va="center", color=hue, textcoords="offset points")
+    axes.set(xlabel="epoch", ylabel="accuracy (%)", xlim=(0.9, max(config.epochs, 2)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(f"{name(config.model)}, {trained(config.trainable)}, {SHOWN.get(config.dataset, config.dataset)}, "
+                   "one run", loc="left")
     return figure
 
 
@@ -429,7 +450,8 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
             low, middle, high = (of_layer.quantile(q) for q in (0.05, 0.5, 0.95))
             axes.fill_between(low.index, low, high, color=colour(trainable), alpha=0.18, linewidth=0)
             axes.plot(middle.index, middle, color=colour(trainable), label=trained(trainable))
-            axes.scatter(values["number"], values[part], s=2, color=colour(trainable), alpha=0.25, linewidths=0)
+            axes.scatter(values["number"], values[part], s=2, color=colour(trainable), alpha=0.25, linewidths=0,
+                         rasterized=True)
         axes.set(xlabel="batch-norm layer, from the image on", title=_titled(channels, model))
         axes.set_ylim(*np.quantile(channels[part].astype(float), [0.001, 0.999]))
     grid[0][0].set_ylabel(SYMBOL[part])
@@ -487,8 +509,9 @@ def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
             width = max(rows[part].std(), 1e-3) * len(rows) ** -0.2                    # Scott 1992
             bumps = np.exp(-0.5 * ((values[:, None] - rows[part].to_numpy(float)) / width) ** 2)
             curve = bumps.mean(1) / width
-            axes.fill_between(values, -number, -number + 2.2 * curve / curve.max(), color=colour(trainable), alpha=0.35,
-                              linewidth=0.5, zorder=number, label=trained(trainable) if number == 1 else None)
+            axes.fill([values[0], *values, values[-1]], [-number, *(-number + 2.2 * curve / curve.max()), -number],
+                      color=colour(trainable), alpha=0.35, linewidth=0.5, zorder=number,
+                      label=trained(trainable) if number == 1 else None)
         axes.set(xlabel=SYMBOL[part], title=_titled(channels, model), ylim=(-count - 0.5, 2))
         axes.set_yticks([-1, -count], ["first", "last"])
         axes.grid(axis="y", visible=False)

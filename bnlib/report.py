@@ -1,11 +1,13 @@
 """The notebooks, executed through papermill with checked parameters, and the report rendered from the records."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bnlib.config import InputError, choose, resolve
@@ -125,15 +127,21 @@ def build_site(rendered: Path, place: Path) -> None:
         raise InputError(f"{source}: Sphinx could not make the site; what it says is above")
     shutil.rmtree(place / "_sources", ignore_errors=True)
     shutil.copy(place / f"{SUMMARY}.html", place / "index.html")
+    if (source / "figures").exists():                  # Sphinx knows of no links in what a cell has put out
+        shutil.copytree(source / "figures", place / "figures")
     printed = _print_pdf(place / f"{SUMMARY}.html", place / f"{SUMMARY}.pdf")
     megabytes = sum(file.stat().st_size for file in place.rglob("*")) / 1e6
     print(f"site: {os.path.relpath(place)}/{SUMMARY}.html, {megabytes:.1f} MB, {printed}")
 
 
 def _as_page(notebook: Path, page: Path) -> None:
-    """A notebook as Sphinx takes it: figures with their texts; in the summary, code folded and links to all."""
+    """A notebook as Sphinx takes it: figures with texts and SVGs; in the summary, code folded and links to all."""
     import nbformat
     content = nbformat.read(notebook, as_version=4)
+    for svg in _linked(content, lambda svg: Path("figures", svg.name)):
+        if (notebook.parent / svg).exists():
+            (page.parent / "figures").mkdir(exist_ok=True)
+            shutil.copy(notebook.parent / svg, page.parent / "figures")
     for cell in content.cells:
         for output in cell.get("outputs", ()):
             if "alt" in (image := output.get("metadata", {}).get("image/png", {})):
@@ -158,6 +166,22 @@ def _print_pdf(page: Path, pdf: Path) -> str:
     return f"with {pdf.name}" if done.returncode == 0 and pdf.exists() else "no PDF: Chromium failed"
 
 
+def _linked(notebook, place: Callable[[Path], Path]) -> list[Path]:
+    """The SVGs that the figures of an executed notebook link to; each link now leads to `place` of what it led to."""
+    found = []
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        text = output.get("data", {}).get("text/markdown", "")
+        if link := re.fullmatch(r"\[(.+\.svg)\]\((.+)\)", text):
+            found.append(Path(link[2]))
+            output.data["text/markdown"] = f"[{link[1]}]({place(found[-1]).as_posix()})"
+    return found
+
+
+def _moved(notebook, before: Path, after: Path) -> None:
+    """Figures' links as they are right in another folder than the notebook was in."""
+    _linked(notebook, lambda svg: Path(os.path.relpath(before / svg, after)))
+
+
 def _show(name: str, folder: Path, parameters: dict) -> None:
     print(f"{name:16s}", end=" ", flush=True)
     took = execute(name, folder / f"{name}.ipynb", parameters)
@@ -174,6 +198,7 @@ def _without_traces(file: Path) -> None:
         for output in cell.get("outputs", ()):
             if "text/html" in output.get("data", {}):
                 output.data.pop("text/plain", None)          # an object's address, another one each time
+    _moved(notebook, resolve(NOTEBOOKS), file.parent)        # it ran there
     text = nbformat.writes(notebook)
     for place, name in ((resolve("."), "."), (Path(sys.prefix), "python"), (Path.home(), "~")):
         text = text.replace(str(place), name)
@@ -186,4 +211,5 @@ def _keep_outputs(executed: Path, kept: Path) -> None:
     notebook = nbformat.read(executed, as_version=4)
     if any(output.output_type == "error" for cell in notebook.cells for output in cell.get("outputs", ())):
         raise InputError(f"{executed}: holds an error; nothing was kept")
+    _moved(notebook, executed.parent, kept.parent)
     nbformat.write(notebook, kept)

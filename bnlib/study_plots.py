@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import NORM, OPTIMIZER, SHOWN, histories, seeds_of, surface, trained
-from bnlib.analysis import name as network_name
+from bnlib.analysis import name as spelled
+from bnlib.config import DEEPOBS, Config, parse_model
 from bnlib.plots import OPTIMIZER_COLOURS, SYMBOL, colour, nothing_yet
 from bnlib.profiles import MODIFICATIONS, modification
 from bnlib.store import Run
@@ -120,16 +121,21 @@ def layer_means(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def surfaces(runs: Iterable[Run], layer: str, part: str = "gamma") -> Figure:
+def surfaces(runs: Iterable[Run], layer: str | None = None, part: str = "gamma") -> Figure:
     """γ or β of one layer over channel and epoch, channels sorted by their final value: a column a run.
 
-    Above as a surface, below as a contour plot, all in one scale.
+    Above as a surface, below as a contour plot, all in one scale. layer: None: the last between a block's convolutions.
     """
+    runs = list(runs)
+    within = [name for run in runs for name in run.trajectory[part] if name.endswith(".bn1")]
+    layer = layer or (within or [""])[-1]
     runs = [run for run in runs if layer in run.trajectory[part]]
     if not runs:
         return nothing_yet()
     tables = [surface(run, layer, part) for run in runs]
-    low, high = min(table.to_numpy().min() for table in tables), max(table.to_numpy().max() for table in tables)
+    levels = MaxNLocator(15).tick_values(min(table.to_numpy().min() for table in tables),
+                                         max(table.to_numpy().max() for table in tables))
+    low, high = levels[0], levels[-1]
     figure = plt.figure(figsize=(1 + 2.5 * len(runs), 5.6))
     for i, (run, table) in enumerate(zip(runs, tables, strict=True), 1):
         epochs, channels = np.meshgrid(table.columns.astype(float), np.arange(len(table)))
@@ -137,16 +143,26 @@ def surfaces(runs: Iterable[Run], layer: str, part: str = "gamma") -> Figure:
         above = figure.add_subplot(2, len(runs), i, projection="3d")
         above.plot_surface(epochs, channels, table.to_numpy(), linewidth=0, **about)
         above.set(xlabel=table.columns.name, ylabel="channel", zlim=(low, high))
-        above.set_title(modification(run.config), color=shade(modification(run.config)), fontsize=9)
+        above.set_zlabel(SYMBOL[part], labelpad=-6)
+        what, hue = _called(run.config)
+        above.set_title(what, color=hue, fontsize=9)
+        above.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         above.view_init(28, -130)
         above.tick_params(labelsize=6, pad=-2)
         below = figure.add_subplot(2, len(runs), len(runs) + i)
-        drawn = below.contourf(epochs, channels, table.to_numpy(), levels=np.linspace(low, high, 15), **about)
+        drawn = below.contourf(epochs, channels, table.to_numpy(), levels=levels, **about)
         below.set(xlabel=table.columns.name, ylabel="channel, by final value" if i == 1 else None)
         below.grid(visible=False)
-    figure.colorbar(drawn, ax=figure.axes[1::2], label=f"{SYMBOL[part]} of {layer}", format="%.3f")
+    figure.colorbar(drawn, ax=figure.axes[1::2], label=f"{SYMBOL[part]} of {layer}", format="%g")
     figure.suptitle(_about(histories(runs)), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
+
+
+def _called(config: Config) -> tuple[str, str]:
+    """What a run trained, in the words of its study, and the colour of that."""
+    if parse_model(config.model).family in DEEPOBS:
+        return modification(config), shade(modification(config))
+    return trained(config.trainable), colour(config.trainable)
 
 
 def gamma_against_beta(channels: pd.DataFrame) -> Figure:
@@ -233,7 +249,7 @@ def with_and_without(table: pd.DataFrame) -> Figure:
         row[0].set_ylim(0.9 * settled.min(), 1.1 * settled.max())
     handles = dict(zip(*reversed(grid[0][0].get_legend_handles_labels()), strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
-    about = f"{network_name(table['model'].iloc[0])} on {'/'.join(SHOWN.get(d, d) for d in sets)}"
+    about = f"{spelled(table['model'].iloc[0])} on {'/'.join(SHOWN.get(d, d) for d in sets)}"
     figure.suptitle(f"{about}, all parameters, {seeds_of(table['seed'].nunique())}\n"
                     "means over a tenth of the steps, losses as measured faint, the highest cut off; dotted: guessing",
                     x=0.01, ha="left", color="#555555", fontsize=8)
@@ -250,7 +266,8 @@ def side_by_side(styler):
 
 def _about(table: pd.DataFrame, smooth: int = 0) -> str:
     """What the runs of a table have in common: network, dataset, seeds, smoothing."""
-    models, sets = "/".join(table["model"].unique()), "/".join(SHOWN.get(d, d) for d in table["dataset"].unique())
+    models = "/".join(map(spelled, table["model"].unique()))
+    sets = "/".join(SHOWN.get(d, d) for d in table["dataset"].unique())
     seeds = table["seed"].nunique()
     said = f"{models} on {sets}, {seeds} seed{'s' * (seeds > 1)}"
     return said + (f"; smoothed over {smooth} epochs" if smooth else "")

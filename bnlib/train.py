@@ -36,7 +36,8 @@ from bnlib.streaming import Folder, StreamedBatches
 
 
 def run(config: Config, *, results: str | Path = "results", device: str | None = None, precision: str | None = None,
-        tensorboard: bool = False, deadline: float | None = None, bar=None, wait: bool = True) -> store.Run:
+        tensorboard: bool = False, deadline: float | None = None, bar=None, watch=None,
+        wait: bool = True) -> store.Run:
     """The run of this config: its record if there is one, else trained, from its checkpoint if it was interrupted.
 
     Two processes never train the same config: the second waits for the first and loads its record, or goes on from its
@@ -45,7 +46,8 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
     device: `cuda`, `mps` or `cpu`; None: the first of them that is there. precision: `bf16` or `fp32`; None: bf16
     where the device is fast at it. Both change speed, not the experiment. deadline: `time.time()` at which to stop
     at a checkpoint, raising Paused; a signal stops it there too. bar: a progress bar to advance instead of one of its
-    own. wait: False raises Busy instead of waiting for another process.
+    own. watch: called with the history so far (DataFrame, one row an epoch) after every epoch, and once more with that
+    of the record; not where a record is loaded. wait: False raises Busy instead of waiting for another process.
     Raises InputError for a config, device or dataset that cannot be, and RecordError for a record that is damaged.
     """
     found = store.find(config, results)
@@ -56,7 +58,7 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
             if parallel.leaders(found is None):
                 with Stop(deadline) as stop:
                     return train(config, stop, results=results, device=device, precision=precision,
-                                 tensorboard=tensorboard, bar=bar)
+                                 tensorboard=tensorboard, bar=bar, watch=watch)
     left = store.checkpoint_file(config, results)                       # by a process killed after it wrote the record
     if left.exists() or checkpoint.previous(left).exists():
         with contextlib.suppress(store.Busy, InputError), store.lock(config, results, wait=False):
@@ -99,7 +101,7 @@ def check_last_batch(network: nn.Module, images: int, config: Config) -> None:
 # ---------------------------------------------------------------------------------------------- training
 
 def train(config: Config, stop: Stop, *, results: str | Path = "results", device: str | None = None,
-          precision: str | None = None, tensorboard: bool = False, bar=None) -> store.Run:
+          precision: str | None = None, tensorboard: bool = False, bar=None, watch=None) -> store.Run:
     """Trains the config to its end, or until `stop` is asked, and writes its record; arguments as for `run`."""
     if stop.asked():                                 # rather than after a set-up of seconds
         stop.end(config.id)
@@ -166,6 +168,8 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
                 progress.log_affine(epoch)
             progress.save()
             show(shown, work, row, len(batches.labels))
+            if watch and parallel.leads():
+                watch(pd.DataFrame(progress.history))
 
     # The record's numbers come from one evaluation in float32, so that another machine finds the same.
     network.float()
@@ -174,6 +178,8 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     for name, evaluation in final.items():
         progress.history[-1] |= evaluation.row(name)
     log_events(events, progress.history[-1], last=True)
+    if watch and parallel.leads():
+        watch(pd.DataFrame(progress.history))
     if store.frozen_sha256(network, config.trainable) != frozen_sha256:
         raise AssertionError(f"{config.id}: weights that should be frozen have changed; nothing was recorded")
 

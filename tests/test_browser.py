@@ -69,6 +69,11 @@ def test_every_figure_has_a_size_and_a_text(site, browser):
     assert all(len(f["alt"]) >= 20 and f["width"] > 300 and f["height"] > 50 for f in figures)
 
 
+def test_every_figure_links_to_its_svg(site):
+    shown = re.findall(r'href="(figures/[\w]+\.svg)"', (site / "summary.html").read_text())
+    assert len(shown) >= 12 and all((site / link).read_text().lstrip().startswith("<?xml") for link in shown)
+
+
 def test_every_link_within_the_site_leads_somewhere(site):
     for page in site.glob("*.html"):
         text = page.read_text()

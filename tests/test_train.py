@@ -240,6 +240,16 @@ def test_trajectory_holds_gamma_and_beta_from_the_start_to_the_end(tiny_run):
         assert np.array_equal(tiny_run.trajectory["gamma"][layer][-1], gamma.astype(np.float16))
 
 
+def test_who_watches_is_told_after_every_epoch_and_last_of_all_what_the_record_holds(tiny, tmp_path):
+    told = []
+    r = run(tiny, results=tmp_path / "results", watch=told.append)
+    assert [len(history) for history in told] == [1, 2, 2]
+    assert "test_accuracy" in told[0] and np.isnan(told[1]["test_accuracy"].iloc[-1])
+    assert np.allclose(told[-1][r.history.columns], r.history, rtol=1e-6)
+    run(tiny, results=tmp_path / "results", watch=told.append)                 # a record is loaded
+    assert len(told) == 3
+
+
 def test_tensorboard_events_are_written_on_request(tiny, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     r = run(tiny, results=tmp_path / "results", tensorboard=True)
