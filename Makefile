@@ -37,7 +37,7 @@ report: $(READY)  ## render all notebooks and figures from results/, training no
 test: $(READY)  ## run the tests
 	@$(BIN)/python -m pytest
 
-test-faults: $(READY)  ## kill, starve and damage runs, workers and schedulers everywhere: 15 minutes
+test-faults: $(READY)  ## kill, starve and damage runs, workers and schedulers everywhere: 8 to 15 minutes
 	@BNLIB_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py tests/test_cluster.py
 
 test-browser: $(READY)  ## build the site and read it, and run JupyterLab, in Chromium: 5 minutes

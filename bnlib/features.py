@@ -1,6 +1,5 @@
 """What the features of a trained network do on images: which can be set to zero, which never fire, which can go."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -17,8 +16,8 @@ from bnlib.analysis import DEAD
 from bnlib.bnrelu import BNReLU
 from bnlib.checkpoint import bn_layers
 from bnlib.config import InputError
-from bnlib.device import choose_device
-from bnlib.models import BasicBlock
+from bnlib.device import choose_device, device_name
+from bnlib.models import BasicBlock, folded
 from bnlib.store import Run
 from bnlib.train import Evaluation, evaluate, evaluate_on_test_set
 
@@ -79,19 +78,22 @@ def activations(run: Run, part: str = "test", device: str | None = None) -> pd.D
     """How often each ReLU's channels fire on all images of a part of the data, one row a channel.
 
     Columns: layer, number (1 for the first), channel, zero: share of outputs that are 0, over images and pixels.
-    A channel with zero = 1 never fires.
+    A channel with zero = 1 never fires. Raises InputError for torchvision's networks, which use one ReLU many times.
     """
+    if run.config.model.startswith("imagenet"):
+        raise InputError(f"{run.id}: activations are counted by ReLU, and torchvision's networks use one many times")
     device, loaded = choose_device(device), data.load(run.config.dataset)
     network = run.network().to(device, memory_format=torch.channels_last)
     fired = {}
 
     def count(name):
         def hook(module, inputs, output):
-            fired[name] = fired.get(name, 0) + (output > 0).sum((0, 2, 3)).double() / output[0, 0].numel()
+            others = [d for d in range(output.ndim) if d != 1]                       # images and pixels
+            fired[name] = fired.get(name, 0) + (output > 0).sum(others).double() / output[0, 0].numel()
         return hook
 
     for name, module in network.named_modules():
-        if isinstance(module, BNReLU):
+        if isinstance(module, nn.ReLU) or getattr(module, "relu", None) is True:      # alone, or with a normalisation
             module.register_forward_hook(count(name))
     size = run.config.image_size
     images = len(evaluate(network, loaded.in_order(part, device, size),
@@ -126,18 +128,21 @@ def prune(network: nn.Module, dead: dict[str, np.ndarray]) -> nn.Module:
 
     dead: layer's name → mask of its channels whose output is always 0. A channel of zeros adds nothing to the next
     convolution, so the copy computes the same outputs. Channels that go through a shortcut have other sources and stay.
+    Raises InputError for a network without residual blocks of batch norm.
     """
-    pruned = copy.deepcopy(network)
-    for name, block in pruned.named_modules():
-        if isinstance(block, BasicBlock):
-            keep = torch.from_numpy(np.flatnonzero(~dead[f"{name}.bn1"]))
-            keep = keep if len(keep) else torch.zeros(1, dtype=torch.int64)      # a convolution has a channel at least
-            block.conv1 = _convolution(block.conv1, block.conv1.weight[keep])
-            block.conv2 = _convolution(block.conv2, block.conv2.weight[:, keep])
-            layer = BNReLU(len(keep))
-            layer.load_state_dict({key: value if value.ndim == 0 else value[keep]
-                                   for key, value in block.bn1.state_dict().items()})
-            block.bn1 = layer
+    pruned = folded(network)
+    blocks = [(name, block) for name, block in pruned.named_modules() if isinstance(block, BasicBlock)]
+    if not blocks or not all(isinstance(block.bn1, BNReLU) for _, block in blocks):
+        raise InputError("pruning: takes a ResNet of bnlib with batch norm")
+    for name, block in blocks:
+        keep = torch.from_numpy(np.flatnonzero(~dead[f"{name}.bn1"]))
+        keep = keep if len(keep) else torch.zeros(1, dtype=torch.int64)          # a convolution has a channel at least
+        block.conv1 = _convolution(block.conv1, block.conv1.weight[keep])
+        block.conv2 = _convolution(block.conv2, block.conv2.weight[:, keep])
+        layer = BNReLU(len(keep))
+        layer.load_state_dict({key: value if value.ndim == 0 else value[keep]
+                               for key, value in block.bn1.state_dict().items()})
+        block.bn1 = layer
     return pruned.eval()
 
 
@@ -152,13 +157,13 @@ def pruning(runs: Iterable[Run], device: str | None = None) -> pd.DataFrame:
     """Each network before and after its silent channels are removed, one row a run.
 
     A channel is silent if it fires on no training image. Columns: run and what KEYS names, channels, silent (%),
-    removed (%, those between a block's convolutions), parameters and parameters left, changed (test images predicted
-    otherwise), and speed (images/s after against before).
+    removed (%, those between a block's convolutions), parameters and parameters left; on test images, changed
+    (predicted otherwise) and difference (the largest of a predicted probability); images/s before and after; device.
     """
     rows = []
     for run in runs:
         channels = activations(run, "train", device)
-        network, dead = run.network(), silent(channels)
+        network, dead = folded(run.network()), silent(channels)
         pruned = prune(network, dead)
         inner = [mask for layer, mask in dead.items() if layer.endswith(".bn1")]
         before, after = (_evaluated(n, run, device) for n in (network, pruned))
@@ -168,7 +173,8 @@ def pruning(runs: Iterable[Run], device: str | None = None) -> pd.DataFrame:
             "removed": 100 * sum(mask.sum() for mask in inner) / len(channels),
             "parameters": _parameters(network), "parameters left": _parameters(pruned),
             "changed": int((before.predicted != after.predicted).sum()),
-            "speed": _speed(network, pruned, run, device)})
+            "difference": float(np.abs(before.confidence - after.confidence).max()),
+            **_speed(network, pruned, run, device)})
     return pd.DataFrame(rows)
 
 
@@ -176,20 +182,22 @@ def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _speed(network: nn.Module, pruned: nn.Module, run: Run, device: str | None, rounds: int = 3) -> float:
-    """Images/s of the second network against the first, taking turns: the median ratio."""
+def _speed(network: nn.Module, pruned: nn.Module, run: Run, device: str | None, rounds: int = 9) -> dict:
+    """Images/s of both networks, which take turns: of the first the median, of the second that by the median ratio."""
     device, loaded = choose_device(device), data.load(run.config.dataset)
     normalise = data.Normalise(loaded, device, torch.float32, run.config.image_size, run.config.inputs)
     batches = list(islice(loaded.in_order("test", device, run.config.image_size), 2))
-    ratios = []
+    seconds = []
     for _ in range(rounds):
-        seconds = []
+        took = []
         for each in (network, pruned):
             began = time.perf_counter()
             evaluate(each.to(device), batches, normalise, "fp32")
-            seconds.append(time.perf_counter() - began)
-        ratios.append(seconds[0] / seconds[1])
-    return float(np.median(ratios))
+            took.append(time.perf_counter() - began)
+        seconds.append(took)
+    before = sum(len(labels) for _, labels in batches) / np.median([first for first, _ in seconds])
+    gain = np.median([first / second for first, second in seconds])
+    return {"images/s before": before, "images/s after": before * gain, "device": device_name(device)}
 
 
 # ------------------------------------------------------------------------------------------------- maps

@@ -8,19 +8,22 @@ from bnlib.analysis import DEAD, SHOWN, Sentences, accuracy, dead_features, name
 from bnlib.store import Run
 
 
-def summary(runs: Iterable[Run], planned: int | None = None) -> Sentences:
+def summary(runs: Iterable[Run], dataset: str | None = None, planned: int | None = None) -> Sentences:
     """What the runs say in a few sentences, the longest training of each network and mode; every number computed.
 
-    planned: how many runs the report plans, for a last sentence on what is there.
+    dataset: on which images; None: on all there are. planned: how many runs the report plans, for a last sentence on
+    what is there.
     """
-    everything, runs = list(runs), plain(runs)
+    everything = list(runs)
+    runs = [run for run in plain(everything)
+            if run.config.width >= 1 and dataset in (None, run.config.dataset)]      # not the narrow ones of 08_beyond
     table = accuracy(runs)
     table = table[table["n"] > 0].sort_values("epochs")
     of_bn = table[table["trainable"] == "bn"]
     if of_bn.empty:
         return Sentences(["No BN-only run is there yet."])
     longest = table.drop_duplicates(["model", "trainable"], keep="last").set_index(["model", "trainable"])
-    said = Sentences([*_alone(runs, longest), *_scaling(of_bn), *_parts(longest)])
+    said = Sentences([*_alone(runs, longest), *_scaling(of_bn), *_parts(table)])
     dead = dead_features(runs).sort_values("epochs").drop_duplicates(["model", "trainable"], keep="last")
     share = {what: dead[dead["trainable"] == what]["mean"] for what in ("bn", "all")}
     shares = [f"training {trained(what)} leaves {_range(values)} % of all |γ| below {DEAD}"
@@ -59,15 +62,15 @@ def _scaling(of_bn: pd.DataFrame) -> list[str]:
     return said
 
 
-def _parts(longest: pd.DataFrame) -> list[str]:
-    """What γ alone, β alone and two random weights a channel reach, on the network where most of these were trained."""
-    parts = longest[longest.index.get_level_values("trainable").isin(("bn", "gamma", "beta", "random2", "output"))]
-    model = parts.groupby("model").size().idxmax()
-    of_model = parts.loc[model].sort_values("mean", ascending=False)
-    if len(of_model) < 2:
+def _parts(table: pd.DataFrame) -> list[str]:
+    """What γ alone, β alone and two random weights a channel reach, where most of these were trained for as long."""
+    parts = table[table["trainable"].isin(("bn", "gamma", "beta", "random2", "output"))]
+    (model, epochs), of_one = max(parts.groupby(["model", "epochs"]), key=lambda found: (len(found[1]), found[0][1]))
+    if len(of_one) < 2:
         return []
-    stated = ", ".join(f"{trained(row.Index)} {row.mean:.1f} %" for row in of_model.itertuples())
-    return [f"Which half does the work, on {name(model)}: {stated}."]
+    stated = ", ".join(f"{trained(row.trainable)} {row.mean:.1f} %"
+                       for row in of_one.sort_values("mean", ascending=False).itertuples())
+    return [f"Which half does the work, on {name(model)}, {epochs} epochs: {stated}."]
 
 
 def _range(values: pd.Series) -> str:

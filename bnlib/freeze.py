@@ -79,10 +79,11 @@ def count(network: nn.Module, what: str = "all") -> int:
 def narrow(model: str, depths: tuple[int, ...] = (8, 14, 20), classes: int = 10) -> str:
     """The narrow ResNet that has, when all of it trains, about as many parameters as γ and β of `model`.
 
-    The nearest count among ResNets of these depths with 1 to 16 channels in their first stage.
+    The nearest count among ResNets of these depths with 2 to 16 channels in their first stage; with one channel there,
+    8 to 20 layers learn nothing (`08_beyond` shows it).
     """
     def parameters(name: str, what: str) -> int:
         with torch.device("meta"):
             return count(architecture(name, classes), what)
-    names = [model_name(depth, channels / 16) for depth in depths for channels in range(1, 17)]
+    names = [model_name(depth, channels / 16) for depth in depths for channels in range(2, 17)]
     return min(names, key=lambda name: abs(math.log(parameters(name, "all") / parameters(model, "bn"))))

@@ -1,5 +1,6 @@
 """The networks, plainly written, each naming its paper, and the draw of their weights from a seed."""
 
+import copy
 import math
 from functools import cache, partial
 
@@ -115,10 +116,13 @@ class ChosenConv2d(nn.Conv2d):
         self.register_buffer("index", torch.from_numpy(every[:, :per_channel].copy()), persistent=False)
         self.chosen = nn.Parameter(conv.weight.detach().flatten(1).gather(1, self.index))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def whole(self) -> torch.Tensor:
+        """All weights, (C', C, h, w), those that train among them."""
         rows = self.weight.flatten(1).scatter(1, self.index, self.chosen.to(self.weight.dtype))
-        weight = rows.view(self.weight.shape).contiguous(memory_format=torch.channels_last)
-        return self._conv_forward(x, weight, self.bias)
+        return rows.view(self.weight.shape).contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.whole(), self.bias)
 
 
 class BasicBlock(nn.Module):
@@ -236,6 +240,20 @@ def choose_weights(network: nn.Module, per_channel: int, seed: int) -> None:
         for name, child in list(parent.named_children()):
             if type(child) is nn.Conv2d:
                 setattr(parent, name, ChosenConv2d(child, per_channel, draws))
+
+
+@torch.no_grad()
+def folded(network: nn.Module) -> nn.Module:
+    """A copy in which chosen weights are part of ordinary convolutions again: the same outputs."""
+    network = copy.deepcopy(network)
+    for parent in list(network.modules()):
+        for name, conv in list(parent.named_children()):
+            if isinstance(conv, ChosenConv2d):
+                plain = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+                                  bias=conv.bias is not None)
+                plain.weight, plain.bias = nn.Parameter(conv.whole()), conv.bias
+                setattr(parent, name, plain)
+    return network
 
 
 def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal", bn_init: str = "uniform",

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from PIL import Image
 
-from bnlib.analysis import DEAD, OPTIMIZER, SHOWN, course, listed, name, setting, trained
+from bnlib.analysis import DEAD, OPTIMIZER, SHOWN, course, listed, name, seeds_of, setting, trained
 from bnlib.config import Config, parse_model
 from bnlib.config import random_weights as random_weights_of
 from bnlib.store import Run
@@ -23,7 +23,7 @@ from bnlib.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED
 
 #: One colour a training mode, in every figure (Okabe & Ito's palette, told apart by the colour-blind).
 COLOURS = {"bn": "#0072B2", "all": "#D55E00", "gamma": "#009E73", "beta": "#CC79A7", "output": "#E69F00",
-           "bn+output": "#56B4E9", "weights": "#8B5A2B", "shortcut": "#F0E442", "random2": "#000000", "none": "#777777"}
+           "bn+output": "#56B4E9", "weights": "#8B5A2B", "shortcut": "#C9B400", "random2": "#000000", "none": "#777777"}
 
 
 def colour(trainable: str) -> str:
@@ -158,7 +158,7 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
     table = table[table["n"] > 0]
     if not len(table):
         return nothing_yet()
-    table = _longest(table)
+    table = _comparable(table)
     settings = table.groupby(by)["mean"].mean().sort_values().index.tolist()
     modes = table.groupby("trainable")["mean"].mean().sort_values().index.tolist() if by == "variant" else []
     networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
@@ -177,7 +177,8 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
                           marker=MARKERS.get(row.epochs, "D"))
             axes.annotate(f"{row.mean:.1f}", (row.mean + np.nan_to_num(row.std), y), xytext=(7, 0), va="center",
                           textcoords="offset points", fontsize=7.5, color="#555555")
-        axes.set(xlabel="test accuracy (%)", title=f"{name(model)}, {table['epochs'].max()} epochs")
+        epochs = listed(table[table["model"] == model]["epochs"])
+        axes.set(xlabel="test accuracy (%)", title=f"{name(model)}, {epochs} epochs")
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.15)
         axes.set_ylim(-0.6, len(settings) - 0.4)
@@ -198,7 +199,7 @@ def top1_and_top5(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
     table = table[table["n"] > 0]
     if not len(table):
         return nothing_yet()
-    table = _longest(table).sort_values(["depth", "width", "model", "mean"], ascending=[False, False, False, True])
+    table = _comparable(table).sort_values(["depth", "width", "model", "mean"], ascending=[False, False, False, True])
     rows = [(model, trainable) for model, of_model in table[table["top"] == 1].groupby("model", sort=False)
             for trainable in [*of_model["trainable"], ""]]                            # "": the network's name
     figure, grid = plt.subplots(1, 2, figsize=(7.4, 1.2 + 0.24 * len(rows)), sharey=True)
@@ -240,7 +241,9 @@ def random_weights(table: pd.DataFrame) -> Figure:
 
     table: from `analysis.accuracy`. Bars and band are one standard deviation over seeds.
     """
-    chosen = table[table["trainable"].str.fullmatch(r"random\d+") & (table["n"] > 0)].copy()
+    table = table[table["n"] > 0]
+    table = _comparable(table[table["trainable"].str.fullmatch(r"random\d+|bn")])
+    chosen = table[table["trainable"] != "bn"].copy()
     if not len(chosen):
         return nothing_yet()
     chosen["weights"] = chosen["trainable"].map(random_weights_of)
@@ -250,7 +253,7 @@ def random_weights(table: pd.DataFrame) -> Figure:
         line = chosen[chosen["model"] == model].sort_values("weights")
         axes.errorbar(line["weights"], line["mean"], yerr=line["std"].fillna(0), color=colour("random2"),
                       marker=MARKERS.get(line["epochs"].iloc[0], "D"), capsize=2)
-        for row in table[(table["model"] == model) & (table["trainable"] == "bn") & (table["n"] > 0)].itertuples():
+        for row in table[(table["model"] == model) & (table["trainable"] == "bn")].itertuples():
             axes.axhline(row.mean, color=colour("bn"), linestyle="--")
             axes.axhspan(row.mean - np.nan_to_num(row.std), row.mean + np.nan_to_num(row.std), color=colour("bn"),
                          alpha=0.15, linewidth=0)
@@ -258,7 +261,7 @@ def random_weights(table: pd.DataFrame) -> Figure:
                           textcoords="offset points", color=colour("bn"), fontsize=7.5)
         axes.set_xscale("log", base=2)
         axes.set_xticks(line["weights"], line["weights"])
-        axes.set(xlabel="random weights a channel", title=name(model))
+        axes.set(xlabel="random weights a channel", title=f"{name(model)}, {listed(line['epochs'])} epochs")
     grid[0][0].set_ylabel("test accuracy (%)")
     figure.suptitle(_seeds_stated(chosen), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
@@ -293,6 +296,11 @@ def _seeds_stated(table: pd.DataFrame) -> str:
         return f"{datasets}; one seed"
     seeds = least if least == most else f"{least} to {most}"
     return f"{datasets}; mean over {seeds} seeds; bars: ± 1 standard deviation"
+
+
+def _runs_stated(table: pd.DataFrame) -> str:
+    datasets = ", ".join(SHOWN.get(d, d) for d in table["dataset"].unique())
+    return f"{datasets}; a line a run, {seeds_of(table['seed'].nunique())}"
 
 
 def nothing_yet() -> Figure:
@@ -404,7 +412,7 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
     """
     if not len(channels):
         return nothing_yet()
-    channels = _longest(channels)
+    channels = _comparable(channels)
     networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
     figure, grid = plt.subplots(2, len(networks), figsize=(1.2 + 2.1 * len(networks), 3.8), sharex="row",
                                 squeeze=False)
@@ -426,9 +434,15 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
     return figure
 
 
-def _longest(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each network the rows of its longest training, so that no figure mixes 16 epochs with 160."""
-    return table[table["epochs"] == table.groupby("model")["epochs"].transform("max")]
+def _comparable(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each network the rows of one number of epochs, so that no figure mixes 16 with 160.
+
+    The one of which there is most to compare, settings and what trains; of equals the longest training.
+    """
+    kinds = [column for column in ("trainable", "variant") if column in table]
+    settings = table.drop_duplicates(["model", "epochs", *kinds]).value_counts(["model", "epochs"]).reset_index()
+    best = settings.sort_values(["count", "epochs"]).drop_duplicates("model", keep="last").set_index("model")["epochs"]
+    return table[table["epochs"] == table["model"].map(best)]
 
 
 def _titled(channels: pd.DataFrame, model: str) -> str:
@@ -441,7 +455,7 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
     """γ or β of every channel against the number of its layer; band: the middle 90 %, line: the median."""
     if not len(channels):
         return nothing_yet()
-    channels = _longest(channels)
+    channels = _comparable(channels)
     networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
     figure, grid = plt.subplots(1, len(networks), figsize=(1.2 + 3.2 * len(networks), 3), sharey=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
@@ -467,7 +481,7 @@ def dead_share(table: pd.DataFrame) -> Figure:
     """
     if not len(table):
         return nothing_yet()
-    table = _longest(table).sort_values(["depth", "width"])
+    table = _comparable(table).sort_values(["depth", "width"])
     networks = table["model"].drop_duplicates().tolist()
     modes = [mode for mode in COLOURS if mode in set(table["trainable"])]
     figure, axes = plt.subplots(figsize=(1.8 + 1.1 * len(networks), 3.2))
@@ -496,7 +510,7 @@ def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
     """
     if not len(channels):
         return nothing_yet()
-    channels = _longest(channels)
+    channels = _comparable(channels)
     networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
     layers = int(channels["number"].max())
     figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.6 * len(networks), 1.4 + min(0.24 * layers, 6)),
@@ -662,7 +676,7 @@ def thresholds(table: pd.DataFrame) -> Figure:
     """
     if not len(table):
         return nothing_yet()
-    table = _longest(table)
+    table = _comparable(table)
     networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
     figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.7 * len(networks), 3), sharey=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
@@ -674,10 +688,11 @@ def thresholds(table: pd.DataFrame) -> Figure:
         axes.set_xlim(-0.0003, 0.7)
         axes.set_xticks([0, 0.001, 0.01, 0.1, 0.5], ["0", "0.001", "0.01", "0.1", "0.5"], rotation=45)
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set(xlabel="|γ| below this set to zero", title=name(model))
+        axes.set(xlabel="|γ| below this set to zero", title=f"{name(model)}, {listed(line['epochs'])} epochs")
     grid[0][0].set_ylabel("test accuracy (%)")
     handles, labels = grid[0][0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
+    figure.suptitle(_runs_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
     return figure
 
@@ -689,7 +704,7 @@ def activations(table: pd.DataFrame) -> Figure:
     """
     if not len(table):
         return nothing_yet()
-    table = _longest(table)
+    table = _comparable(table)
     networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
     figure, grid = plt.subplots(2, len(networks), figsize=(1 + 2.7 * len(networks), 4.6), sharex="col", sharey="row",
                                 squeeze=False)
@@ -700,11 +715,12 @@ def activations(table: pd.DataFrame) -> Figure:
                 axes.plot(line["number"], line[what], color=colour(trainable), linewidth=1, label=trained(trainable))
         row[0].set_ylabel(title)
     for axes, model in zip(grid[0], networks, strict=True):
-        axes.set_title(name(model))
+        axes.set_title(f"{name(model)}, {listed(table[table['model'] == model]['epochs'])} epochs")
     for axes in grid[-1]:
         axes.set_xlabel("ReLU, from the image on")
     handles, labels = grid[0][0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
+    figure.suptitle(_runs_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
     return figure
 
@@ -742,10 +758,10 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
         return nothing_yet()
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True)
     for axes, by in zip(panels, ("parameters", "bytes"), strict=True):
-        for trainable, line in table.sort_values(by).groupby("trainable"):
+        for (trainable, epochs), line in table.sort_values(by).groupby(["trainable", "epochs"]):
             hue = colour(trainable)
             axes.errorbar(line[by], line["mean"], yerr=line["std"].fillna(0), color=hue, capsize=2,
-                          marker=MARKERS.get(line["epochs"].iloc[0], "D"))
+                          marker=MARKERS.get(epochs, "D"))
             alone = trainable == "bn"
             beside = {"xytext": (4, -11)} if alone else {"xytext": (-6, 3), "ha": "right"}
             for row in line.itertuples():
@@ -754,8 +770,9 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
             if by == "bytes":                          # where the lines lie apart
                 end = line.iloc[0 if alone else -1]
                 beside = {"xytext": (-8, 0), "va": "center"} if alone else {"xytext": (0, 15)}
-                axes.annotate("BN only" if alone else "narrow, all parameters", (end[by], end["mean"]), color=hue,
-                              ha="right", textcoords="offset points", **beside)
+                what = "BN only" if alone else "narrow, all parameters"
+                axes.annotate(f"{what}, {epochs} epochs", (end[by], end["mean"]), color=hue, ha="right",
+                              textcoords="offset points", **beside)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bnlib import Config, InputError, analysis, findings, freeze, published, verdicts
+from bnlib import Config, InputError, analysis, findings, freeze, plots, published, verdicts
 from bnlib.profiles import PRESETS, variant
 
 
@@ -116,7 +116,7 @@ def test_findings_say_which_half_does_the_work_and_how_much_is_there():
     runs = [fake_run(0.45), fake_run(0.4, trainable="gamma"), fake_run(0.3, trainable="beta"),
             fake_run(0.5, norm="group")]
     said = list(findings.summary(runs, planned=10))
-    assert "Which half does the work, on ResNet-14: BN only 45.0 %, γ only 40.0 %, β only 30.0 %." in said
+    assert "Which half does the work, on ResNet-14, 160 epochs: BN only 45.0 %, γ only 40.0 %, β only 30.0 %." in said
     assert said[-1] == "4 of 10 planned runs are there: 4 of 160 epochs."
 
 
@@ -242,3 +242,17 @@ def test_runs_that_vary_one_field_are_told_from_those_that_vary_another():
 def test_a_stored_network_takes_its_trained_parameters_running_statistics_and_a_seed(tiny_run):
     """ResNet-8: 16 + 2·(16 + 32 + 64) channels, and the shortcuts' 32 + 64; γ, β, running mean and variance of each."""
     assert analysis.sizes([tiny_run])["bytes"].tolist() == [4 * 4 * (16 + 2 * (16 + 32 + 64) + 32 + 64) + 8]
+
+
+def test_figures_compare_runs_of_as_many_epochs_those_of_which_there_are_most():
+    runs = [fake_run(0.48), fake_run(0.3, trainable="random2"), fake_run(0.44, epochs=16),
+            *(fake_run(0.2 + k / 100, trainable=f"random{k}", epochs=16) for k in (2, 4, 8))]
+    axes = plots.random_weights(analysis.accuracy(runs)).axes[0]
+    assert axes.lines[0].get_xdata().tolist() == [2, 4, 8] and axes.get_title() == "ResNet-14, 16 epochs"
+    settings = plots.accuracy_by_setting(analysis.accuracy(runs)).axes[0]
+    assert len(settings.get_yticks()) == 4 and "16 epochs" in settings.get_title()
+
+
+def test_which_half_does_the_work_is_told_of_runs_of_as_many_epochs():
+    runs = [fake_run(0.48), *(fake_run(a, trainable=t, epochs=16) for t, a in (("bn", 0.45), ("gamma", 0.39)))]
+    assert "Which half does the work, on ResNet-14, 16 epochs: BN only 45.0 %, γ only 39.0 %." in findings.summary(runs)

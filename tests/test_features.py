@@ -1,13 +1,14 @@
 """What features do: thresholds, activations and pruning, against plain hooks and against outputs."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from bnlib import data, features, models
+from bnlib import InputError, data, features, models, run
 
 
 @pytest.fixture
@@ -57,6 +58,32 @@ def test_a_block_of_dead_channels_keeps_one(network_with_dead_channels):
     assert pruned.blocks[0].bn1.num_features == 1
     with torch.no_grad():
         assert torch.allclose(network(images), pruned(images), atol=1e-5)
+
+
+def test_pruning_takes_the_weights_that_train_among_random_ones(network_with_dead_channels):
+    network, dead = network_with_dead_channels
+    models.choose_weights(network, per_channel=2, seed=0)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, models.ChosenConv2d):
+                module.chosen += 0.5
+    images = torch.randn(8, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(models.folded(network)(images), network(images))
+        assert torch.allclose(features.prune(network, dead)(images), network(images), atol=1e-5)
+
+
+def test_only_residual_networks_of_batch_norm_are_pruned():
+    for network in (models.build("resnet8", 10, norm="group"), models.build("3c3d", 10)):
+        with pytest.raises(InputError, match="pruning: takes a ResNet"):
+            features.prune(network, {})
+
+
+def test_activations_of_other_normalisations_and_of_dense_layers_are_counted(tiny, tmp_path):
+    for fields, layers in (({"norm": "group"}, 7), ({"model": "3c3d", "positions": "first2", "trainable": "all"}, 5)):
+        config = dataclasses.replace(tiny, **{"model": "resnet8"} | fields)
+        channels = features.activations(run(config, results=tmp_path / "results"))
+        assert channels["layer"].nunique() == layers and channels["zero"].between(0, 1).all()
 
 
 def test_activations_are_those_that_a_plain_hook_counts(tiny_run):

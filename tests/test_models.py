@@ -42,7 +42,7 @@ def test_a_narrow_network_has_the_channels_of_its_name_and_wide_ones_have_one_na
     assert [Config(model=f"resnet14c{c}").model for c in (16, 32, 24)] == ["resnet14", "resnet14x2", "resnet14c24"]
 
 
-@pytest.mark.parametrize(("model", "within"), [("resnet14", 0.1), ("resnet32", 0.22), ("resnet56", 0.1),
+@pytest.mark.parametrize(("model", "within"), [("resnet14", 0.3), ("resnet32", 0.22), ("resnet56", 0.1),
                                                ("resnet110", 0.1)])
 def test_a_narrow_network_has_about_as_many_parameters_as_the_batch_norm_of_another(model, within):
     assert freeze.count(models.build(freeze.narrow(model), 10)) == pytest.approx(TABLE[model][0], rel=within)
