@@ -1,6 +1,9 @@
 """Networks against the paper's tables and against definitions."""
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 from scipy import stats
 
 from bnlib import Config, InputError, freeze, models
+from bnlib.config import resolve
 
 # Depth → parameters of batch norm, of all; width → the same (Frankle et al. 2021, Table 1 and App. A).
 BY_DEPTH = {14: (1_120, 175_258), 32: (2_464, 466_906), 56: (4_256, 855_770), 110: (8_288, 1_730_714),
@@ -40,6 +44,20 @@ def test_a_narrow_network_has_the_channels_of_its_name_and_wide_ones_have_one_na
     network = models.build("resnet14c3", 10)
     assert [block.conv1.out_channels for block in network.blocks] == [3, 3, 6, 6, 12, 12]
     assert [Config(model=f"resnet14c{c}").model for c in (16, 32, 24)] == ["resnet14", "resnet14x2", "resnet14c24"]
+
+
+def test_a_narrow_shortcut_skips_pixels_before_its_convolution_which_is_the_same(seeded):
+    shortcut, x = models.Shortcut(4, 8, (2, 2), "batch"), torch.randn(3, 4, 8, 8)
+    assert torch.allclose(shortcut(x), shortcut[1](shortcut[0](x)), atol=1e-6)
+
+
+def test_narrow_networks_train_on_two_threads_with_an_odd_last_batch(tmp_path):
+    """In a process of its own: with torch's own strided 1×1 convolution it died within a few epochs."""
+    code = ("from bnlib import Config, run; run(Config(dataset='digits', n_train=93, model='resnet8c4', epochs=30, "
+            "trainable='all', batch_size=31, augment='crop'), results='results', device='cpu')")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(resolve("."))})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("model", "within"), [("resnet14", 0.3), ("resnet32", 0.22), ("resnet56", 0.1),
