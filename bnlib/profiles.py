@@ -132,7 +132,7 @@ _SHORT = _PAPER | {
 }
 _DEMO = {
     # a mirrored digit is no digit, hence no flip; small batches, or 1,437 images would make 11 steps an epoch
-    "training": {"dataset": "digits", "epochs": 10, "batch_size": 32, "augment": "crop"},
+    "training": {"dataset": "digits", "epochs": 6, "batch_size": 32, "augment": "crop"},
     "depths": [8, 14, 20],
     "widths": [1, 2],
     "width_depth": 8,
@@ -150,7 +150,7 @@ _DEMO = {
     "deep_sets": [{}],
     "deep_optimizers": _TWO[:2],
     "seeds": [0, 1],
-    "sequences": _PAPER["sequences"] | {"epochs": 5},
+    "sequences": _PAPER["sequences"] | {"epochs": 3},
     "large": {"dataset": "large_digits", "image_size": 32, "epochs": 2, "batch_size": 32, "augment": "crop"},
     "large_models": ["imagenet_resnet18"],
     "large_modes": ["all", "bn", "output", "random2"],
