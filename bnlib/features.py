@@ -182,7 +182,7 @@ def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _speed(network: nn.Module, pruned: nn.Module, run: Run, device: str | None, rounds: int = 9) -> dict:
+def _speed(network: nn.Module, pruned: nn.Module, run: Run, device: str | None, rounds: int = 5) -> dict:
     """Images/s of both networks, which take turns: of the first the median, of the second that by the median ratio."""
     device, loaded = choose_device(device), data.load(run.config.dataset)
     normalise = data.Normalise(loaded, device, torch.float32, run.config.image_size, run.config.inputs)

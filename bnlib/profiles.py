@@ -132,7 +132,7 @@ _SHORT = _PAPER | {
 }
 _DEMO = {
     # a mirrored digit is no digit, hence no flip; small batches, or 1,437 images would make 11 steps an epoch
-    "training": {"dataset": "digits", "epochs": 6, "batch_size": 32, "augment": "crop"},
+    "training": {"dataset": "digits", "epochs": 5, "batch_size": 32, "augment": "crop"},
     "depths": [8, 14, 20],
     "widths": [1, 2],
     "width_depth": 8,
