@@ -129,8 +129,8 @@ def test_(run_or_model, dataset, seed, results, device):
             choose("run", run_or_model, _few(run_or_model, ids))
         config = Config(model=run_or_model, dataset=dataset, seed=seed)
         network = _untrained(config)
-    found = evaluate_on_test_set(network, config.dataset, device, config.image_size, config.inputs)
-    print(f"{run_or_model}: {found.correct:,} of {len(found.predicted):,} test images of {dataset} right "
+    found = evaluate_on_test_set(network, config, device)
+    print(f"{run_or_model}: {found.correct:,} of {len(found.predicted):,} test images of {config.dataset} right "
           f"({found.accuracy:.2%}), loss {found.loss:.4f}, on {choose_device(device).type}")
 
 

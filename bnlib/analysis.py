@@ -8,7 +8,7 @@ import pandas as pd
 
 from bnlib import data
 from bnlib.config import DEEPOBS, OPTIMIZERS, Config, InputError, choose, parse_model
-from bnlib.profiles import PRESETS, modification, variant
+from bnlib.profiles import OF_THE_PAPER, PRESETS, modification, variant
 from bnlib.store import Run
 
 DEAD = 0.01            # |γ| below which the paper counts a feature as switched off (Sec. 5)
@@ -28,7 +28,7 @@ class Sentences(list):
 def plain(runs: Iterable[Run]) -> list[Run]:
     """The runs of the protocol, without those that vary it, be it by a network of another study (09, 10)."""
     return [run for run in runs
-            if not variant(run.config, ("training", "sequences", "large"))
+            if not variant(run.config, OF_THE_PAPER)
             and parse_model(run.config.model).family not in ("plain", *DEEPOBS)]
 
 

@@ -19,7 +19,7 @@ from bnlib.config import InputError
 from bnlib.device import choose_device, device_name
 from bnlib.models import BasicBlock, folded
 from bnlib.store import Run
-from bnlib.train import Evaluation, evaluate, evaluate_on_test_set
+from bnlib.train import evaluate, evaluate_on_test_set
 
 #: |γ| below which features are set to zero: from none to what no network survives.
 THRESHOLDS = (0.0, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -50,17 +50,14 @@ def thresholds(runs: Iterable[Run], at: Iterable[float] = THRESHOLDS, device: st
     for run in runs:
         about = {"run": run.id, **{key: getattr(run.config, key) for key in KEYS}}
         gamma = np.abs(np.concatenate(list(run.gamma.values())))
-        for threshold in at:
-            network = without_small(run.network(), threshold)
-            found = _evaluated(network, run, device)
-            rows.append(about | {"threshold": threshold, "zeroed": 100 * float((gamma < threshold).mean()),
-                                 "accuracy": 100 * found.accuracy})
+        network, found = run.network(), {}                    # found: by how many γ are zero, since more need not be
+        for threshold in sorted(at):
+            zeroed = int((gamma < threshold).sum())
+            if zeroed not in found:
+                found[zeroed] = evaluate_on_test_set(without_small(network, threshold), run.config, device)
+            rows.append(about | {"threshold": threshold, "zeroed": 100 * zeroed / len(gamma),
+                                 "accuracy": 100 * found[zeroed].accuracy})
     return pd.DataFrame(rows)
-
-
-def _evaluated(network: nn.Module, run: Run, device: str | None) -> Evaluation:
-    """A network made from that of a run, on the run's test images as it sees them."""
-    return evaluate_on_test_set(network, run.config.dataset, device, run.config.image_size, run.config.inputs)
 
 
 @torch.no_grad()
@@ -166,7 +163,7 @@ def pruning(runs: Iterable[Run], device: str | None = None) -> pd.DataFrame:
         network, dead = folded(run.network()), silent(channels)
         pruned = prune(network, dead)
         inner = [mask for layer, mask in dead.items() if layer.endswith(".bn1")]
-        before, after = (_evaluated(n, run, device) for n in (network, pruned))
+        before, after = (evaluate_on_test_set(n, run.config, device) for n in (network, pruned))
         rows.append({
             "run": run.id, **{key: getattr(run.config, key) for key in KEYS},
             "channels": len(channels), "silent": 100 * float((channels["zero"] == 1).mean()),

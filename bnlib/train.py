@@ -301,16 +301,15 @@ def check_mode(network: nn.Module, training: bool) -> None:
                              f"{'training' if training else 'evaluation'}")
 
 
-def evaluate_on_test_set(network: nn.Module, dataset: str, device: str | None = None, image_size: int | None = None,
-                         inputs: str = "own") -> Evaluation:
-    """The network on all test images of a dataset, in float32, as the record's own numbers are computed.
+def evaluate_on_test_set(network: nn.Module, config: Config, device: str | None = None) -> Evaluation:
+    """The network on all test images of a run's dataset, as that run sees them.
 
-    image_size, inputs: as the run's config has them.
+    In float32, as the record's own numbers are computed.
     """
-    device, loaded = choose_device(device), data.load(dataset)
+    device, loaded = choose_device(device), data.load(config.dataset)
     network = network.to(device, memory_format=torch.channels_last)
-    return evaluate(network, loaded.in_order("test", device, image_size),
-                    data.Normalise(loaded, device, torch.float32, image_size, inputs), "fp32")
+    return evaluate(network, loaded.in_order("test", device, config.image_size),
+                    data.Normalise(loaded, device, torch.float32, config.image_size, config.inputs), "fp32")
 
 
 # ---------------------------------------------------------------------------------------------- record

@@ -68,8 +68,7 @@ def _check_predictions(found: store.Run, finding: Finding, device: str | None) -
     if not data.at_hand(found.config.dataset):
         finding.checked.append(f"not its predictions, since {found.config.dataset} is not here")
         return
-    config = found.config
-    again = evaluate_on_test_set(found.network(), config.dataset, device, config.image_size, config.inputs)
+    again = evaluate_on_test_set(found.network(), found.config, device)
     recorded = found.predictions["predicted"].to_numpy()
     if len(again.predicted) != len(recorded):
         finding.faults.append(f"{len(recorded)} predictions for {len(again.predicted)} test images")

@@ -279,7 +279,7 @@ def test_a_record_logs_gamma_beta_and_the_biases_of_layers_without_them(logged):
     assert {layer: rows.shape for layer, rows in logged.trajectory["bias"].items()} == {
         "conv2.layer": (3, 96), "conv3.layer": (3, 128), "dense2.layer": (3, 256)}
     assert not logged.trajectory["bias"]["conv2.layer"][0].any() and logged.trajectory["bias"]["conv2.layer"][-1].any()
-    again = evaluate_on_test_set(logged.network(), "digits") if logged.record["complete"] else None
+    again = evaluate_on_test_set(logged.network(), logged.config) if logged.record["complete"] else None
     assert again is None or again.correct == logged.metrics["test_correct"]
 
 
@@ -319,13 +319,13 @@ def test_a_network_without_batch_norm_comes_back_from_its_weights(tmp_path):
     r = run(Config(**SMALL | {"epochs": 1} | modified("vanilla")), results=tmp_path / "results")
     assert r.gamma == {} and set(r.trajectory["bias"]) == {f"{n}.layer" for n in ("conv1", "conv2", "conv3", "dense1",
                                                                                   "dense2")}
-    assert evaluate_on_test_set(r.network(), "digits").correct == r.metrics["test_correct"]
+    assert evaluate_on_test_set(r.network(), r.config).correct == r.metrics["test_correct"]
     assert analysis.dead_features([r]).empty and analysis.affine([r]).empty
 
 
 def test_inputs_are_part_of_what_a_record_needs_to_be_checked(tiny, tmp_path):
     r = run(dataclasses.replace(tiny, inputs="raw"), results=tmp_path / "results")
-    assert evaluate_on_test_set(r.network(), "digits", inputs="raw").correct == r.metrics["test_correct"]
+    assert evaluate_on_test_set(r.network(), r.config).correct == r.metrics["test_correct"]
 
 
 # ------------------------------------------------------------------------------------------ tables, verdicts

@@ -77,7 +77,7 @@ def test_a_record_of_the_loss_alone_holds_each_steps_and_no_gamma(four):
 
 def test_its_network_comes_back_from_the_weights_kept_beside(four):
     for r in four:
-        again = evaluate_on_test_set(r.network(), "digits")
+        again = evaluate_on_test_set(r.network(), r.config)
         assert again.correct == r.metrics["test_correct"]
         assert not verify.check(r.folder)[0].faults
 

@@ -62,7 +62,7 @@ def test_a_record_without_all_trained_weights_says_so(tiny_run, monkeypatch):
 
 def test_a_network_trained_in_full_is_at_hand_where_it_was_trained(tiny, tmp_path):
     r = run(dataclasses.replace(tiny, trainable="all"), results=tmp_path / "results")
-    assert evaluate_on_test_set(r.network(), "digits").correct == r.metrics["test_correct"]
+    assert evaluate_on_test_set(r.network(), r.config).correct == r.metrics["test_correct"]
 
 
 @pytest.mark.parametrize("file", ["history.csv", "tensors.safetensors", "trajectory.safetensors", "predictions.csv.gz"])

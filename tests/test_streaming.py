@@ -162,7 +162,7 @@ def test_without_batch_norm_each_convolution_has_a_bias(name):
     {"model": "resnet8", "image_size": 24}], ids=str)
 def test_a_run_comes_back_from_its_record(changed, small, tmp_path):
     r = run(dataclasses.replace(small, **changed), results=tmp_path / "results", precision="fp32")
-    found = evaluate_on_test_set(r.network(), r.config.dataset, "cpu", r.config.image_size)
+    found = evaluate_on_test_set(r.network(), r.config, "cpu")
     assert found.correct == r.metrics["test_correct"] and (found.predicted == r.predictions["predicted"]).all()
     assert bool(r.gamma) == (r.config.norm != "none")
     if r.config.dataset == "photos":

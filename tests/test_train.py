@@ -73,7 +73,7 @@ def _convolutions(network):
 def test_a_network_of_which_random_weights_trained_comes_back_from_its_record(tiny, tmp_path):
     r = run(dataclasses.replace(tiny, trainable="random2"), results=tmp_path / "results")
     assert r.record["complete"] and r.metrics["parameters_trained"] == freeze.count(r.network(), "bn")
-    assert evaluate_on_test_set(r.network(), "digits").correct == r.metrics["test_correct"]
+    assert evaluate_on_test_set(r.network(), r.config).correct == r.metrics["test_correct"]
 
 
 def same(a: store.Run, b: store.Run) -> bool:
@@ -135,7 +135,7 @@ def test_batch_norm_trains_alone_for_as_many_epochs_as_asked_and_then_everything
                                      {"dataset": "sequences", "model": "resnet1d8", "augment": "none"}])
 def test_every_kind_of_network_trains_and_comes_back_from_its_record(changed, tiny, tmp_path):
     r = run(dataclasses.replace(tiny, **changed), results=tmp_path / "results")
-    found = evaluate_on_test_set(r.network(), r.config.dataset)
+    found = evaluate_on_test_set(r.network(), r.config)
     assert found.correct == r.metrics["test_correct"]
     assert (found.predicted == r.predictions["predicted"]).all()
     assert bool(len(r.running_mean)) == (r.config.norm == "batch")
@@ -174,7 +174,7 @@ def test_a_finished_run_is_loaded_and_not_trained_again(tiny_run, monkeypatch):
 
 
 def test_network_reproduces_the_recorded_accuracy_and_predictions_exactly(tiny_run):
-    found = evaluate_on_test_set(tiny_run.network(), "digits")
+    found = evaluate_on_test_set(tiny_run.network(), tiny_run.config)
     assert found.correct == tiny_run.metrics["test_correct"]
     assert found.loss == tiny_run.metrics["test_loss"]
     assert np.array_equal(found.predicted, tiny_run.predictions["predicted"])
@@ -296,6 +296,6 @@ def test_a_committed_network_makes_its_recorded_predictions_on_real_images(cifar
     runs = store.all_runs(dataset="cifar10", model="resnet14", trainable="bn")
     if not runs:
         pytest.skip("no ResNet-14 in results/ yet")
-    found = evaluate_on_test_set(runs[0].network(), "cifar10", "cpu")
+    found = evaluate_on_test_set(runs[0].network(), runs[0].config, "cpu")
     assert np.mean(found.predicted == runs[0].predictions["predicted"]) >= 0.999
     assert abs(found.accuracy - runs[0].metrics["test_accuracy"]) <= 0.001
