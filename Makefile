@@ -4,7 +4,8 @@ PYTHON   ?= python3
 PROFILE  ?= demo
 NOTEBOOKS ?=
 BUDGET   ?=
-CLUSTER  ?=
+# a core is enough for one of the demo's small networks: a worker a core, up to four
+CLUSTER  ?= $(if $(filter demo,$(PROFILE)),$(filter 2 3 4,$(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))))
 FRESH    ?=
 SET      ?=
 ARGS     ?= resnet14 --trainable bn --epochs 16 --seed 0
