@@ -17,12 +17,12 @@ from bnlib.store import Run, load_runs
 from bnlib.train import run
 
 __version__ = "0.1.0"
-__all__ = ["Config", "InputError", "Run", "analysis", "features", "interactive", "load_runs", "pictures", "plots",
-           "profile", "published", "run", "run_all", "study_plots", "verdicts"]
+__all__ = ["Config", "InputError", "Run", "analysis", "features", "interactive", "load_runs", "plots", "profile",
+           "published", "run", "run_all", "verdicts"]
 
 #: Loaded when first asked for, so that training needs neither pandas' styles nor matplotlib.
 _LATER = {"run_all": "grid", "published": "analysis", "analysis": None, "features": None,
-          "interactive": None, "pictures": None, "plots": None, "study_plots": None, "verdicts": None}
+          "interactive": None, "plots": None, "verdicts": None}
 
 
 def __getattr__(name: str):

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from bnlib.analysis import DEAD, Sentences
 from bnlib.config import Config
-from bnlib.pictures import switched_off
 from bnlib.plots import history, progress, save
+from bnlib.plots.pictures import switched_off
 from bnlib.store import Run
 from bnlib.train import run
 
@@ -104,7 +104,7 @@ def panel(config: Config, results: str | Path = "results"):
 
 
 def threshold(runs: list[Run], thresholds: pd.DataFrame, figures: Path, below: float = DEAD):
-    """A slider over the threshold on |γ|, and what it would switch off (`pictures.switched_off`); trains nothing.
+    """A slider over the threshold on |γ|, and what it would switch off (`plots.pictures.switched_off`); trains nothing.
 
     The figure at `below` is saved. It alone is shown without ipywidgets, or where nobody looks.
     """

@@ -5,6 +5,7 @@ import os
 import hypothesis
 import pytest
 import torch
+from matplotlib import pyplot as plt
 
 os.environ["BNLIB_PROGRESS"] = "0"
 from bnlib import Config, data, run
@@ -23,6 +24,12 @@ TINY = {"dataset": "digits", "model": "resnet8", "n_train": 128, "epochs": 2, "b
 def pytest_terminal_summary(terminalreporter):
     if TALLY["faults injected"]:
         terminalreporter.write_line("; ".join(f"{what}: {number:,}" for what, number in TALLY.items()))
+
+
+@pytest.fixture(autouse=True)
+def no_figures_left_open():
+    yield
+    plt.close("all")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bnlib import Config, InputError, analysis, checkpoint, data, freeze, models, optim, run, study_plots, verdicts
+from bnlib import Config, InputError, analysis, checkpoint, data, freeze, models, optim, plots, run, verdicts
 from bnlib.deepobs import Dropout, SamePad, SamePool
 from bnlib.profiles import MODIFICATIONS, PRESETS, modification, modified, variant
 from bnlib.train import evaluate_on_test_set
@@ -350,10 +350,10 @@ def test_layer_means_are_those_of_the_trajectory_and_biases_stand_for_beta(logge
 
 def test_smoothing_leaves_parabolas_and_removes_noise():
     x = np.arange(30.0)
-    assert study_plots.smoothed(x**2, 7) == pytest.approx(x**2)
-    assert study_plots.smoothed(x, 0) is x and len(study_plots.smoothed(x[:2], 9)) == 2
+    assert plots.studies.smoothed(x**2, 7) == pytest.approx(x**2)
+    assert plots.studies.smoothed(x, 0) is x and len(plots.studies.smoothed(x[:2], 9)) == 2
     noise = np.random.default_rng(0).normal(size=300)
-    assert study_plots.smoothed(noise, 31).std() < 0.5 * noise.std()
+    assert plots.studies.smoothed(noise, 31).std() < 0.5 * noise.std()
 
 
 def test_residual_and_plain_stand_beside_the_published_numbers():

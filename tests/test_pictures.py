@@ -13,7 +13,7 @@ import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from bnlib import Config, InputError, analysis, data, features, interactive, pictures, plots, study_plots
+from bnlib import Config, InputError, analysis, data, features, interactive, plots
 from bnlib.store import find
 
 
@@ -27,7 +27,7 @@ def channels(**gammas) -> pd.DataFrame:
 
 
 def test_a_network_is_drawn_channel_by_channel_the_largest_gamma_lowest_and_the_dead_in_black():
-    figure = pictures.network(channels(bn=[[0.5, -2.0], [0.001, 1.0, -0.2]], all=[[1.0, 1.0], [1.0, 1.0, 1.0]]))
+    figure = plots.pictures.network(channels(bn=[[0.5, -2.0], [0.001, 1.0, -0.2]], all=[[1.0, 1.0], [1.0, 1.0, 1.0]]))
     bn, full = figure.axes[:2]
     mesh = bn.collections[0]
     cells = mesh.get_array()
@@ -77,7 +77,7 @@ def test_a_picture_of_feature_maps_holds_each_map_and_marks_the_dead(maps):
     changed = maps.copy()
     dead = changed["channel"] == changed[changed["layer"] != "image"]["channel"].iloc[-1]
     changed.loc[dead & (changed["layer"] != "image"), "gamma"] = -0.004
-    figure = pictures.feature_maps(changed)
+    figure = plots.pictures.feature_maps(changed)
     drawn = [axes for axes in figure.axes if axes.images]
     assert len(drawn) == 7 * maps["image"].nunique()
     assert np.allclose(drawn[-1].images[0].get_array(), features.as_map(changed["values"].iloc[-1]))
@@ -90,7 +90,7 @@ def test_a_threshold_switches_off_what_lies_below_it(tiny_run):
     for below in (0.05, 0.4):
         shares = [100 * np.mean([abs(value) < below for value in layer]) for layer in gamma.values()]
         assert analysis.dead_by_layer([tiny_run], below)["dead"].tolist() == pytest.approx(shares)
-        figure = pictures.switched_off([tiny_run], pd.DataFrame(), below)
+        figure = plots.pictures.switched_off([tiny_run], pd.DataFrame(), below)
         assert figure.axes[0].lines[0].get_ydata() == pytest.approx(shares)
         total = 100 * np.mean([abs(value) < below for layer in gamma.values() for value in layer])
         assert f"{total:.1f} % of all" in figure.axes[0].texts[0].get_text()
@@ -99,14 +99,15 @@ def test_a_threshold_switches_off_what_lies_below_it(tiny_run):
 
 
 def test_pictures_of_nothing_say_so(tmp_path):
-    for figure in (pictures.network(channels()), pictures.feature_maps(pd.DataFrame()), pictures.switched_off([], []),
-                   study_plots.surfaces([]), study_plots.courses(analysis.histories([])),
-                   study_plots.by_depth(analysis.residual_and_plain([]))):
+    draw, of_studies = plots.pictures, plots.studies
+    for figure in (draw.network(channels()), draw.feature_maps(pd.DataFrame()), draw.switched_off([], []),
+                   of_studies.surfaces([]), of_studies.courses(analysis.histories([])),
+                   of_studies.by_depth(analysis.residual_and_plain([]))):
         assert "No finished run yet." in plots.described(figure)
 
 
 def test_a_surface_names_what_trained_in_the_words_of_its_study(tiny_run):
-    assert "BN only" in plots.described(study_plots.surfaces([tiny_run]))
+    assert "BN only" in plots.described(plots.studies.surfaces([tiny_run]))
 
 
 def run_of(trainable: str, epochs: int, seed: int = 0, **options):
@@ -227,7 +228,7 @@ def test_the_slider_draws_its_threshold_and_trains_nothing(tiny_run, tmp_path, m
     slider, picture = interactive.threshold([tiny_run], pd.DataFrame(), tmp_path).children
     for value in (0.3, 0.02):
         slider.value = value
-        assert picture.value == interactive._png(pictures.switched_off([tiny_run], pd.DataFrame(), slider.value))
+        assert picture.value == interactive._png(plots.pictures.switched_off([tiny_run], pd.DataFrame(), slider.value))
 
 
 def test_the_button_trains_what_was_chosen_and_a_mistake_is_named(tiny, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bnlib import Config, InputError, analysis, models, plots, run, study_plots, verdicts, verify
+from bnlib import Config, InputError, analysis, models, plots, run, verdicts, verify
 from bnlib.config import resolve
 from bnlib.grid import notebook_configs
 from bnlib.train import evaluate_on_test_set
@@ -112,11 +112,11 @@ def test_the_table_has_each_logged_loss_and_the_seconds_until_then(four):
 
 def test_the_figure_is_drawn_and_so_is_its_absence(four, tmp_path):
     table = analysis.with_and_without(four)
-    lines = study_plots.with_and_without(table).axes[0].lines
+    lines = plots.with_and_without(table).axes[0].lines
     dashed = [line.get_label() for line in lines if line.get_linestyle() == "--"]
     assert [label for label in dashed if "without" in label] == dashed and len(dashed) == 2
     two = table.assign(dataset=np.where(table["step"] % 2, "digits", "cifar10"))
-    for number, figure in enumerate([study_plots.with_and_without(two), study_plots.with_and_without(table[:0])]):
+    for number, figure in enumerate([plots.with_and_without(two), plots.with_and_without(table[:0])]):
         plots.save(figure, str(number), tmp_path)
     assert len(figure.axes) == 1
 

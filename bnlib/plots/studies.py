@@ -8,10 +8,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import NORM, OPTIMIZER, SHOWN, histories, seeds_of, surface, trained
+from bnlib.analysis import SHOWN, histories, seeds_of, surface, trained
 from bnlib.analysis import name as spelled
 from bnlib.config import DEEPOBS, Config, parse_model
-from bnlib.plots import OPTIMIZER_COLOURS, SYMBOL, colour, nothing_yet
+from bnlib.plots.style import SYMBOL, colour, nothing_yet
 from bnlib.profiles import MODIFICATIONS, modification
 from bnlib.store import Run
 
@@ -219,49 +219,6 @@ def by_depth(table: pd.DataFrame) -> Figure:
     figure.suptitle("/".join(SHOWN.get(d, d) for d in table["dataset"].unique()), x=0.01, ha="left", color="#555555",
                     fontsize=8)
     return figure
-
-
-def with_and_without(table: pd.DataFrame) -> Figure:
-    """Training loss against steps and seconds: a line a run, dashed without batch norm, a row a set of images.
-
-    table: from `analysis.with_and_without`. Each line is the mean over a tenth of the run's logged steps and ends at
-    `analysis.last_loss`, with the losses as measured faint behind it; dotted: the loss of guessing.
-    """
-    if not len(table):
-        return nothing_yet()
-    sets = list(dict.fromkeys(table["dataset"]))
-    table = table.assign(mean=table.groupby("run")["loss"].transform(
-        lambda losses: losses.rolling(max(1, len(losses) // 10)).mean()))
-    figure, grid = plt.subplots(len(sets), 2, figsize=(7.4, 0.9 + 2.7 * len(sets)), sharey="row", squeeze=False)
-    for row, dataset in zip(grid, sets, strict=True):
-        part = table[table["dataset"] == dataset]
-        for axes, against in zip(row, ("step", "seconds"), strict=True):
-            axes.axhline(np.log(part["classes"].iloc[0]), color="#333333", linestyle=":", linewidth=0.9)
-            for (norm, optimizer, what, _), run in part.groupby(["norm", "optimizer", "setting", "run"], sort=False):
-                style = {"color": OPTIMIZER_COLOURS[optimizer], "linestyle": "-" if norm == "batch" else "--"}
-                axes.plot(run[against], run["loss"], color=style["color"], linewidth=0.5, alpha=0.25)
-                axes.plot(run[against], run["mean"], **style, label=f"{OPTIMIZER[optimizer]} {NORM[norm]}, {what}")
-            axes.set(xlabel={"step": f"step, of {part['batch_size'].iloc[0]} images",
-                             "seconds": "seconds of training"}[against], xlim=(0, None))
-        row[0].set_ylabel(f"{SHOWN.get(dataset, dataset)}\ntraining loss (nats)" if len(sets) > 1 else
-                          "training loss (nats)")
-        settled = part["mean"][part["step"] > 0.2 * part["step"].max()]         # the first steps may be far above
-        row[0].set_ylim(0.9 * settled.min(), 1.1 * settled.max())
-    handles = dict(zip(*reversed(grid[0][0].get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
-    about = f"{spelled(table['model'].iloc[0])} on {'/'.join(SHOWN.get(d, d) for d in sets)}"
-    figure.suptitle(f"{about}, all parameters, {seeds_of(table['seed'].nunique())}\n"
-                    "means over a tenth of the steps, losses as measured faint, the highest cut off; dotted: guessing",
-                    x=0.01, ha="left", color="#555555", fontsize=8)
-    return figure
-
-
-def side_by_side(styler):
-    """The table of `analysis.residual_and_plain`, for `DataFrame.style.pipe`: accuracies in %."""
-    accuracies = [column for column in styler.data if "," in column]
-    styler = styler.format(dict.fromkeys(accuracies, "{:.2f}") | {"trained": trained}, na_rep="–")
-    styler = styler.hide(axis="columns", subset=[column for column in styler.data if column == "dataset"])
-    return styler.hide(axis="index").set_uuid("side-by-side").set_properties(**{"text-align": "right"})
 
 
 def _about(table: pd.DataFrame, smooth: int = 0) -> str:

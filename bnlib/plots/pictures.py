@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import DEAD, SHOWN, dead_by_layer, dead_features, listed, name, seeds_of, trained
 from bnlib.features import as_map
-from bnlib.plots import colour, nothing_yet
+from bnlib.plots.style import colour, nothing_yet
 from bnlib.store import Run
 
 
@@ -132,4 +132,25 @@ def switched_off(runs: list[Run], thresholds: pd.DataFrame, below: float = DEAD)
         under.set_xlabel("|γ| below this set to zero")
     grid[0][0].set_ylabel(f"channels with |γ| < {below:g} (%)")
     grid[1][0].set_ylabel("test accuracy (%)")
+    return figure
+
+
+def sequences(dataset, each: int = 2) -> Figure:
+    """The first training sequences of a few classes: value of each channel against step.
+
+    dataset: from `data.load("sequences")`.
+    """
+    classes = (0, 1, len(dataset.classes) - 1)
+    figure, grid = plt.subplots(each, len(classes), figsize=(7.6, 1.2 + 1.1 * each), sharex=True, sharey=True)
+    for column, label in zip(grid.T, classes, strict=True):
+        chosen = dataset.x_train[dataset.y_train == label][:each, 0]
+        for axes, sequence in zip(column, chosen, strict=True):
+            for channel, hue in zip(sequence.T, ("#0072B2", "#D55E00", "#009E73"), strict=True):
+                axes.plot(channel, color=hue, linewidth=0.8)
+        column[0].set_title(dataset.classes[label], fontsize=9)
+        column[-1].set_xlabel("step")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("value (0–255)")
+    figure.suptitle("first training sequences of three classes; a colour a channel", x=0.01, ha="left",
+                    color="#555555", fontsize=8)
     return figure

@@ -1,0 +1,240 @@
+"""Accuracy: over training, by depth and width, by what trained, by size."""
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from bnlib.analysis import SHOWN, comparable, listed, name, trained
+from bnlib.config import Config, parse_model
+from bnlib.config import random_weights as random_weights_of
+from bnlib.plots.style import MARKERS, colour, nothing_yet, seeds_stated
+from bnlib.store import Run
+
+
+def history(run: Run) -> Figure:
+    """Accuracy on training and test images against epoch, for one run."""
+    return progress(run.config, run.history)
+
+
+def progress(config: Config, history: pd.DataFrame) -> Figure:
+    """Accuracy on training and test images against epoch, as far as training has come: a row of `history` an epoch."""
+    figure, axes = plt.subplots(figsize=(5, 3))
+    hue = colour(config.trainable)
+    for part, dashes in (("train", "--"), ("test", "-")):
+        line = history[["epoch", f"{part}_accuracy"]].dropna() if f"{part}_accuracy" in history else history[:0]
+        axes.plot(line["epoch"], 100 * line.iloc[:, 1], dashes, color=hue, marker="." if len(line) == 1 else "")
+        for epoch, share in line[-1:].itertuples(index=False):
+            axes.annotate(part, (epoch, 100 * share), xytext=(5, 0), va="center", color=hue, textcoords="offset points")
+    axes.set(xlabel="epoch", ylabel="accuracy (%)", xlim=(0.9, max(config.epochs, 2)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_title(f"{name(config.model)}, {trained(config.trainable)}, {SHOWN.get(config.dataset, config.dataset)}, "
+                   "one run", loc="left")
+    return figure
+
+
+def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | None = None) -> Figure:
+    """Test accuracy against `depth` or `width`, a line a training mode; published values as hollow marks.
+
+    table: from `analysis.accuracy`. Bars are one standard deviation over seeds.
+    """
+    if not len(table):
+        return nothing_yet()
+    figure, axes = plt.subplots(figsize=(6, 3.8))
+    lines = table.sort_values(by).groupby(["trainable", "epochs"], sort=False)
+    for (trainable, epochs), line in lines:
+        hue, marker = colour(trainable), MARKERS.get(epochs, "D")
+        axes.errorbar(line[by], line["mean"], yerr=line["std"].fillna(0), color=hue, marker=marker, capsize=2)
+        last = line.iloc[-1]
+        axes.annotate(f"{trained(trainable)}, {epochs} epochs", (last[by], last["mean"]), xytext=(8, -3), va="top",
+                      textcoords="offset points", color=hue)
+    ticks = set(table[by])
+    if published is not None:
+        ticks |= _hollow(axes, table, by, published)
+    ticks = sorted(ticks)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticklabels([str(t) for t in ticks], rotation=45 if len(ticks) > 8 else 0)
+    axes.margins(x=0.05, y=0.14)
+    axes.set_xlabel({"depth": "depth (layers)", "width": "width (multiple of 16, 32, 64 channels)"}[by])
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title(seeds_stated(table), loc="left", color="#555555", fontsize=8)
+    return figure
+
+
+def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
+    """Test accuracy of each choice of what trains (`trainable`) or of each `variant`, a row each, a panel a network.
+
+    table: from `analysis.accuracy`. Bars are one standard deviation over seeds. With one network, what trains is
+    followed by how many parameters that are. Variants of several training modes share a row, the modes named on top.
+    """
+    table = table[table["n"] > 0]
+    if not len(table):
+        return nothing_yet()
+    table = comparable(table)
+    settings = table.groupby(by)["mean"].mean().sort_values().index.tolist()
+    modes = table.groupby("trainable")["mean"].mean().sort_values().index.tolist() if by == "variant" else []
+    networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    figure, grid = plt.subplots(1, len(networks), figsize=(2.4 + 3 * len(networks), 1.1 + 0.28 * len(settings)),
+                                sharey=True, sharex=True, squeeze=False)
+    for axes, model in zip(grid[0], networks, strict=True):
+        for row in table[table["model"] == model].itertuples():
+            y, hue = settings.index(getattr(row, by)), colour(row.trainable)
+            if len(modes) > 1:                         # one above the other, the best mode on top
+                place = modes.index(row.trainable) / (len(modes) - 1) - 0.5
+                y += 0.36 * place
+                if getattr(row, by) == settings[-1]:
+                    axes.annotate(trained(row.trainable), (row.mean - np.nan_to_num(row.std), y), xytext=(-6, 0),
+                                  ha="right", va="center", textcoords="offset points", fontsize=7.5, color=hue)
+            axes.errorbar(row.mean, y, xerr=np.nan_to_num(row.std), color=hue, capsize=2,
+                          marker=MARKERS.get(row.epochs, "D"))
+            axes.annotate(f"{row.mean:.1f}", (row.mean + np.nan_to_num(row.std), y), xytext=(7, 0), va="center",
+                          textcoords="offset points", fontsize=7.5, color="#555555")
+        epochs = listed(table[table["model"] == model]["epochs"])
+        axes.set(xlabel="test accuracy (%)", title=f"{name(model)}, {epochs} epochs")
+        axes.grid(axis="y", visible=False)
+        axes.margins(x=0.15)
+        axes.set_ylim(-0.6, len(settings) - 0.4)
+    counts = table.groupby(by)["parameters"].first()
+    labels = {s: s or "the protocol" if by == "variant" else trained(s) for s in settings}
+    if by == "trainable" and len(networks) == 1:
+        labels = {s: f"{label}: {counts[s]:,}" for s, label in labels.items()}
+    grid[0][0].set_yticks(range(len(settings)), labels.values())
+    figure.suptitle(seeds_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def top1_and_top5(table: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
+    """Top-1 and top-5 accuracy, a panel each; a row for what trains of each network, and how many parameters that are.
+
+    table: from `analysis.top1_and_top5`; published: of top-5, hollow marks. Dotted: chance.
+    """
+    table = table[table["n"] > 0]
+    if not len(table):
+        return nothing_yet()
+    table = comparable(table).sort_values(["depth", "width", "model", "mean"], ascending=[False, False, False, True])
+    rows = [(model, trainable) for model, of_model in table[table["top"] == 1].groupby("model", sort=False)
+            for trainable in [*of_model["trainable"], ""]]                            # "": the network's name
+    figure, grid = plt.subplots(1, 2, figsize=(7.4, 1.2 + 0.24 * len(rows)), sharey=True)
+    for axes, top in zip(grid, (1, 5), strict=True):
+        part = table[table["top"] == top]
+        for row in part.itertuples():
+            y = rows.index((row.model, row.trainable))
+            axes.errorbar(row.mean, y, xerr=np.nan_to_num(row.std), color=colour(row.trainable), capsize=2,
+                          marker=MARKERS.get(row.epochs, "D"))
+            axes.annotate(f"{row.mean:.1f}", (row.mean + np.nan_to_num(row.std), y), xytext=(7, 0), va="center",
+                          textcoords="offset points", fontsize=7.5, color="#555555")
+        known = () if published is None or top == 1 else published.itertuples()
+        for claim in known:
+            if claim.dataset in set(part["dataset"]) and (claim.model, claim.trainable) in rows:
+                y = rows.index((claim.model, claim.trainable)) + 0.3                  # above ours and its number
+                axes.scatter(claim.value, y, s=35, facecolors="none", edgecolors=colour(claim.trainable),
+                             label=f"published: {claim.source}")
+        axes.axvline(part["chance"].iloc[0], color="#333333", linewidth=0.8, linestyle=":")
+        axes.annotate("chance", (part["chance"].iloc[0], 1), xytext=(3, -2), textcoords="offset points", va="top",
+                      xycoords=axes.get_xaxis_transform(), fontsize=7.5, color="#333333")
+        axes.set(xlabel=f"top-{top} test accuracy (%)")
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.set(xlim=(0, 1.2 * max(axes.dataLim.xmax, part["chance"].iloc[0])), ylim=(-0.6, len(rows) - 0.4))
+    counts = table.set_index(["model", "trainable"])["parameters"].groupby(level=[0, 1]).first()
+    labels = [f"{trained(t)}: {counts[m, t]:,}" if t else name(m).removeprefix("ImageNet ") for m, t in rows]
+    grid[0].set_yticks(range(len(rows)), labels)
+    for label, (_, trainable) in zip(grid[0].get_yticklabels(), rows, strict=True):
+        label.set_fontweight("normal" if trainable else "bold")
+    if grid[1].get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower right", fontsize=7.5)
+    figure.suptitle(f"{seeds_stated(table)}; {listed(table['epochs'])} epochs", x=0.01, ha="left", color="#555555",
+                    fontsize=8)
+    return figure
+
+
+def random_weights(table: pd.DataFrame) -> Figure:
+    """Test accuracy against the number of random weights that train in each channel; dashed: BN only.
+
+    table: from `analysis.accuracy`. Bars and band are one standard deviation over seeds.
+    """
+    table = table[table["n"] > 0]
+    table = comparable(table[table["trainable"].str.fullmatch(r"random\d+|bn")])
+    chosen = table[table["trainable"] != "bn"].copy()
+    if not len(chosen):
+        return nothing_yet()
+    chosen["weights"] = chosen["trainable"].map(random_weights_of)
+    networks = chosen.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    figure, grid = plt.subplots(1, len(networks), figsize=(1.6 + 2.6 * len(networks), 3), sharey=True, squeeze=False)
+    for axes, model in zip(grid[0], networks, strict=True):
+        line = chosen[chosen["model"] == model].sort_values("weights")
+        axes.errorbar(line["weights"], line["mean"], yerr=line["std"].fillna(0), color=colour("random2"),
+                      marker=MARKERS.get(line["epochs"].iloc[0], "D"), capsize=2)
+        for row in table[(table["model"] == model) & (table["trainable"] == "bn")].itertuples():
+            axes.axhline(row.mean, color=colour("bn"), linestyle="--")
+            axes.axhspan(row.mean - np.nan_to_num(row.std), row.mean + np.nan_to_num(row.std), color=colour("bn"),
+                         alpha=0.15, linewidth=0)
+            axes.annotate("BN only: 2 a channel", (line["weights"].max(), row.mean), xytext=(0, 3), ha="right",
+                          textcoords="offset points", color=colour("bn"), fontsize=7.5)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(line["weights"], line["weights"])
+        axes.set(xlabel="random weights a channel", title=f"{name(model)}, {listed(line['epochs'])} epochs")
+    grid[0][0].set_ylabel("test accuracy (%)")
+    figure.suptitle(seeds_stated(chosen), x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def accuracy_by_size(table: pd.DataFrame) -> Figure:
+    """Test accuracy against trained parameters and against stored bytes, BN-only networks and narrow ones in full.
+
+    table: from `analysis.sizes`. Bars are one standard deviation over seeds.
+    """
+    table = table[table["n"] > 0]
+    if not len(table):
+        return nothing_yet()
+    figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True)
+    for axes, by in zip(panels, ("parameters", "bytes"), strict=True):
+        for (trainable, epochs), line in table.sort_values(by).groupby(["trainable", "epochs"]):
+            hue = colour(trainable)
+            axes.errorbar(line[by], line["mean"], yerr=line["std"].fillna(0), color=hue, capsize=2,
+                          marker=MARKERS.get(epochs, "D"))
+            alone = trainable == "bn"
+            beside = {"xytext": (4, -11)} if alone else {"xytext": (-6, 3), "ha": "right"}
+            for row in line.itertuples():
+                axes.annotate(name(row.model), (getattr(row, by), row.mean), color=hue, fontsize=7,
+                              textcoords="offset points", **beside)
+            if by == "bytes":                          # where the lines lie apart
+                end = line.iloc[0 if alone else -1]
+                beside = {"xytext": (-8, 0), "va": "center"} if alone else {"xytext": (0, 15)}
+                what = "BN only" if alone else "narrow, all parameters"
+                axes.annotate(f"{what}, {epochs} epochs", (end[by], end["mean"]), color=hue, ha="right",
+                              textcoords="offset points", **beside)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.margins(x=0.25, y=0.14)
+    panels[0].set(xlabel="parameters that train", ylabel="test accuracy (%)")
+    panels[1].set(xlabel="bytes to store the trained network")
+    figure.suptitle(seeds_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def _hollow(axes, table: pd.DataFrame, by: str, published: pd.DataFrame) -> set[int]:
+    """Published values for the dataset and modes of the table, a marker a source; returns where they stand.
+
+    Also of depths (or widths) that the table lacks, at its width (or depth), so that the figure shows what is to come.
+    """
+    other = {"depth": "width", "width": "depth"}[by]
+    names = published["model"].str.fullmatch(r"resnet\d+(x\d+)?")
+    places = published[names & published["dataset"].isin(table["dataset"])
+                       & published["trainable"].isin(table["trainable"])].copy()
+    for axis in ("depth", "width"):
+        places[axis] = [getattr(parse_model(model), axis) for model in places["model"]]
+    places = places[places[other].isin(table[other])]
+    for marker, (source, points) in zip("ovP*", places.groupby("source", sort=False), strict=False):
+        colours = [colour(t) for t in points["trainable"]]
+        axes.scatter(points[by], points["value"], marker=marker, facecolors="none", edgecolors=colours, s=45, zorder=3)
+        axes.scatter([], [], marker=marker, facecolors="none", edgecolors="#555555", s=45, label=source)
+    if len(places):
+        figure = axes.get_figure()
+        figure.legend(loc="outside lower center", ncols=2, title="published", fontsize=7.5, title_fontsize=7.5)
+    return set(places[by])

@@ -1,0 +1,65 @@
+"""What features do on images: how many can be set to zero, how many never fire."""
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from bnlib.analysis import DEAD, comparable, listed, name, trained
+from bnlib.plots.style import colour, nothing_yet, runs_stated
+
+
+def thresholds(table: pd.DataFrame) -> Figure:
+    """Test accuracy after every |γ| below a threshold is set to zero, one line a run, a panel a network.
+
+    table: from `features.thresholds`. The vertical line is the paper's 0.01.
+    """
+    if not len(table):
+        return nothing_yet()
+    table = comparable(table)
+    networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.7 * len(networks), 3), sharey=True, squeeze=False)
+    for axes, model in zip(grid[0], networks, strict=True):
+        for (trainable, _), line in table[table["model"] == model].groupby(["trainable", "seed"]):
+            axes.plot(line["threshold"], line["accuracy"], color=colour(trainable), marker=".", linewidth=1,
+                      label=trained(trainable))
+        axes.axvline(DEAD, color="#333333", linewidth=0.6, linestyle=":")
+        axes.set_xscale("symlog", linthresh=0.001)
+        axes.set_xlim(-0.0003, 0.7)
+        axes.set_xticks([0, 0.001, 0.01, 0.1, 0.5], ["0", "0.001", "0.01", "0.1", "0.5"], rotation=45)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(xlabel="|γ| below this set to zero", title=f"{name(model)}, {listed(line['epochs'])} epochs")
+    grid[0][0].set_ylabel("test accuracy (%)")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.suptitle(runs_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def activations(table: pd.DataFrame) -> Figure:
+    """Share of ReLU outputs that are 0, and of channels that never fire, by layer; one line a run, a column a network.
+
+    table: from `features.activations_by_layer`.
+    """
+    if not len(table):
+        return nothing_yet()
+    table = comparable(table)
+    networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    figure, grid = plt.subplots(2, len(networks), figsize=(1 + 2.7 * len(networks), 4.6), sharex="col", sharey="row",
+                                squeeze=False)
+    titles = {"zero": "outputs that are 0 (%)", "silent": "channels that never fire (%)"}
+    for row, (what, title) in zip(grid, titles.items(), strict=True):
+        for axes, model in zip(row, networks, strict=True):
+            for (trainable, _), line in table[table["model"] == model].groupby(["trainable", "seed"]):
+                axes.plot(line["number"], line[what], color=colour(trainable), linewidth=1, label=trained(trainable))
+        row[0].set_ylabel(title)
+    for axes, model in zip(grid[0], networks, strict=True):
+        axes.set_title(f"{name(model)}, {listed(table[table['model'] == model]['epochs'])} epochs")
+    for axes in grid[-1]:
+        axes.set_xlabel("ReLU, from the image on")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.suptitle(runs_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
+    return figure

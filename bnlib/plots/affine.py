@@ -1,0 +1,152 @@
+"""γ and β: how they are spread, layer by layer, and how they got there."""
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from bnlib.analysis import DEAD, comparable, name, trained
+from bnlib.plots.style import COLOURS, SYMBOL, colour, nothing_yet, seeds_stated
+from bnlib.store import Run
+
+
+def affine_histograms(channels: pd.DataFrame) -> Figure:
+    """Distributions of γ and β over all channels, a column a network, a colour a training mode.
+
+    channels: from `analysis.affine`. The dotted line is the distribution that training started from.
+    """
+    if not len(channels):
+        return nothing_yet()
+    channels = comparable(channels)
+    networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    figure, grid = plt.subplots(2, len(networks), figsize=(1.2 + 2.1 * len(networks), 3.8), sharex="row",
+                                squeeze=False)
+    for row, part in zip(grid, ("gamma", "beta"), strict=True):
+        limits = np.quantile(channels[part].astype(float), [0.002, 0.998])
+        bins = np.linspace(*limits, 60)
+        for axes, model in zip(row, networks, strict=True):
+            for trainable, values in channels[channels["model"] == model].groupby("trainable"):
+                sns.histplot(values[part], bins=bins, stat="density", element="step", alpha=0.3, ax=axes,
+                             color=colour(trainable), label=trained(trainable))
+            axes.set(xlabel=SYMBOL[part], ylabel=None, yticks=[])
+            axes.spines["left"].set_visible(False)
+            if part == "gamma":
+                axes.plot([0, 0, 1, 1], [0, 1, 1, 0], ":", color="#333333", linewidth=1, label="γ at the start")
+                axes.set_title(_titled(channels, model))
+        row[0].set_ylabel("density of channels")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
+    """γ or β of every channel against the number of its layer; band: the middle 90 %, line: the median."""
+    if not len(channels):
+        return nothing_yet()
+    channels = comparable(channels)
+    networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    figure, grid = plt.subplots(1, len(networks), figsize=(1.2 + 3.2 * len(networks), 3), sharey=True, squeeze=False)
+    for axes, model in zip(grid[0], networks, strict=True):
+        for trainable, values in channels[channels["model"] == model].groupby("trainable"):
+            of_layer = values.groupby("number")[part]
+            low, middle, high = (of_layer.quantile(q) for q in (0.05, 0.5, 0.95))
+            axes.fill_between(low.index, low, high, color=colour(trainable), alpha=0.18, linewidth=0)
+            axes.plot(middle.index, middle, color=colour(trainable), label=trained(trainable))
+            axes.scatter(values["number"], values[part], s=2, color=colour(trainable), alpha=0.25, linewidths=0,
+                         rasterized=True)
+        axes.set(xlabel="batch-norm layer, from the image on", title=_titled(channels, model))
+        axes.set_ylim(*np.quantile(channels[part].astype(float), [0.001, 0.999]))
+    grid[0][0].set_ylabel(SYMBOL[part])
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def dead_share(table: pd.DataFrame) -> Figure:
+    """Share of switched-off features, |γ| < 0.01, a group a network, a colour a training mode.
+
+    table: from `analysis.dead_features`. Bars are one standard deviation over seeds.
+    """
+    if not len(table):
+        return nothing_yet()
+    table = comparable(table).sort_values(["depth", "width"])
+    networks = table["model"].drop_duplicates().tolist()
+    modes = [mode for mode in COLOURS if mode in set(table["trainable"])]
+    figure, axes = plt.subplots(figsize=(1.8 + 1.1 * len(networks), 3.2))
+    width = 0.8 / len(modes)
+    for i, mode in enumerate(modes):
+        rows = table[table["trainable"] == mode].set_index("model").reindex(networks)
+        at = np.arange(len(networks)) + (i - (len(modes) - 1) / 2) * width
+        axes.bar(at, rows["mean"], width * 0.92, color=colour(mode), label=trained(mode),
+                 yerr=rows["std"].fillna(0), error_kw={"elinewidth": 1, "capsize": 2})
+        for x, row in zip(at, rows.itertuples(), strict=True):
+            if np.isfinite(row.mean):
+                axes.annotate(f"{row.mean:.1f}", (x, row.mean + (0 if np.isnan(row.std) else row.std)), xytext=(0, 2),
+                              textcoords="offset points", ha="center", fontsize=7.5, color=colour(mode))
+    axes.set_xticks(range(len(networks)), [name(model) for model in networks])
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel(f"channels with |γ| < {DEAD} (%)")
+    axes.set_title(seeds_stated(table), loc="left", color="#555555", fontsize=8)
+    axes.legend()
+    return figure
+
+
+def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
+    """The distribution of γ or β in each batch-norm layer, first layer on top; a column a network, a colour a mode.
+
+    channels: from `analysis.affine`. All curves have the same height; dotted: 0.
+    """
+    if not len(channels):
+        return nothing_yet()
+    channels = comparable(channels)
+    networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    layers = int(channels["number"].max())
+    figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.6 * len(networks), 1.4 + min(0.24 * layers, 6)),
+                                sharex=True, squeeze=False)
+    values = np.linspace(*np.quantile(channels[part].astype(float), [0.002, 0.998]), 160)
+    for axes, model in zip(grid[0], networks, strict=True):
+        of_model = channels[channels["model"] == model]
+        count = of_model["number"].max()
+        for (trainable, number), rows in of_model.groupby(["trainable", "number"]):
+            width = max(rows[part].std(), 1e-3) * len(rows) ** -0.2                    # Scott 1992
+            bumps = np.exp(-0.5 * ((values[:, None] - rows[part].to_numpy(float)) / width) ** 2)
+            curve = bumps.mean(1) / width
+            axes.fill([values[0], *values, values[-1]], [-number, *(-number + 2.2 * curve / curve.max()), -number],
+                      color=colour(trainable), alpha=0.35, linewidth=0.5, zorder=number,
+                      label=trained(trainable) if number == 1 else None)
+        axes.set(xlabel=SYMBOL[part], title=_titled(channels, model), ylim=(-count - 0.5, 2))
+        axes.set_yticks([-1, -count], ["first", "last"])
+        axes.grid(axis="y", visible=False)
+        axes.axvline(0, color="#333333", linewidth=0.6, linestyle=":")
+    grid[0][0].set_ylabel("batch-norm layer")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def trajectories(runs: list[Run], part: str = "gamma", channels: int = 24) -> Figure:
+    """γ or β of the first `channels` channels of the first, middle and last batch-norm layer over training.
+
+    A row a run, one line a channel; the logged epochs are those of the run's trajectory.
+    """
+    if not runs:
+        return nothing_yet()
+    figure, grid = plt.subplots(len(runs), 3, figsize=(7, 0.8 + 1.7 * len(runs)), sharex="row", sharey="row",
+                                squeeze=False)
+    for row, run in zip(grid, runs, strict=True):
+        layers = list(run.trajectory[part])
+        for axes, layer in zip(row, (layers[0], layers[len(layers) // 2], layers[-1]), strict=True):
+            axes.plot(run.trajectory["epochs"], run.trajectory[part][layer][:, :channels].astype(float),
+                      color=colour(run.config.trainable), alpha=0.5, linewidth=0.8)
+            axes.set_title(f"{name(run.config.model)}, layer `{layer}`", fontsize=8)
+        row[0].set_ylabel(f"{SYMBOL[part]}, {trained(run.config.trainable)}")
+    for axes in grid[-1]:
+        axes.set_xlabel("epoch")
+    return figure
+
+
+def _titled(channels: pd.DataFrame, model: str) -> str:
+    seeds = channels[channels["model"] == model].groupby("trainable")["seed"].nunique()
+    epochs = channels.loc[channels["model"] == model, "epochs"].iloc[0]
+    return f"{name(model)}\n{epochs} epochs, seeds: {' / '.join(str(n) for n in dict.fromkeys(seeds))}"

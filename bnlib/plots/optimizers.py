@@ -1,0 +1,128 @@
+"""Optimizers side by side: their courses, their settings, what they do to γ and β."""
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from bnlib.analysis import NORM, OPTIMIZER, SHOWN, course, name, seeds_of, setting, trained
+from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, nothing_yet, once
+from bnlib.store import Run
+
+
+def courses(runs: list[Run], trainable: str) -> Figure:
+    """Test loss and accuracy (training's dashed) against epochs, passes over the images and seconds, a line a run.
+
+    Losses far above the one that training begins with are cut off, and the figure says so.
+    """
+    runs = [run for run in runs if run.config.trainable == trainable]
+    if not runs:
+        return nothing_yet()
+    figure, grid = plt.subplots(2, 3, figsize=(8.4, 5), sharex="col", sharey="row")
+    xlabels = {"epoch": "epoch", "passes": "passes over the training images", "seconds": "seconds of training"}
+    for row, score, percent in zip(grid, ("loss", "accuracy"), (1, 100), strict=True):
+        for axes, against in zip(row, xlabels, strict=True):
+            for run in runs:
+                table, hue = course(run), OPTIMIZER_COLOURS[run.config.optimizer]
+                axes.plot(table[against], percent * table[f"train_{score}"], "--", color=hue, linewidth=0.8)
+                axes.plot(table[against], percent * table[f"test_{score}"], color=hue, marker=".",
+                          label=f"{OPTIMIZER[run.config.optimizer]}, {setting(run.config)}")
+        row[0].set_ylabel({"loss": "loss", "accuracy": "accuracy (%)"}[score])
+    top = 1.15 * max(run.history["train_loss"].max() for run in runs)
+    cut = any(run.history["test_loss"].max() > top for run in runs)
+    if cut:
+        grid[0][0].set_ylim(0, top)
+    for axes, label in zip(grid[-1], xlabels.values(), strict=True):
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    config, seeds = runs[0].config, len({run.config.seed for run in runs})
+    figure.legend(*once(grid[0][0]), loc="outside lower center", ncols=2)
+    figure.suptitle(f"{name(config.model)} (option {config.shortcut}), {trained(trainable)}, "
+                    f"{SHOWN.get(config.dataset, config.dataset)}, {seeds} seed{'s' * (seeds > 1)}; "
+                    "solid: test, dashed: training" + "; higher losses are cut off" * cut, x=0.01, ha="left",
+                    color="#555555", fontsize=8)
+    return figure
+
+
+def searched(table: pd.DataFrame) -> Figure:
+    """Validation accuracy of each setting of each optimizer, a panel a training mode; filled: the one it chose.
+
+    table: from `analysis.optimizers`.
+    """
+    table = table[table["val_accuracy"].notna()]
+    if not len(table):
+        return nothing_yet()
+    settings = list(dict.fromkeys(zip(table["optimizer"], table["setting"], strict=True)))[::-1]
+    modes = list(dict.fromkeys(table["trainable"]))
+    figure, grid = plt.subplots(1, len(modes), figsize=(2.6 + 2.7 * len(modes), 1 + 0.24 * len(settings)), sharey=True,
+                                squeeze=False)
+    for axes, mode in zip(grid[0], modes, strict=True):
+        for row in table[table["trainable"] == mode].itertuples():
+            hue = OPTIMIZER_COLOURS[row.optimizer]
+            axes.plot(row.val_accuracy, settings.index((row.optimizer, row.setting)), "o", color=hue,
+                      markerfacecolor=hue if row.chosen else "none")
+        axes.set(xlabel="validation accuracy (%)", title=trained(mode))
+        axes.margins(x=0.1)
+    grid[0][0].set_yticks(range(len(settings)), [f"{OPTIMIZER[o]}, {what}" for o, what in settings])
+    seeds = table["seed"].nunique()
+    figure.suptitle(f"{name(table['model'].iloc[0])}, {SHOWN.get(table['dataset'].iloc[0], table['dataset'].iloc[0])}, "
+                    f"{seeds} seed{'s' * (seeds > 1)}; filled: chosen", x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def growth(table: pd.DataFrame) -> Figure:
+    """The root mean square of γ and of β against the epoch, a line for each choice of what weight decay acts on.
+
+    table: from `analysis.growth`. Where several seeds were run each has its line.
+    """
+    if not len(table):
+        return nothing_yet()
+    called = {"all": "on γ and β", "gamma": "on γ alone", "beta": "on β alone", "none": "none"}
+    hues = dict(zip(called, (COLOURS["bn"], COLOURS["gamma"], COLOURS["beta"], "#333333"), strict=True))
+    styles = dict(zip(called, ("-", "--", "-.", ":"), strict=True))            # γ alone and both lie on each other in γ
+    figure, grid = plt.subplots(1, 2, figsize=(7, 3.6))
+    for axes, part in zip(grid, ("gamma", "beta"), strict=True):
+        for (decay, _), line in table.groupby(["decay", "seed"], sort=False):
+            axes.plot(line["epoch"], line[part], styles[decay], color=hues[decay], label=called[decay])
+        axes.set(xlabel="epoch", ylabel=f"{SYMBOL[part]}, root mean square")
+        axes.set_ylim(bottom=0)
+    first, seeds = table.iloc[0], table["seed"].nunique()
+    figure.legend(*once(grid[0]), loc="outside lower center", ncols=4, title=f"weight decay {first['weight_decay']:g}")
+    figure.suptitle(f"{name(first['model'])}, BN only, {OPTIMIZER[first['optimizer']]}, {first['setting']}, "
+                    f"{seeds} seed{'s' * (seeds > 1)}", x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def with_and_without(table: pd.DataFrame) -> Figure:
+    """Training loss against steps and seconds: a line a run, dashed without batch norm, a row a set of images.
+
+    table: from `analysis.with_and_without`. Each line is the mean over a tenth of the run's logged steps and ends at
+    `analysis.last_loss`, with the losses as measured faint behind it; dotted: the loss of guessing.
+    """
+    if not len(table):
+        return nothing_yet()
+    sets = list(dict.fromkeys(table["dataset"]))
+    table = table.assign(mean=table.groupby("run")["loss"].transform(
+        lambda losses: losses.rolling(max(1, len(losses) // 10)).mean()))
+    figure, grid = plt.subplots(len(sets), 2, figsize=(7.4, 0.9 + 2.7 * len(sets)), sharey="row", squeeze=False)
+    for row, dataset in zip(grid, sets, strict=True):
+        part = table[table["dataset"] == dataset]
+        for axes, against in zip(row, ("step", "seconds"), strict=True):
+            axes.axhline(np.log(part["classes"].iloc[0]), color="#333333", linestyle=":", linewidth=0.9)
+            for (norm, optimizer, what, _), run in part.groupby(["norm", "optimizer", "setting", "run"], sort=False):
+                style = {"color": OPTIMIZER_COLOURS[optimizer], "linestyle": "-" if norm == "batch" else "--"}
+                axes.plot(run[against], run["loss"], color=style["color"], linewidth=0.5, alpha=0.25)
+                axes.plot(run[against], run["mean"], **style, label=f"{OPTIMIZER[optimizer]} {NORM[norm]}, {what}")
+            axes.set(xlabel={"step": f"step, of {part['batch_size'].iloc[0]} images",
+                             "seconds": "seconds of training"}[against], xlim=(0, None))
+        row[0].set_ylabel(f"{SHOWN.get(dataset, dataset)}\ntraining loss (nats)" if len(sets) > 1 else
+                          "training loss (nats)")
+        settled = part["mean"][part["step"] > 0.2 * part["step"].max()]         # the first steps may be far above
+        row[0].set_ylim(0.9 * settled.min(), 1.1 * settled.max())
+    figure.legend(*once(grid[0][0]), loc="outside lower center", ncols=2)
+    about = f"{name(table['model'].iloc[0])} on {'/'.join(SHOWN.get(d, d) for d in sets)}"
+    figure.suptitle(f"{about}, all parameters, {seeds_of(table['seed'].nunique())}\n"
+                    "means over a tenth of the steps, losses as measured faint, the highest cut off; dotted: guessing",
+                    x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure

@@ -1,0 +1,124 @@
+"""One visual language for all figures: colours, markers, how a figure is saved and told in words."""
+
+import base64
+import io
+import os
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bnlib.analysis import SHOWN, seeds_of
+
+#: One colour a training mode, in every figure (Okabe & Ito's palette, told apart by the colour-blind).
+COLOURS = {"bn": "#0072B2", "all": "#D55E00", "gamma": "#009E73", "beta": "#CC79A7", "output": "#E69F00",
+           "bn+output": "#56B4E9", "weights": "#8B5A2B", "shortcut": "#C9B400", "random2": "#000000", "none": "#777777"}
+
+
+def colour(trainable: str) -> str:
+    """The colour of a training mode; grey for one that has none of its own."""
+    return COLOURS.get(trainable, "#777777")
+
+
+#: One marker a number of epochs: the paper's 160, the short profile's 16; anything else is a diamond.
+MARKERS = {160: "o", 16: "s"}
+
+
+#: One colour an optimizer, of the same palette.
+OPTIMIZER_COLOURS = {"sgd": "#0072B2", "lbfgs": "#D55E00", "adam": "#009E73", "adabound": "#CC79A7", "adamw": "#56B4E9",
+                     "lion": "#E69F00", "adan": "#000000", "prodigy": "#8B5A2B"}
+
+
+SYMBOL = {"gamma": "γ", "beta": "β"}
+
+
+STYLE = {
+    "figure.dpi": 110, "savefig.dpi": 220, "figure.constrained_layout.use": True,
+    "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "legend.frameon": False, "lines.linewidth": 1.4, "lines.markersize": 5,
+    "svg.hashsalt": "bnlib", "svg.fonttype": "path",
+}
+
+
+mpl.rcParams.update(STYLE)
+
+
+class Saved:
+    """A saved figure: a notebook shows its PNG at its size in print, with a text for those who cannot see it, and below
+    it a link to its SVG, relative to the folder that the notebook runs in."""
+
+    def __init__(self, figure: Figure, png: Path):
+        self.png, self.alt = png, described(figure)
+        self.width = round(96 * figure.get_figwidth())
+
+    def _ipython_display_(self) -> None:
+        from IPython.display import display
+        display({"image/png": base64.b64encode(self.png.read_bytes()).decode()}, raw=True,
+                metadata={"image/png": {"alt": self.alt, "width": self.width}})
+        svg = self.png.with_suffix(".svg")
+        display({"text/markdown": f"[{svg.name}]({Path(os.path.relpath(svg)).as_posix()})"}, raw=True)
+
+
+def save(figure: Figure, file_name: str, folder: str | Path) -> Saved:
+    """Writes the figure as SVG and PNG, the same bytes for the same figure; what it returns shows it in a notebook."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with io.StringIO() as drawn:       # paths to a hundredth of a point: half the size
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+        paths = re.compile(r' d="[^"]*"')
+        rounded = paths.sub(lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawn.getvalue())
+    (folder / f"{file_name}.svg").write_text(rounded, encoding="utf-8")
+    with io.BytesIO() as drawn:        # 256 colours look the same and take a third of the room
+        figure.savefig(drawn, format="png")
+        picture = Image.open(drawn).convert("RGB").quantize(256, kmeans=2, dither=Image.Dither.NONE)
+    picture.save(folder / f"{file_name}.png", optimize=True, dpi=(mpl.rcParams["savefig.dpi"],) * 2)
+    plt.close(figure)                  # shown as the cell's value, once
+    return Saved(figure, folder / f"{file_name}.png")
+
+
+def described(figure: Figure) -> str:
+    """A figure in words: what stands against what, panel by panel, and the labels of its lines."""
+    panels = []
+    for axes in figure.axes:
+        against = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
+        labels = [text.get_text() for text in (*axes.get_yticklabels(), *axes.get_xticklabels(), *axes.texts)]
+        labels = [label for label in labels if re.search("[a-zγβ]", label) and "mathdefault" not in label]
+        title = "; ".join(filter(None, (axes.get_title(loc) for loc in ("left", "center"))))
+        panels.append(": ".join(filter(None, (title, against, ", ".join(dict.fromkeys(labels))))))
+    stated = figure.get_suptitle()
+    return " | ".join(dict.fromkeys(filter(None, (stated, *panels)))).replace("\n", " ")
+
+
+def nothing_yet() -> Figure:
+    """What is shown where no run has been finished."""
+    figure, axes = plt.subplots(figsize=(4, 1))
+    axes.axis("off")
+    axes.text(0, 0.5, "No finished run yet.", color="#777777")
+    return figure
+
+
+def seeds_stated(table: pd.DataFrame) -> str:
+    """What a figure says of a table of `analysis.accuracy`: its datasets, how many seeds, what the bars are."""
+    least, most = table["n"].min(), table["n"].max()
+    datasets = ", ".join(SHOWN.get(d, d) for d in table["dataset"].unique())
+    if most == 1:
+        return f"{datasets}; one seed"
+    seeds = least if least == most else f"{least} to {most}"
+    return f"{datasets}; mean over {seeds} seeds; bars: ± 1 standard deviation"
+
+
+def runs_stated(table: pd.DataFrame) -> str:
+    """The same of a figure with a line a run."""
+    datasets = ", ".join(SHOWN.get(d, d) for d in table["dataset"].unique())
+    return f"{datasets}; a line a run, {seeds_of(table['seed'].nunique())}"
+
+
+def once(axes) -> tuple[list, list]:
+    """Handles and labels of a legend, each label once."""
+    unique = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    return list(unique.values()), list(unique)
