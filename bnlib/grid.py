@@ -101,13 +101,17 @@ def notebook_configs(notebook: Path, **parameters) -> list[Config]:
     """The grid that a notebook lists: its cells tagged `parameters` and `grid`, run with these parameters.
 
     So the list a reader sees in the notebook is the one that `campaign` trains. Empty where no cell is tagged `grid`.
+    Raises InputError where the parameters make no grid.
     """
     cells = json.loads(Path(notebook).read_text())["cells"]
     names = {"Config": Config, "freeze": freeze, "modified": modified, "profile": profile}
     for tag in ("parameters", "grid"):
         for cell in cells:
             if tag in cell["metadata"].get("tags", ()):
-                exec("".join(cell["source"]), names)
+                try:
+                    exec("".join(cell["source"]), names)
+                except TypeError as error:             # such as a field that Config has not
+                    raise InputError(f"{Path(notebook).stem}: no grid comes of these parameters: {error}") from None
         if tag == "parameters":
             names.update(parameters)
     return names.get("configs", [])

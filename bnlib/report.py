@@ -15,6 +15,9 @@ from bnlib.grid import campaign_configs, run_all
 from bnlib.profiles import PROFILES
 
 NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"
+#: What a parameter's declared type takes, and how that is called.
+KINDS = {"str": (str, "a text"), "int": (int, "a whole number"), "float": ((int, float), "a number"),
+         "list": ((list, tuple, range), "a list of at least one")}
 _OWN = ("profile_name", "profiles", "results", "missing", "budget", "cluster")      # parameters that `reproduce` sets
 
 
@@ -23,10 +26,22 @@ def names() -> list[str]:
     return sorted(file.stem for file in resolve(NOTEBOOKS).glob("*.ipynb"))
 
 
-def parameters_of(name: str) -> set[str]:
-    """The parameters that a notebook declares."""
+def parameters_of(name: str) -> dict[str, str]:
+    """The parameters that a notebook declares, each with its type."""
     import papermill
-    return set(papermill.inspect_notebook(str(resolve(NOTEBOOKS) / f"{choose('notebook', name, names())}.ipynb")))
+    declared = papermill.inspect_notebook(str(resolve(NOTEBOOKS) / f"{choose('notebook', name, names())}.ipynb"))
+    return {parameter: about["inferred_type_name"] for parameter, about in declared.items()}
+
+
+def check_parameters(name: str, parameters: dict) -> None:
+    """Raises InputError for a parameter that a notebook does not declare, or declares as of another type."""
+    declared = parameters_of(name)
+    for parameter, value in parameters.items():
+        kind = declared[choose(f"{name}: parameter", parameter, sorted(declared))]
+        of_kind, called = KINDS[kind]
+        if value is not None and (not isinstance(value, of_kind) or (kind == "list" and not value)):
+            example = f", such as [{value!r}]" if kind == "list" and not isinstance(value, of_kind) else ""
+            raise InputError(f"{name}: {parameter}={value!r}: must be {called}{example}")
 
 
 def execute(name: str, output: Path, parameters: dict) -> float:
@@ -36,8 +51,7 @@ def execute(name: str, output: Path, parameters: dict) -> float:
     cell that fails.
     """
     import papermill
-    for parameter in parameters:
-        choose(f"{name}: parameter", parameter, sorted(parameters_of(name)))
+    check_parameters(name, parameters)
     source = resolve(NOTEBOOKS) / f"{name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     os.environ["BNLIB_PROGRESS"] = "0"                 # no progress bars in the notebooks' outputs
@@ -73,6 +87,8 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
         shutil.rmtree(folder, ignore_errors=True)
 
     grids = {name: {key: value for key, value in parameters.items() if key in parameters_of(name)} for name in chosen}
+    for name, given in grids.items():
+        check_parameters(name, given)
     configs = dict.fromkeys(c for name in chosen for c in campaign_configs(profile, [name], **grids[name]))
     missing = run_all(configs, missing="skip", results=results).missing
     print(f"profile {profile}: {len(configs)} runs, {len(missing)} of them to train", flush=True)

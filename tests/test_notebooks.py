@@ -65,6 +65,17 @@ def test_an_unknown_parameter_is_an_error(tmp_path):
         report.execute("01_depth", tmp_path / "x.ipynb", {"dephts": [14]})
 
 
+@pytest.mark.parametrize(("notebook", "given", "said"), [
+    ("08_beyond", {"first": 0.5}, r"08_beyond: first=0.5: must be a list of at least one, such as \[0.5\]"),
+    ("08_beyond", {"norms": "group"}, r"norms='group': must be a list .* such as \['group'\]"),
+    ("01_depth", {"depths": []}, r"01_depth: depths=\[\]: must be a list of at least one"),
+    ("01_depth", {"epochs": "ten"}, "01_depth: epochs='ten': must be a whole number"),
+    ("06_initialisation", {"starts": [{"foo": 1}]}, "06_initialisation: no grid comes of these parameters: .*'foo'")])
+def test_a_parameter_of_another_type_is_an_error_before_anything_is_trained(notebook, given, said):
+    with pytest.raises(InputError, match=said):
+        report.reproduce("smoke", [notebook], **given)
+
+
 def test_the_summary_is_committed_with_its_outputs():
     cells = json.loads((resolve("notebooks") / "summary.ipynb").read_text())["cells"]
     shown = [output for cell in cells for output in cell.get("outputs", ())]
