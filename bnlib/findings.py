@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from bnlib.analysis import DEAD, SHOWN, Sentences, accuracy, dead_features, name, plain, spread, trained
+from bnlib.analysis import DEAD, accuracy, dead_features, plain
 from bnlib.store import Run
+from bnlib.wording import SHOWN, Sentences, name, spread, trained
 
 
 def summary(runs: Iterable[Run], dataset: str | None = None, planned: int | None = None) -> Sentences:

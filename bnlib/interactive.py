@@ -14,12 +14,13 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from bnlib.analysis import DEAD, Sentences
+from bnlib.analysis import DEAD
 from bnlib.config import Config
 from bnlib.plots import history, progress, save
 from bnlib.plots.pictures import switched_off
 from bnlib.store import Run
 from bnlib.train import run
+from bnlib.wording import Sentences
 
 #: What the panel offers beside what the notebook's parameters name.
 NETWORKS = ("resnet8", "resnet14", "resnet20", "resnet32", "resnet14x2")

@@ -10,30 +10,23 @@ import pandas as pd
 
 from bnlib.analysis import (
     DEAD,
-    NORM,
-    OPTIMIZER,
     PAPER_EPOCHS,
-    Sentences,
     accuracy,
     alone_logged,
     course,
     dead_features,
     dead_share,
     last_loss,
-    listed,
-    name,
     optimizers,
     plain,
     published,
     root_mean_square,
-    seeds_of,
-    spread,
-    trained,
 )
 from bnlib.config import Config, parse_model, random_weights
 from bnlib.freeze import narrow
 from bnlib.profiles import PROFILES, variant
 from bnlib.store import Run
+from bnlib.wording import NORM, OPTIMIZER, Sentences, listed, name, seeds_of, spread, trained
 
 REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
 ENOUGH = 3         # networks, depths, widths, or seeds of one network, on which an ordering must have been seen to hold

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from bnlib import Config, InputError, analysis, findings, freeze, plots, published, verdicts
+from bnlib.config import resolve
 from bnlib.profiles import PRESETS, variant
 
 
@@ -130,7 +131,7 @@ def test_an_unknown_metric_is_named():
 
 
 def test_published_values_have_a_source_and_a_place():
-    table = pd.read_csv(analysis.Path(analysis.__file__).with_name("published.csv"))
+    table = pd.read_csv(resolve("bnlib/published.csv"))
     assert table[["source", "where", "metric", "value"]].notna().all().all()
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from bnlib.analysis import Sentences, published
-from bnlib.analysis import name as shown
+from bnlib.analysis import published
 from bnlib.config import Config, generator
 from bnlib.numpy_nn.convolution import Conv2d, LoopConv2d
 from bnlib.numpy_nn.layers import BatchNorm2d, Layer, Linear
 from bnlib.numpy_nn.networks import ResNet, ResNet101, freeze, loss_and_gradients
 from bnlib.numpy_nn.optim import SGD
+from bnlib.wording import Sentences
+from bnlib.wording import name as shown
 
 OUTPUTS, GRADIENTS, HISTORIES = 1e-8, 1e-6, 1e-6      # relative deviations up to which networks count as equal
 KINDS = {Conv2d: ("convolution", ""), BatchNorm2d: ("γ", "β"), Linear: ("linear", "linear")}     # weight, bias

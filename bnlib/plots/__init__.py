@@ -4,7 +4,7 @@
 """
 
 from bnlib.plots import pictures, studies
-from bnlib.plots.accuracy import (
+from bnlib.plots.accuracies import (
     accuracy_against,
     accuracy_by_setting,
     accuracy_by_size,
@@ -14,8 +14,8 @@ from bnlib.plots.accuracy import (
     top1_and_top5,
 )
 from bnlib.plots.activity import activations, thresholds
-from bnlib.plots.affine import affine_by_layer, affine_histograms, dead_share, ridges, trajectories
-from bnlib.plots.optimizers import courses, growth, searched, with_and_without
+from bnlib.plots.channels import affine_by_layer, affine_histograms, dead_share, ridges, trajectories
+from bnlib.plots.optimizing import courses, growth, searched, with_and_without
 from bnlib.plots.reference import deviations, learning
 from bnlib.plots.style import Saved, colour, described, nothing_yet, save
 from bnlib.plots.tables import equality, optimizers, side_by_side, speed, table, verdicts

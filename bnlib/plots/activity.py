@@ -5,8 +5,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from bnlib.analysis import DEAD, comparable, listed, name, trained
+from bnlib.analysis import DEAD, comparable
 from bnlib.plots.style import colour, nothing_yet, runs_stated
+from bnlib.wording import listed, name, trained
 
 
 def thresholds(table: pd.DataFrame) -> Figure:

@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import DEAD, SHOWN, dead_by_layer, dead_features, listed, name, seeds_of, trained
+from bnlib.analysis import DEAD, dead_by_layer, dead_features
 from bnlib.features import as_map
 from bnlib.plots.style import colour, nothing_yet
 from bnlib.store import Run
+from bnlib.wording import SHOWN, listed, name, seeds_of, trained
 
 
 def network(channels: pd.DataFrame) -> Figure:

@@ -5,8 +5,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import SHOWN, name
 from bnlib.plots.style import COLOURS
+from bnlib.wording import SHOWN, name
 
 
 def deviations(table: pd.DataFrame, bar: float) -> Figure:

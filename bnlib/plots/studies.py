@@ -8,12 +8,13 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import SHOWN, histories, seeds_of, surface, trained
-from bnlib.analysis import name as spelled
+from bnlib.analysis import histories, surface
 from bnlib.config import DEEPOBS, Config, parse_model
 from bnlib.plots.style import SYMBOL, colour, nothing_yet
 from bnlib.profiles import MODIFICATIONS, modification
 from bnlib.store import Run
+from bnlib.wording import SHOWN, seeds_of, trained
+from bnlib.wording import name as spelled
 
 
 def shade(name: str) -> str:

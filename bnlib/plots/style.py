@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bnlib.analysis import SHOWN, seeds_of
+from bnlib.wording import SHOWN, seeds_of
 
 #: One colour a training mode, in every figure (Okabe & Ito's palette, told apart by the colour-blind).
 COLOURS = {"bn": "#0072B2", "all": "#D55E00", "gamma": "#009E73", "beta": "#CC79A7", "output": "#E69F00",

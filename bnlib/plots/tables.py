@@ -1,7 +1,7 @@
 """Tables for reading, for `DataFrame.style.pipe`: few digits, units, no index."""
 
-from bnlib.analysis import OPTIMIZER, name, trained
 from bnlib.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED
+from bnlib.wording import OPTIMIZER, name, trained
 
 
 def table(styler):

@@ -6,9 +6,10 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from bnlib.analysis import DEAD, comparable, name, trained
+from bnlib.analysis import DEAD, comparable
 from bnlib.plots.style import COLOURS, SYMBOL, colour, nothing_yet, seeds_stated
 from bnlib.store import Run
+from bnlib.wording import name, trained
 
 
 def affine_histograms(channels: pd.DataFrame) -> Figure:

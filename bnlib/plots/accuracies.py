@@ -6,11 +6,12 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from bnlib.analysis import SHOWN, comparable, listed, name, trained
+from bnlib.analysis import comparable
 from bnlib.config import Config, parse_model
 from bnlib.config import random_weights as random_weights_of
 from bnlib.plots.style import MARKERS, colour, nothing_yet, seeds_stated
 from bnlib.store import Run
+from bnlib.wording import SHOWN, listed, name, trained
 
 
 def history(run: Run) -> Figure:

@@ -6,9 +6,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import NORM, OPTIMIZER, SHOWN, course, name, seeds_of, setting, trained
+from bnlib.analysis import course
 from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, nothing_yet, once
 from bnlib.store import Run
+from bnlib.wording import NORM, OPTIMIZER, SHOWN, name, seeds_of, setting, trained
 
 
 def courses(runs: list[Run], trainable: str) -> Figure:

@@ -1,0 +1,36 @@
+"""Runs in, tables out: accuracies, statistics of γ and β, optimizers, comparison with published numbers."""
+
+from bnlib.analysis.accuracies import (
+    PAPER_EPOCHS,
+    about_images,
+    accuracy,
+    comparable,
+    compare,
+    pair,
+    plain,
+    provenance,
+    published,
+    sizes,
+    top1_and_top5,
+    varied,
+)
+from bnlib.analysis.channels import DEAD, affine, compare_dead, dead_by_layer, dead_features, dead_share
+from bnlib.analysis.optimizing import (
+    alone_logged,
+    course,
+    growth,
+    last_loss,
+    optimizers,
+    restrained,
+    root_mean_square,
+    searched,
+    speeds,
+    with_and_without,
+)
+from bnlib.analysis.studies import by_positions, histories, layer_means, residual_and_plain, surface, taken_apart
+
+__all__ = ["DEAD", "PAPER_EPOCHS", "about_images", "accuracy", "affine", "alone_logged", "by_positions", "comparable",
+           "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "growth", "histories",
+           "last_loss", "layer_means", "optimizers", "pair", "plain", "provenance", "published", "residual_and_plain",
+           "restrained", "root_mean_square", "searched", "sizes", "speeds", "surface", "taken_apart", "top1_and_top5",
+           "varied", "with_and_without"]

@@ -1,0 +1,148 @@
+"""Which runs can stand beside each other, how accurate they are, and what was published."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from bnlib import data
+from bnlib.config import DEEPOBS, Config, InputError, parse_model
+from bnlib.profiles import OF_THE_PAPER, variant
+from bnlib.store import Run
+from bnlib.wording import SHOWN, Sentences, listed, name, spread, trained
+
+PAPER_EPOCHS = Config().epochs      # after which the paper reports its numbers
+
+
+def plain(runs: Iterable[Run]) -> list[Run]:
+    """The runs of the protocol, without those that vary it, be it by a network of another study (09, 10)."""
+    return [run for run in runs
+            if not variant(run.config, OF_THE_PAPER)
+            and parse_model(run.config.model).family not in ("plain", *DEEPOBS)]
+
+
+def varied(runs: Iterable[Run], *fields: str) -> list[Run]:
+    """The runs of the protocol, and those that vary these fields of `Config` and nothing else."""
+    return [run for run in runs
+            if all(part.split("=")[0] in fields for part in variant(run.config).split(", ") if part)]
+
+
+def pair(runs: Iterable[Run]) -> list[Run]:
+    """A BN-only run and one of full training that can stand side by side, in this order, or what there is of them.
+
+    Of one network; the longest training that both have, else the longest; of these the first seed.
+    """
+    done = sorted((run for run in runs if run.status == "done"), key=lambda run: (-run.config.epochs, run.config.seed))
+    of = {what: [run for run in done if run.config.trainable == what] for what in ("bn", "all")}
+    shared = {run.config.epochs for run in of["bn"]} & {run.config.epochs for run in of["all"]}
+    return [next(run for run in found if run.config.epochs == max(shared, default=run.config.epochs))
+            for found in of.values() if found]
+
+
+def comparable(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each network the rows of one number of epochs, so that no figure mixes 16 with 160.
+
+    The one of which there is most to compare, settings and what trains; of equals the longest training.
+    """
+    kinds = [column for column in ("trainable", "variant") if column in table]
+    settings = table.drop_duplicates(["model", "epochs", *kinds]).value_counts(["model", "epochs"]).reset_index()
+    best = settings.sort_values(["count", "epochs"]).drop_duplicates("model", keep="last").set_index("model")["epochs"]
+    return table[table["epochs"] == table["model"].map(best)]
+
+
+def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame:
+    """Final test accuracy (or another share among the metrics) in %, a row a setting: mean and deviation over seeds.
+
+    Columns: dataset, model, depth, width, trainable, variant, epochs, parameters (trained), mean, std (of the sample,
+    NaN for one seed), n (finished seeds), diverged (seeds that diverged), seeds, devices.
+    """
+    keys = ["dataset", "depth", "width", "model", "trainable", "variant", "epochs", "parameters"]
+    rows = pd.DataFrame([{
+        "dataset": run.config.dataset, "depth": run.config.depth, "width": run.config.width, "model": run.config.model,
+        "trainable": run.config.trainable, "variant": variant(run.config), "epochs": run.config.epochs,
+        "parameters": run.metrics["parameters_trained"], "seed": run.config.seed,
+        "accuracy": 100 * run.metrics[metric] if run.status == "done" else np.nan,
+        "diverged": run.status == "diverged", "device": run.provenance["device"],
+    } for run in runs], columns=[*keys, "seed", "accuracy", "diverged", "device"])
+    return rows.groupby(keys, as_index=False).agg(
+        mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), diverged=("diverged", "sum"),
+        seeds=("seed", listed), devices=("device", listed))
+
+
+def top1_and_top5(runs: Iterable[Run]) -> pd.DataFrame:
+    """`accuracy` by the most probable class (`top` 1) and by the five most probable (5), and what chance gives.
+
+    Of runs on sets of more than ten classes; columns top and chance (%) beside those of `accuracy`.
+    """
+    runs = [run for run in runs if "test_top5_accuracy" in run.metrics]
+    classes = {run.config.dataset: run.record["classes"] for run in runs}
+    tables = [accuracy(runs, metric).assign(top=top) for top, metric in (
+        (1, "test_accuracy"), (5, "test_top5_accuracy"))]
+    both = pd.concat(tables, ignore_index=True)
+    return both.assign(chance=100 * both["top"] / both["dataset"].map(classes))
+
+
+def sizes(runs: Iterable[Run]) -> pd.DataFrame:
+    """The table of `accuracy`, and what a trained network takes to store, `bytes`.
+
+    Four for each parameter that trained, each running mean and each running variance; eight for the seed that gives
+    back what was frozen.
+    """
+    runs = list(runs)
+    stored = {(run.config.model, run.config.trainable): 4 * (
+        run.metrics["parameters_trained"] + sum(len(row) for part in (run.running_mean, run.running_var)
+                                                for row in part.values())
+    ) + 8 * (run.metrics["parameters_trained"] < run.metrics["parameters"]) for run in runs}
+    table = accuracy(runs)
+    return table.assign(bytes=[stored[row.model, row.trainable] for row in table.itertuples()])
+
+
+def published(metric: str = "test accuracy", dataset: str | None = None) -> pd.DataFrame:
+    """The published values of a metric: source, where, dataset, model, trainable, value, unit, note.
+
+    Raises InputError for a metric that `published.csv` does not hold.
+    """
+    table = pd.read_csv(Path(__file__).parent.with_name("published.csv"))
+    if metric not in set(table["metric"]):
+        raise InputError(f"metric={metric!r}: not one of {', '.join(sorted(set(table['metric'])))}")
+    table = table[table["metric"] == metric]
+    return (table if dataset is None else table[table["dataset"] == dataset]).reset_index(drop=True)
+
+
+def compare(table: pd.DataFrame, published: pd.DataFrame) -> Sentences:
+    """One sentence a setting of `accuracy`'s table that is published: ours, theirs, the difference."""
+    said = Sentences()
+    for row in table[table["n"] > 0].itertuples():
+        same = (published["dataset"] == row.dataset) & (published["model"] == row.model) & (
+            published["trainable"] == row.trainable)
+        for other in published[same].itertuples():
+            said.append(f"{name(row.model)}, {trained(row.trainable)}: {spread(row)} after {row.epochs} epochs; "
+                        f"{other.source} ({other.where}): {other.value:g} %; "
+                        f"difference {row.mean - other.value:+.1f} points.")
+    if not said:
+        said.append("None of these settings has been published; the numbers stand for themselves.")
+    return said
+
+
+def about_images(name: str) -> Sentences:
+    """Whether a set of images is here, and what to do if it is not."""
+    if data.at_hand(name):
+        return Sentences([f"{SHOWN.get(name, name)}: the images are here."])
+    return Sentences([f"{SHOWN.get(name, name)}: the images are not here, so nothing can be trained on them. Put the "
+                      f"folders `train/` and `val/`, with a folder of images for each class, into `$BNLIB_DATA/{name}` "
+                      "and run this notebook again."])
+
+
+def provenance(runs: Iterable[Run]) -> pd.DataFrame:
+    """Where the numbers come from, one row a network, mode and device: epochs, seeds, hours, images/s, versions."""
+    rows = pd.DataFrame([{
+        "network": run.config.model, "trained": run.config.trainable,
+        "epochs": run.config.epochs, "seed": run.config.seed, "hours": run.provenance["seconds"] / 3600,
+        "images/s": run.provenance["images_per_second"], "device": run.provenance["device"],
+        "precision": run.provenance["precision"], "torch": run.provenance["torch"],
+        "code": str(run.provenance["commit"]),
+    } for run in runs], columns=["network", "trained", "epochs", "seed", "hours", "images/s", "device", "precision",
+                                 "torch", "code"])
+    return rows.groupby(["network", "trained", "epochs", "device", "precision", "torch"], as_index=False).agg(
+        seeds=("seed", listed), hours=("hours", "sum"), **{"images/s": ("images/s", "median")}, code=("code", listed))

@@ -1,0 +1,76 @@
+"""γ and β of finished runs, channel by channel and layer by layer."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from bnlib.analysis.accuracies import PAPER_EPOCHS, published
+from bnlib.config import InputError
+from bnlib.store import Run
+from bnlib.wording import Sentences, name, seeds_of, trained
+
+DEAD = 0.01            # |γ| below which the paper counts a feature as switched off (Sec. 5)
+
+
+def affine(runs: Iterable[Run]) -> pd.DataFrame:
+    """γ and β of every channel: one row a channel, with run, dataset, model, depth, width, trainable, epochs, seed,
+    number of its layer (1 for the first), layer, channel, gamma and beta. Runs that diverged are left out."""
+    parts = []
+    for run in runs:
+        if run.status != "done":
+            continue
+        about = {"run": run.id, "dataset": run.config.dataset, "model": run.config.model, "depth": run.config.depth,
+                 "width": run.config.width, "trainable": run.config.trainable, "epochs": run.config.epochs,
+                 "seed": run.config.seed}
+        gamma, beta = run.gamma, run.beta
+        parts += [pd.DataFrame(about | {"number": number, "layer": layer, "channel": range(len(gamma[layer])),
+                                        "gamma": gamma[layer], "beta": beta[layer]})
+                  for number, layer in enumerate(gamma, 1)]
+    columns = ["run", "dataset", "model", "depth", "width", "trainable", "epochs", "seed", "number", "layer", "channel",
+               "gamma", "beta"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def dead_share(gamma: dict[str, np.ndarray], below: float = DEAD) -> pd.Series:
+    """Share of channels in each layer whose |γ| is under `below`.
+
+    The paper counts a feature as switched off at 0.01 (Sec. 5): accuracy stays the same when such γ are set to zero.
+    Returns one value in [0, 1] a layer, indexed by layer name, first layer first.
+    Raises InputError for a negative threshold.
+    """
+    if below < 0:
+        raise InputError(f"below={below}: must be at least 0")
+    return pd.Series({layer: float((np.abs(values) < below).mean()) for layer, values in gamma.items()}, dtype=float)
+
+
+def dead_features(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
+    """Share of all channels with |γ| < `below`, in %: mean and standard deviation over seeds, one row a setting."""
+    keys = ["dataset", "depth", "width", "model", "trainable", "epochs"]
+    by_run = pd.DataFrame([{**{key: getattr(run.config, key) for key in keys}, "seed": run.config.seed,
+                            "dead": 100 * dead_share({"all": np.concatenate(list(run.gamma.values()))}, below)["all"]}
+                           for run in runs if run.status == "done" and run.gamma], columns=[*keys, "seed", "dead"])
+    return by_run.groupby(keys, as_index=False).agg(mean=("dead", "mean"), std=("dead", "std"), n=("dead", "count"))
+
+
+def dead_by_layer(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
+    """Share of a layer's channels with |γ| < `below`, in %, one row a run and layer.
+
+    Columns: run, dataset, model, depth, width, trainable, epochs, seed, number (of the layer, 1 for the first), layer,
+    dead. Runs that diverged are left out.
+    """
+    keys = ["dataset", "model", "depth", "width", "trainable", "epochs", "seed"]
+    rows = [{"run": run.id, **{key: getattr(run.config, key) for key in keys}, "number": number, "layer": layer,
+             "dead": 100 * share}
+            for run in runs if run.status == "done"
+            for number, (layer, share) in enumerate(dead_share(run.gamma, below).items(), 1)]
+    return pd.DataFrame(rows, columns=["run", *keys, "number", "layer", "dead"])
+
+
+def compare_dead(table: pd.DataFrame) -> Sentences:
+    """What share of γ is switched off, from `dead_features`, beside the published one."""
+    claim = published("share of features disabled").iloc[0]
+    return Sentences(
+        f"{name(row.model)}, {trained(row.trainable)}: {row.mean:.1f} % of all |γ| below {DEAD} after {row.epochs} "
+        f"epochs ({seeds_of(row.n)}); {claim['source']} for {trained(claim['trainable'])} after {PAPER_EPOCHS}: "
+        f"about {claim['value']:g} %." for row in table.itertuples())

@@ -1,0 +1,140 @@
+"""Optimizers: what was chosen for each, how training went, what restrains γ and β."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from bnlib.config import OPTIMIZERS
+from bnlib.store import Run
+from bnlib.wording import NORM, OPTIMIZER, SHOWN, Sentences, setting, trained
+
+
+def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
+    """One row a run of the comparison of optimizers: those with validation images and each optimizer's own decay.
+
+    Columns: run, dataset, model, trainable, optimizer, setting, lr, seed, epochs, passes (over the training images),
+    length (of training: passes to the nearest power of ten, so that no 16 epochs stand beside 160), seconds,
+    val_accuracy, test_accuracy (both %), val_loss, test_loss, beta (root mean square), status, and chosen: whether the
+    setting is, of those its optimizer was given there, the one of the best validation accuracy in the mean over seeds,
+    of equals the one of the lower validation loss. The test images have no say.
+    """
+    rows = []
+    for run in runs:
+        c = run.config
+        if not c.n_val or c.weight_decay != OPTIMIZERS[c.optimizer]["weight_decay"] or c.decay != "all":
+            continue
+        passed, done = course(run), run.status == "done"
+        rows.append({
+            "run": run.id, "dataset": c.dataset, "model": c.model, "trainable": c.trainable, "optimizer": c.optimizer,
+            "setting": setting(c), "lr": c.lr, "seed": c.seed, "epochs": c.epochs,
+            "passes": passed["passes"].iloc[-1], "length": 10 ** round(np.log10(passed["passes"].iloc[-1])),
+            "seconds": passed["seconds"].iloc[-1], "beta": root_mean_square(run.beta),
+            **{f"{part}_accuracy": 100 * run.metrics[f"{part}_accuracy"] if done else np.nan
+               for part in ("val", "test")},
+            **{f"{part}_loss": run.metrics[f"{part}_loss"] if done else np.nan for part in ("val", "test")},
+            "status": run.status})
+    table = pd.DataFrame(rows, columns=["run", "dataset", "model", "trainable", "optimizer", "setting", "lr", "seed",
+                                        "epochs", "passes", "length", "seconds", "val_accuracy", "test_accuracy",
+                                        "val_loss", "test_loss", "beta", "status"])
+    among = ["dataset", "model", "trainable", "optimizer", "length"]
+    keys = [*among, "setting", "epochs"]
+    means = table.groupby(keys, as_index=False, sort=False)[["val_accuracy", "val_loss"]].mean().dropna()
+    best = means.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).drop_duplicates(among)
+    return table.assign(chosen=pd.MultiIndex.from_frame(table[keys]).isin(pd.MultiIndex.from_frame(best[keys])))
+
+
+def searched(table: pd.DataFrame) -> Sentences:
+    """What was tried of each optimizer and what the validation images chose, from `optimizers`."""
+    said = Sentences()
+    for (trainable, optimizer), rows in table.groupby(["trainable", "optimizer"], sort=False):
+        chosen, tried = rows[rows["chosen"]]["setting"].unique(), list(dict.fromkeys(rows["setting"]))
+        if len(chosen):
+            edge = optimizer != "lbfgs" and len(tried) > 1 and rows[rows["chosen"]]["lr"].iloc[0] in (
+                rows["lr"].min(), rows["lr"].max())
+            said.append(f"{OPTIMIZER[optimizer]}, {trained(trainable)}: {'; '.join(tried)} were tried; chosen: "
+                        f"{chosen[0]}" + (", at the edge of what was tried." if edge else "."))
+    return said
+
+
+def course(run: Run) -> pd.DataFrame:
+    """A run's history with `passes` over the training images and `seconds` of training as they add up."""
+    history = run.history
+    passes = history["passes"] if "passes" in history else pd.Series(1.0, history.index)
+    return history.assign(passes=passes.cumsum(), seconds=history["seconds"].cumsum())
+
+
+def growth(runs: Iterable[Run]) -> pd.DataFrame:
+    """The size of γ and β as training goes on: a row a run and logged epoch, with their root mean square.
+
+    Columns: run, model, trainable, optimizer, setting, decay, weight_decay, seed, epoch, gamma, beta.
+    """
+    parts = []
+    for run in runs:
+        c, logged = run.config, run.trajectory
+        size = {part: np.sqrt(np.mean(np.concatenate(
+            [values.astype(float) ** 2 for values in logged[part].values()], axis=1), axis=1))
+            for part in ("gamma", "beta")}
+        parts.append(pd.DataFrame({
+            "run": run.id, "model": c.model, "trainable": c.trainable, "optimizer": c.optimizer, "setting": setting(c),
+            "decay": c.decay, "weight_decay": c.weight_decay, "seed": c.seed, "epoch": logged["epochs"], **size}))
+    columns = ["run", "model", "trainable", "optimizer", "setting", "decay", "weight_decay", "seed", "epoch", "gamma",
+               "beta"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def restrained(runs: Iterable[Run]) -> Sentences:
+    """What weight decay on γ, on β, on both or on neither leaves of them, a sentence a run."""
+    called = {"all": "on γ and β", "gamma": "on γ alone", "beta": "on β alone", "none": "on neither"}
+    return Sentences(
+        f"Weight decay of {run.config.weight_decay:g} {called[run.config.decay]}: root mean square of γ "
+        f"{root_mean_square(run.gamma):.2f}, of β {root_mean_square(run.beta):.2f}; test accuracy "
+        f"{100 * run.metrics['test_accuracy']:.1f} % (seed {run.config.seed}, {run.config.epochs} epochs)."
+        for run in runs if run.status == "done")
+
+
+def root_mean_square(values: dict[str, np.ndarray]) -> float:
+    """Of all channels of all layers: the size of γ or β of a run."""
+    return float(np.sqrt(np.mean(np.concatenate(list(values.values())) ** 2)))
+
+
+def alone_logged(runs: Iterable[Run]) -> list[Run]:
+    """The runs whose record keeps the loss of single steps alone: those of `with_and_without`."""
+    return [run for run in runs if not run.config.keep_affine and "steps" in run.trajectory]
+
+
+def with_and_without(runs: Iterable[Run]) -> pd.DataFrame:
+    """The training loss at each logged step of runs that keep the loss alone, a row a run and step.
+
+    Columns: run, dataset, classes, model, norm, optimizer, setting, seed, batch_size, step, seconds (of training until
+    then, all steps of an epoch taken as equally long), loss (nats, of the step's batch).
+    """
+    parts = []
+    for run in alone_logged(runs):
+        c, history, steps = run.config, course(run), run.trajectory["steps"]
+        epochs = steps / steps[-1] * len(history)
+        parts.append(pd.DataFrame({
+            "run": run.id, "dataset": c.dataset, "classes": run.record["classes"], "model": c.model, "norm": c.norm,
+            "optimizer": c.optimizer, "setting": setting(c), "seed": c.seed, "batch_size": c.batch_size, "step": steps,
+            "seconds": np.interp(epochs, np.r_[0, history["epoch"]], np.r_[0, history["seconds"]]),
+            "loss": run.trajectory["step_loss"]}))
+    columns = ["run", "dataset", "classes", "model", "norm", "optimizer", "setting", "seed", "batch_size", "step",
+               "seconds", "loss"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def last_loss(run: Run) -> float:
+    """The mean training loss over the last tenth of a run's logged steps; infinite where it is no number."""
+    losses = run.trajectory["step_loss"]
+    mean = float(np.mean(losses[-max(1, len(losses) // 10):]))
+    return mean if np.isfinite(mean) else np.inf
+
+
+def speeds(runs: Iterable[Run]) -> Sentences:
+    """Where each run of `with_and_without` has come after its steps, a sentence a run."""
+    runs = {run.id: run for run in runs}
+    return Sentences(
+        f"{SHOWN.get(last.dataset, last.dataset)}, {NORM[last.norm]}, {OPTIMIZER[last.optimizer]}, {last.setting}: a "
+        f"training loss of {last_loss(runs[last.run]):.2f} over the last tenth of {last.step:,} steps, in "
+        f"{last.seconds:,.0f} seconds (seed {last.seed}); guessing gives {np.log(last.classes):.2f}."
+        for last in with_and_without(runs.values()).drop_duplicates("run", keep="last").itertuples())

@@ -1,0 +1,110 @@
+"""Batch norm taken apart (`09`), residual beside plain networks (`10`)."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from bnlib.analysis.accuracies import accuracy, published
+from bnlib.config import choose, parse_model
+from bnlib.profiles import PRESETS, modification, variant
+from bnlib.store import Run
+
+
+def taken_apart(runs: Iterable[Run]) -> list[Run]:
+    """The runs of `09_dissect_batchnorm` with batch norm everywhere or nowhere, at the earlier study's learning rate.
+
+    Of each network and dataset those of the longest training.
+    """
+    chosen = [run for run in runs if len(set(run.config.positions.split(","))) == 1 and run.config.lr in {
+        preset["lr"] for preset in PRESETS.values()
+        if (preset["model"], preset["dataset"]) == (run.config.model, run.config.dataset)}]
+    longest: dict[tuple, int] = {}
+    for run in chosen:
+        key = run.config.dataset, run.config.model
+        longest[key] = max(longest.get(key, 0), run.config.epochs)
+    return [run for run in chosen if run.config.epochs == longest[run.config.dataset, run.config.model]]
+
+
+def histories(runs: Iterable[Run]) -> pd.DataFrame:
+    """Loss, and accuracy in %, on training and test images: one row a run and epoch, and what tells runs apart."""
+    parts = [run.history.assign(**_about(run), epoch=run.history["epoch"]) for run in runs]
+    if not parts:
+        return pd.DataFrame(columns=["modification", "lr", "epoch"])
+    table = pd.concat(parts, ignore_index=True)
+    accuracies = [column for column in table if column.endswith("accuracy")]
+    return table.assign(**{column: 100 * table[column] for column in accuracies})
+
+
+def by_positions(runs: Iterable[Run]) -> pd.DataFrame:
+    """Final test accuracy in %: mean, std and n over seeds, one row a network, its positions and modification."""
+    table = pd.DataFrame([_about(run) | {"accuracy": 100 * run.metrics["test_accuracy"]} for run in runs
+                          if run.status == "done"])
+    if table.empty:
+        return table
+    return table.groupby(["dataset", "model", "positions", "modification"], as_index=False).agg(
+        mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), seed=("seed", "first"))
+
+
+def layer_means(runs: Iterable[Run]) -> pd.DataFrame:
+    """Mean γ and β of each layer, one row a run, logged epoch and layer, and the layer's number from the image on.
+
+    A layer that has a bias in batch norm's stead has the mean of that as β, and no γ.
+    """
+    rows = []
+    for run in runs:
+        gamma, beta = run.trajectory["gamma"], run.trajectory["beta"] | run.trajectory.get("bias", {})
+        mixed = gamma and len(beta) > len(gamma)         # conv1, conv2, …: some with batch norm, some with a bias
+        for number, layer in enumerate(sorted(beta) if mixed else beta, 1):
+            for i, epoch in enumerate(run.trajectory["epochs"]):
+                mean = gamma[layer][i].mean(dtype=float) if layer in gamma else np.nan
+                rows.append(_about(run) | {"epoch": epoch, "number": number, "layer": layer.split(".")[0],
+                                           "gamma": mean, "beta": beta[layer][i].mean(dtype=float)})
+    return pd.DataFrame(rows)
+
+
+def surface(run: Run, layer: str, part: str = "gamma") -> pd.DataFrame:
+    """γ or β of one layer over training: a row a channel, sorted by its final value, a column a logged epoch.
+
+    Of a run that logged steps (`log_every`), a column a step. Raises InputError for a layer that has none.
+    """
+    steps = "steps" in run.trajectory
+    values = run.trajectory[f"step_{part}" if steps else part]
+    logged = pd.DataFrame(values[choose("layer", layer, values)].T.astype(float),
+                          columns=run.trajectory["steps" if steps else "epochs"])
+    return logged.sort_values(logged.columns[-1], kind="stable").rename_axis(
+        index="channel", columns="step" if steps else "epoch")
+
+
+def _about(run: Run) -> dict:
+    """What tells apart the runs of `09_dissect_batchnorm`."""
+    return {"run": run.id, "dataset": run.config.dataset, "model": run.config.model, "positions": run.config.positions,
+            "modification": modification(run.config), "lr": run.config.lr, "seed": run.config.seed}
+
+
+def residual_and_plain(runs: Iterable[Run]) -> pd.DataFrame:
+    """Final test accuracy in % by depth, what trained and epochs: residual beside plain networks, ours and published.
+
+    Columns: dataset, depth, trained, epochs, seeds (the fewest), and for `residual` and `plain` ours (mean over seeds),
+    the earlier study's and He et al.'s; NaN where there is none.
+    """
+    table = accuracy(run for run in runs if not variant(run.config))
+    sources = {"ours": None, "study": "residual-versus-plain study", "He et al.": "He et al. 2015"}
+    rows: dict[tuple, dict] = {}
+    for row in table.itertuples():
+        family, depth, width = parse_model(row.model)
+        if family not in ("resnet", "plain") or width != 1:
+            continue
+        kind = "plain" if family == "plain" else "residual"
+        found = rows.setdefault((row.dataset, depth, row.trainable, row.epochs), {
+            "seeds": row.n, **{f"{k}, {s}": np.nan for k in ("residual", "plain") for s in sources}})
+        found["seeds"] = min(found["seeds"], row.n)
+        found[f"{kind}, ours"] = row.mean
+        known = published(dataset=row.dataset)
+        known = known[(known["model"] == row.model) & (known["trainable"] == row.trainable)]
+        known = known.set_index("source")["value"]
+        found.update({f"{kind}, {short}": known.get(source) for short, source in sources.items() if source in known})
+    keys = ["dataset", "depth", "trained", "epochs"]
+    made = pd.DataFrame([dict(zip(keys, key, strict=True)) | found for key, found in rows.items()], columns=[
+        *keys, "seeds", *(f"{kind}, {source}" for kind in ("residual", "plain") for source in sources)])
+    return made.sort_values(["dataset", "trained", "epochs", "depth"], ignore_index=True)

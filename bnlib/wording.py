@@ -1,0 +1,68 @@
+"""How networks, data sets and what trains are called in sentences, tables and figures."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from bnlib.config import Config
+
+
+class Sentences(list):
+    """Sentences with computed numbers; a notebook shows them as a list."""
+
+    def _repr_markdown_(self) -> str:
+        return "\n".join(f"* {sentence}" for sentence in self)
+
+
+#: How a dataset is called in sentences.
+SHOWN = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "digits": "scikit-learn's digits",
+         "sequences": "synthetic sequences", "imagenet": "ImageNet", "large_digits": "digits of many sizes and colours"}
+#: How an optimizer is called.
+OPTIMIZER = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "lbfgs": "LBFGS", "adabound": "AdaBound", "adan": "Adan",
+             "lion": "Lion", "prodigy": "Prodigy"}
+#: How the presence of batch norm is called.
+NORM = {"batch": "with batch norm", "none": "without batch norm"}
+
+
+def name(model: str) -> str:
+    """`resnet14x8` → `ResNet-14-8`, the paper's spelling; `resnet1d14` → `1-D ResNet-14`;
+    `imagenet_resnet50` → `ImageNet ResNet-50`; `plain20` → `plain-20`, He et al.'s."""
+    if model.startswith("imagenet"):
+        model = model.removeprefix("imagenet_").removesuffix("_bn").replace("vgg", "VGG-").replace("_", "-")
+        return "ImageNet " + model.replace("wide-resnet", "Wide ResNet-").replace("resnet", "ResNet-")
+    model = model.replace("resnet1d", "1-D resnet").replace("resnet", "ResNet-").replace("plain", "plain-")
+    return model.replace("x", "-")
+
+
+def trained(what: str) -> str:
+    """How a choice of `trainable` is called in sentences and legends: `bn` → `BN only`."""
+    names = {"all": "all parameters", "bn": "BN", "gamma": "γ", "beta": "β", "output": "output layer",
+             "shortcut": "shortcuts", "weights": "all but γ and β", "none": "nothing trained"}
+    parts = what.split("+")
+    named = [names.get(part) or f"{part.removeprefix('random')} random weights a channel" for part in parts]
+    return " and ".join(named) + ("" if parts[0] in ("all", "weights", "none") else " only")
+
+
+def setting(config: Config) -> str:
+    """What was chosen for an optimizer: `lr 0.003`, of LBFGS `batch 5,000, max_iter=5 history_size=10`."""
+    batch = [f"batch {min(config.batch_size, config.n_train or config.batch_size):,}"]
+    first = batch if config.optimizer == "lbfgs" else [f"lr {config.lr:g}"]
+    return ", ".join(first + [config.optimizer_options] * bool(config.optimizer_options))
+
+
+def spread(row) -> str:
+    """`43.4 ± 0.3 % (3 seeds)`, or what there is of it."""
+    if not row.n:
+        return f"diverged ({seeds_of(row.diverged)})"
+    deviation = "" if np.isnan(row.std) else f" ± {row.std:.1f}"
+    return f"{row.mean:.1f}{deviation} % ({seeds_of(row.n)})"
+
+
+def seeds_of(n: int) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{n} seed" if n == 1 else f"{n} seeds"
+
+
+def listed(values: Iterable) -> str:
+    """Each value once, in order, with commas: `0, 1, 2`."""
+    return ", ".join(map(str, sorted(set(values))))
