@@ -13,6 +13,8 @@ ARGS     ?= resnet14 --trainable bn --epochs 16 --seed 0
 BIN   := .venv/bin
 READY := .venv/ready
 
+export SET          # its quotes reach bnlib as they were written
+
 .PHONY: help setup reproduce report test test-faults test-browser lint lab train bench lock clean
 .DEFAULT_GOAL := help
 
@@ -30,7 +32,7 @@ $(READY): requirements.lock pyproject.toml
 
 reproduce: $(READY)  ## train what is missing, make all figures; PROFILE=demo, short or paper, BUDGET=30m, CLUSTER=local, FRESH=1, NOTEBOOKS="01_depth summary", SET="depths=[14,20]"
 	@$(BIN)/python -m bnlib reproduce --profile $(PROFILE) $(if $(NOTEBOOKS),--notebooks "$(NOTEBOOKS)") \
-		$(if $(BUDGET),--budget $(BUDGET)) $(if $(CLUSTER),--cluster "$(CLUSTER)") $(if $(FRESH),--fresh) $(if $(SET),--set $(SET))
+		$(if $(BUDGET),--budget $(BUDGET)) $(if $(CLUSTER),--cluster "$(CLUSTER)") $(if $(FRESH),--fresh) $(if $(SET),--set "$$SET")
 
 report: $(READY)  ## render all notebooks and figures from results/, training nothing
 	@$(BIN)/python -m bnlib report

@@ -1,6 +1,8 @@
 """The command line: `python -m bnlib train`, and the other commands that `--help` lists."""
 
 import argparse
+import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -214,7 +216,7 @@ def reproduce(profile, notebooks, budget, cluster, fresh, set):
     """Execute the notebooks with a profile, training what is missing."""
     from bnlib import report
     parameters = {}
-    for word in set:
+    for word in (word for words in set for word in re.split(r"\s+(?=\w+=)", words)):
         name, equals, value = word.partition("=")
         if not equals:
             raise InputError(f"--set {word}: must be NAME=VALUE, such as depths=[14,20]")
@@ -265,11 +267,11 @@ def _untrained(config: Config):
 
 
 def _value(text: str):
-    """A flag's text as the value that JSON knows (numbers, true, null), else as text."""
-    try:
-        return None if text == "None" else json.loads(text)
-    except ValueError:
-        return text
+    """A flag's text as the value that JSON or Python knows (numbers, lists, true, None), else as text."""
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return read(text)
+    return text
 
 
 @cache

@@ -349,7 +349,7 @@ class Config:
                              "to train there; a resnet with B has")
         without = (f"positions={self.positions!r}" if family in DEEPOBS and "1" not in self.positions else
                    "norm='none'" if self.norm == "none" else "")
-        if without and (set(self.trainable.split("+")) <= {"bn", "gamma", "beta"} or self.bn_first):
+        if without and (set(self.trainable.split("+")) & {"bn", "gamma", "beta"} or self.bn_first):
             raise InputError(f"trainable={self.trainable!r}: there are no γ and β where {without}")
 
     def _check(self, field: str, holds: bool, rule: str):

@@ -150,7 +150,8 @@ class Synchronised(_BatchNorm):
             return super().forward(x) if add is None else super().forward(x, add)
         others, shape = [d for d in range(x.ndim) if d != 1], (1, -1, *(1,) * (x.ndim - 2))
         values, number = x.float(), x.numel() // x.shape[1]
-        variance, mean = torch.var_mean(values, others, correction=0)
+        # of no images all is zero, and gradients pass through it, for which the other processes wait
+        variance, mean = torch.var_mean(values, others, correction=0) if number else (values.sum(others),) * 2
         own = torch.stack([torch.full_like(mean, number), mean, variance * number])
         n, means, deviations = gathered(own, dist.get_rank(), processes(), *own.shape).unbind(1)
         total = n.sum(0)

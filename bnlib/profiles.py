@@ -40,6 +40,9 @@ PRESETS = {
                                  "weight_decay": 0.002},
     "allcnnc-cifar100": _DISSECT | {"model": "allcnnc", "dataset": "cifar100", "lr": 0.0166, "batch_size": 256,
                                     "epochs": 350, "weight_decay": 5e-4},
+    "allcnnc-cifar100-adam": _DISSECT | {"model": "allcnnc", "dataset": "cifar100", "optimizer": "adam", "lr": 5.7e-4,
+                                         "optimizer_options": "betas=(0.521,0.943)", "batch_size": 256, "epochs": 350,
+                                         "weight_decay": 5e-4},
 }
 #: What that study does to the batch norms that a network has, as `trainable`; then the same with all else frozen.
 MODIFICATIONS = {
@@ -47,6 +50,11 @@ MODIFICATIONS = {
     "trained_bn": "all", "fixed_bn": "weights", "fixed_gamma": "beta+weights", "fixed_beta": "gamma+weights",
     "trained_bn alone": "bn", "fixed_bn alone": "none", "fixed_gamma alone": "beta", "fixed_beta alone": "gamma",
 }
+
+
+def growing(model: str) -> list[str]:
+    """Every growing prefix and suffix of the positions of a network of DeepOBS: `first5`, `last5`, `first4`, …"""
+    return [f"{end}{k}" for k in range(parse_model(model).depth - 1, 0, -1) for end in ("first", "last")]
 
 
 def modified(modification: str, positions: str = "all") -> dict[str, str]:
@@ -103,7 +111,7 @@ _PAPER = {
     "large_modes": ["all", "bn", "output", "random2"],
     "large_seeds": [0, 1, 2],
     "dissect": PRESETS["3c3d-cifar10"],
-    "masks": [*(f"{end}{k}" for k in range(5, 0, -1) for end in ("first", "last"))],
+    "masks": growing("3c3d"),
     "modifications": [*MODIFICATIONS],
     "rates": [0.00226, 0.0226, 0.226],
     "residual": {},
@@ -125,7 +133,7 @@ _SHORT = _PAPER | {
     "masks": ["all"],
     "modifications": [m for m in MODIFICATIONS if m != "fixed_bn alone"],
     "residual": {"epochs": 16},
-    "plain_depths": [20, 32],
+    "plain_depths": [20, 32, 56],
     "depths": [14, 32, 56, 110],
     "widths": [1, 2, 4],
     "seeds": [0, 1, 2],
@@ -236,10 +244,13 @@ class Profile:
 def profile(name: str, **overrides) -> Profile:
     """The profile `paper`, `short`, `demo` or `smoke`, with single settings replaced.
 
-    An override is a field of Profile (`depths=[14, 20]`) or of Config (`epochs=3`); None keeps the profile's.
+    An override is a field of Profile (`depths=[14, 20]`) or of Config (`epochs=3`); None keeps the profile's. preset:
+    what of PRESETS takes batch norm apart, in place of 3c3d on CIFAR-10; what the profile shortens stays short.
     Raises InputError for a name that is neither.
     """
     settings = dict(PROFILES[choose("profile", name, PROFILES)])
+    if (preset := overrides.pop("preset", None)) is not None:
+        settings |= _taken_apart(settings, choose("preset", preset, PRESETS))
     config_fields = [f.name for f in dataclasses.fields(Config)]
     for key, value in overrides.items():
         choose("profile setting", key, [*settings, *config_fields])
@@ -248,6 +259,15 @@ def profile(name: str, **overrides) -> Profile:
                 raise InputError(f"{key}={value!r}: must be a list, such as [{value}]")
             settings |= {key: value} if key in settings else {kind: settings[kind] | {key: value} for kind in PROTOCOLS}
     return Profile(name=name, **settings | {"results": resolve(settings["results"])})
+
+
+def _taken_apart(settings: dict, preset: str) -> dict:
+    """What of a profile's settings another preset changes: fields, masks, learning rates."""
+    usual, wanted = PRESETS["3c3d-cifar10"], PRESETS[preset]
+    shortened = {key: value for key, value in settings["dissect"].items() if usual.get(key) != value}
+    masks = growing(wanted["model"]) if settings["masks"] == growing(usual["model"]) else settings["masks"]
+    return {"dissect": wanted | shortened, "masks": masks,
+            "rates": [float(f"{rate * wanted['lr'] / usual['lr']:.3g}") for rate in settings["rates"]]}
 
 
 #: What a table tells runs apart by anyway; all other fields of Config are the profile's, or make a variant.
@@ -267,5 +287,6 @@ def variant(config: Config, kinds: tuple[str, ...] = PROTOCOLS) -> str:
                   if getattr(config, field.name) != getattr(Config(**protocol | keys), field.name)]
                  for protocol in protocols
                  if not protocol or (protocol.get("dataset", "cifar10") == config.dataset
+                                     and protocol.get("optimizer", config.optimizer) == config.optimizer
                                      and protocol.get("trainable", config.trainable) == config.trainable)]
     return ", ".join(f"{name}={getattr(config, name)}" for name in min(differing, key=len))

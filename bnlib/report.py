@@ -17,7 +17,7 @@ from bnlib.profiles import PROFILES
 NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"
 #: What a parameter's declared type takes, and how that is called.
 KINDS = {"str": (str, "a text"), "int": (int, "a whole number"), "float": ((int, float), "a number"),
-         "list": ((list, tuple, range), "a list of at least one")}
+         "list": ((list, tuple, range), "a list")}
 _OWN = ("profile_name", "profiles", "results", "missing", "budget", "cluster")      # parameters that `reproduce` sets
 
 
@@ -39,9 +39,10 @@ def check_parameters(name: str, parameters: dict) -> None:
     for parameter, value in parameters.items():
         kind = declared[choose(f"{name}: parameter", parameter, sorted(declared))]
         of_kind, called = KINDS[kind]
-        if value is not None and (not isinstance(value, of_kind) or (kind == "list" and not value)):
-            example = f", such as [{value!r}]" if kind == "list" and not isinstance(value, of_kind) else ""
-            raise InputError(f"{name}: {parameter}={value!r}: must be {called}{example}")
+        if value is None or (isinstance(value, of_kind) and (kind != "list" or len(value))):
+            continue
+        example = " of at least one" if kind == "list" and value == [] else f", such as [{value!r}]" * (kind == "list")
+        raise InputError(f"{name}: {parameter}={value!r}: must be {called}{example}")
 
 
 def execute(name: str, output: Path, parameters: dict) -> float:

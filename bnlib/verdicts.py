@@ -31,6 +31,7 @@ from bnlib.wording import NORM, OPTIMIZER, Sentences, listed, name, seeds_of, sp
 REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
 ENOUGH = 3         # networks, depths, widths, or seeds of one network, on which an ordering must have been seen to hold
 MANY = 4           # times as many parameters, which count as many times more
+DEEP = 44          # layers from which depth may harm a plain network: He et al. 2015 compare 20 with 32, 44 and 56
 CHANCE = 10.0      # percent right by guessing among CIFAR-10's classes
 LITTLE = 2.0       # points of accuracy that count as little
 
@@ -244,23 +245,26 @@ def _narrow_beats(runs: list[Run]) -> tuple:
 def _shortcuts(runs: list[Run]) -> list[tuple]:
     """What shortcuts are good for: claims of He et al. 2015 on full training, and the question of BN only without them.
 
-    Depth is judged between the shallowest and the deepest network of a line of one seed and one number of epochs. BN
-    only survives without shortcuts if the plain network keeps half of what the residual one has above chance.
+    Depth is judged between the shallowest and the deepest network of a line of one seed and one number of epochs, at
+    the depths that both kinds were trained at, the deepest DEEP layers or more. BN only survives without shortcuts if
+    the plain network keeps half of what the residual one has above chance.
     """
     where, unvaried = "He et al. 2015", [run for run in runs if not variant(run.config)]
     plain_ones, residual = ([run for run in unvaried if parse_model(run.config.model).family == family]
                             for family in ("plain", "resnet"))
     option_a = [run for run in runs if variant(run.config) == "shortcut=A"]
+    both = set(map(_place, plain_ones)) & set(map(_place, residual))
 
     def survives(low: float, high: float) -> bool:
         return low - CHANCE >= (high - CHANCE) / 2
 
     return [
-        _ends("Full training of plain networks: the deepest loses to the shallowest", where, "loses", plain_ones,
-              lambda shallow, deep: deep < shallow),
-        _ends("Full training of residual networks: the deepest does not", where, "does not", residual,
-              lambda shallow, deep: deep >= shallow),
-        _matched("Shortcuts with a convolution (B) do at least as well as with zeros (A)", where, "B ≥ A", option_a,
+        _ends("Full training of plain networks: the deepest loses to the shallowest", where, "loses",
+              [run for run in plain_ones if _place(run) in both], lambda shallow, deep: deep < shallow),
+        _ends("Full training of residual networks: the deepest does not", where, "does not",
+              [run for run in residual if _place(run) in both], lambda shallow, deep: deep >= shallow),
+        _matched("Shortcuts with a convolution (B) do at least as well as with zeros (A)",
+                 "He et al. 2015, on ImageNet", "B ≥ A", option_a,
                  residual, ("model", "trainable"), ("A", "B"), lambda a, b: b >= a),
         _matched("BN only survives without shortcuts", "this report", "–",
                  *([r for r in side if r.config.trainable == "bn"] for side in (plain_ones, residual)),
@@ -275,7 +279,7 @@ def _ends(title: str, where: str, claim: str, runs: list[Run], holds: Callable[[
         if run.config.trainable == "all" and run.config.width == 1:
             lines.setdefault((run.config.epochs, run.config.seed), []).append(run)
     ordered = [sorted(line, key=lambda run: run.config.depth) for line in lines.values()]
-    used = [line for line in ordered if line[0].config.depth < line[-1].config.depth]
+    used = [line for line in ordered if line[0].config.depth < DEEP <= line[-1].config.depth]
     found = [holds(percent_right(line[0]), percent_right(line[-1])) for line in used]
     ends = [(line[0], line[-1]) for line in used]
     said = "; ".join(f"depth {low.config.depth} {percent_right(low):.1f} %, {high.config.depth} "
@@ -297,7 +301,12 @@ def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[R
     means = np.mean(numbers, 0) if pairs else ()
     said = ", ".join(f"{side} {mean:.1f} %" for side, mean in zip(names, means, strict=False))
     stated = _pairs_stated(found, f"in the mean {said}", [low for low, _ in pairs])
-    return title, where, claim, stated, _pairs_verdict(found, {low.config.model for low, _ in pairs})
+    return title, where, claim, stated, _pairs_verdict(found, {model_and_seed(low) for low, _ in pairs})
+
+
+def _place(run: Run) -> tuple:
+    """Where a run stands in a comparison of two kinds of networks."""
+    return run.config.depth, run.config.width, run.config.trainable, run.config.epochs, run.config.seed
 
 
 # ------------------------------------------------------------------------------------------ other claims

@@ -14,6 +14,7 @@ from bnlib.profiles import PRESETS, modified
 TINY = {"dataset": "digits", "model": "resnet8", "n_train": 93, "epochs": 2, "batch_size": 32, "augment": "crop"}
 CONFIGS = {
     "bn": Config(**TINY),
+    "one image left": Config(**TINY | {"n_train": 33}),
     "all": Config(**TINY | {"trainable": "all", "lr": 0.01}),
     "none": Config(**TINY | {"trainable": "none"}),
     "bn first": Config(**TINY | {"trainable": "all", "bn_first": 1, "lr": 0.01}),

@@ -27,10 +27,19 @@ from bnlib.analysis.optimizing import (
     speeds,
     with_and_without,
 )
-from bnlib.analysis.studies import by_positions, histories, layer_means, residual_and_plain, surface, taken_apart
+from bnlib.analysis.studies import (
+    by_positions,
+    decayed,
+    histories,
+    layer_means,
+    residual_and_plain,
+    surface,
+    taken_apart,
+    which_half,
+)
 
 __all__ = ["DEAD", "PAPER_EPOCHS", "about_images", "accuracy", "affine", "alone_logged", "by_positions", "comparable",
-           "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "growth", "histories",
-           "last_loss", "layer_means", "optimizers", "pair", "plain", "provenance", "published", "residual_and_plain",
-           "restrained", "root_mean_square", "searched", "sizes", "speeds", "surface", "taken_apart", "top1_and_top5",
-           "varied", "with_and_without"]
+           "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "decayed", "growth",
+           "histories", "last_loss", "layer_means", "optimizers", "pair", "plain", "provenance", "published",
+           "residual_and_plain", "restrained", "root_mean_square", "searched", "sizes", "speeds", "surface",
+           "taken_apart", "top1_and_top5", "varied", "which_half", "with_and_without"]

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 
 from bnlib.analysis.accuracies import accuracy, published
-from bnlib.config import choose, parse_model
-from bnlib.profiles import PRESETS, modification, variant
+from bnlib.config import DATASETS, choose, parse_model
+from bnlib.profiles import MODIFICATIONS, PRESETS, modification, variant
 from bnlib.store import Run
+from bnlib.wording import SHOWN, Sentences, name, seeds_of
 
 
 def taken_apart(runs: Iterable[Run]) -> list[Run]:
@@ -42,8 +43,45 @@ def by_positions(runs: Iterable[Run]) -> pd.DataFrame:
                           if run.status == "done"])
     if table.empty:
         return table
-    return table.groupby(["dataset", "model", "positions", "modification"], as_index=False).agg(
-        mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), seed=("seed", "first"))
+    return table.groupby(["dataset", "model", "positions", "modification", "epochs"], as_index=False).agg(
+        mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"))
+
+
+def which_half(runs: Iterable[Run]) -> Sentences:
+    """What each modification of batch norm at all positions reaches, beside no batch norm: a sentence a network.
+
+    At a constant learning rate accuracy goes up and down from epoch to epoch; hence the mean over the last quarter of
+    training, and the standard deviation there.
+    """
+    table = histories(taken_apart(runs))
+    said = Sentences()
+    for (dataset, model, epochs), part in table.groupby(["dataset", "model", "epochs"]) if len(table) else ():
+        late = part[part["epoch"] > 0.75 * epochs].groupby("modification")["test_accuracy"].agg(["mean", "std"])
+        order = [m for m in MODIFICATIONS if m in late.index and not m.endswith(" alone")]
+        stated = ", ".join(f"{m} {late.loc[m, 'mean']:.1f} ± {late.loc[m, 'std']:.1f} %" for m in order)
+        if order:
+            said.append(f"{name(model)} on {SHOWN.get(dataset, dataset)}, mean and deviation over the last quarter of "
+                        f"{epochs} epochs, {seeds_of(part['seed'].nunique())}: {stated}.")
+    return said
+
+
+def decayed(runs: Iterable[Run]) -> Sentences:
+    """Mean γ of each layer after training, beside what weight decay alone would have left of γ = 1: a sentence a run.
+
+    Each step of plain SGD multiplies γ by 1 − learning rate × weight decay (Loshchilov & Hutter 2019, Sec. 2).
+    """
+    said = Sentences()
+    for run in runs:
+        c = run.config
+        if c.optimizer != "sgd" or c.schedule != "constant" or c.momentum or not run.gamma or (
+                "gamma" not in c.decay and c.decay != "all"):
+            continue
+        images = c.n_train or DATASETS.get(c.dataset, 50_000) - c.n_val
+        left = (1 - c.lr * c.weight_decay) ** (c.epochs * -(-images // c.batch_size))
+        means = ", ".join(f"{layer.split('.')[0]} {np.mean(gamma, dtype=float):.3f}"
+                          for layer, gamma in run.gamma.items())
+        said.append(f"{modification(c)}: mean γ {means}; weight decay alone would leave {left:.3f}.")
+    return said
 
 
 def layer_means(runs: Iterable[Run]) -> pd.DataFrame:
@@ -79,7 +117,8 @@ def surface(run: Run, layer: str, part: str = "gamma") -> pd.DataFrame:
 def _about(run: Run) -> dict:
     """What tells apart the runs of `09_dissect_batchnorm`."""
     return {"run": run.id, "dataset": run.config.dataset, "model": run.config.model, "positions": run.config.positions,
-            "modification": modification(run.config), "lr": run.config.lr, "seed": run.config.seed}
+            "modification": modification(run.config), "lr": run.config.lr, "epochs": run.config.epochs,
+            "seed": run.config.seed}
 
 
 def residual_and_plain(runs: Iterable[Run]) -> pd.DataFrame:

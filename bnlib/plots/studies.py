@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import histories, surface
-from bnlib.config import DEEPOBS, Config, parse_model
+from bnlib.config import DEEPOBS, Config, InputError, choose, parse_model
 from bnlib.plots.style import SYMBOL, colour, nothing_yet
 from bnlib.profiles import MODIFICATIONS, modification
 from bnlib.store import Run
-from bnlib.wording import SHOWN, seeds_of, trained
+from bnlib.wording import SHOWN, listed, seeds_of, trained
 from bnlib.wording import name as spelled
 
 
@@ -21,6 +21,10 @@ def shade(name: str) -> str:
     """The colour of a modification: of what trains, with the weights or alone, and black where no batch norm is."""
     parts = {"trained_bn": "all", "fixed_bn": "weights", "fixed_gamma": "beta", "fixed_beta": "gamma"}
     return "#000000" if name == "vanilla" else colour(parts.get(name.removesuffix(" alone"), name))
+
+
+#: One kind of line a modification, alone or not, so that grey print tells them apart too.
+DASHES = {"vanilla": "-", "trained_bn": "-", "fixed_bn": (0, (6, 1.5)), "fixed_gamma": "-.", "fixed_beta": ":"}
 
 
 def in_order(modifications: Iterable[str]) -> list[str]:
@@ -32,15 +36,18 @@ def in_order(modifications: Iterable[str]) -> list[str]:
 def courses(table: pd.DataFrame, line: str = "modification", panel: str | None = None, smooth: int = 0) -> Figure:
     """Training loss and test accuracy against epoch: a line a `modification` or `lr`, a column of panels a `panel`.
 
-    table: from `analysis.histories`; dashed: all other weights frozen. smooth: epochs of a Savitzky–Golay window, of a
-    polynomial of degree 2 (SciPy); 0: as measured.
+    table: from `analysis.histories`; thin: all other weights frozen. smooth: epochs of a Savitzky–Golay window, of a
+    polynomial of degree 2 (SciPy); 0: as measured. Raises InputError for a window that cannot be.
     """
+    if smooth and smooth < 3:
+        raise InputError(f"smooth={smooth}: must be 0, as measured, or a window of at least 3 epochs")
     if not len(table):
         return nothing_yet()
     by_name, viridis = line == "modification", plt.get_cmap("viridis")
     values = in_order(table[line]) if by_name else sorted(set(table[line]))
     styles = {value: {"color": shade(value) if by_name else viridis(0.85 * i / max(1, len(values) - 1)),
-                      "linestyle": "--" if str(value).endswith(" alone") else "-", "linewidth": 1.2}
+                      "linestyle": DASHES.get(str(value).removesuffix(" alone"), "-"),
+                      "linewidth": 0.7 if str(value).endswith(" alone") else 1.3}
               for i, value in enumerate(values)}
     panels = list(table[panel].unique()) if panel else [""]
     figure, grid = plt.subplots(2, len(panels), figsize=(1.6 + 2.9 * len(panels), 4.8), sharex=True, sharey="row",
@@ -49,7 +56,8 @@ def courses(table: pd.DataFrame, line: str = "modification", panel: str | None =
         part = table[table[panel] == name] if panel else table
         for (value, _), run in part.groupby([line, "run"]):
             for axes, score in zip(column, ("train_loss", "test_accuracy"), strict=True):
-                axes.plot(run["epoch"], smoothed(run[score].to_numpy(), smooth), **styles[value])
+                axes.plot(run["epoch"], smoothed(run[score].to_numpy(), smooth), marker="." if len(run) == 1 else "",
+                          **styles[value])
         column[0].set_title(name)
         column[-1].set_xlabel("epoch")
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -58,7 +66,9 @@ def courses(table: pd.DataFrame, line: str = "modification", panel: str | None =
     labels = [value if by_name else f"learning rate {value:g}" for value in values]
     figure.legend([plt.Line2D([], [], **styles[value]) for value in values], labels, loc="outside lower center",
                   ncols=4 if len(panels) > 1 else 2)
-    figure.suptitle(_about(table, smooth), x=0.01, ha="left", color="#555555", fontsize=8)
+    window = min(smooth, int(table.groupby("run")["epoch"].count().min()))
+    figure.suptitle(_stated(table) + f"; smoothed over {window} epochs" * (window > 2), x=0.01, ha="left",
+                    color="#555555", fontsize=8)
     return figure
 
 
@@ -88,7 +98,7 @@ def by_positions(table: pd.DataFrame) -> Figure:
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="test accuracy (%)", ylabel="batch norm at", ylim=(-0.5, len(masks) - 0.5))
     figure.legend(loc="outside lower center", ncols=3)
-    figure.suptitle(_about(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    figure.suptitle(_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
 
 
@@ -118,7 +128,7 @@ def layer_means(table: pd.DataFrame) -> Figure:
         axes.set_ylabel(f"mean {SYMBOL[part]}" + "\n(dotted: bias)" * biases)
     handles, labels = grid[0][-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(layers))
-    figure.suptitle(_about(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    figure.suptitle(_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
 
 
@@ -126,13 +136,15 @@ def surfaces(runs: Iterable[Run], layer: str | None = None, part: str = "gamma")
     """γ or β of one layer over channel and epoch, channels sorted by their final value: a column a run.
 
     Above as a surface, below as a contour plot, all in one scale. layer: None: the last between a block's convolutions.
+    Raises InputError for a layer that none of the runs has.
     """
     runs = list(runs)
     within = [name for run in runs for name in run.trajectory[part] if name.endswith(".bn1")]
     layer = layer or (within or [""])[-1]
-    runs = [run for run in runs if layer in run.trajectory[part]]
     if not runs:
         return nothing_yet()
+    choose("layer", layer, list(dict.fromkeys(name for run in runs for name in run.trajectory[part])))
+    runs = [run for run in runs if layer in run.trajectory[part]]
     tables = [surface(run, layer, part) for run in runs]
     levels = MaxNLocator(15).tick_values(min(table.to_numpy().min() for table in tables),
                                          max(table.to_numpy().max() for table in tables))
@@ -155,7 +167,7 @@ def surfaces(runs: Iterable[Run], layer: str | None = None, part: str = "gamma")
         below.set(xlabel=table.columns.name, ylabel="channel, by final value" if i == 1 else None)
         below.grid(visible=False)
     figure.colorbar(drawn, ax=figure.axes[1::2], label=f"{SYMBOL[part]} of {layer}", format="%g")
-    figure.suptitle(_about(histories(runs)), x=0.01, ha="left", color="#555555", fontsize=8)
+    figure.suptitle(_stated(histories(runs)), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
 
 
@@ -183,37 +195,44 @@ def gamma_against_beta(channels: pd.DataFrame) -> Figure:
         axes.axvline(0, color="#333333", linestyle=":", linewidth=0.8)
         for what in in_order(channels["modification"]):
             rows = channels[(channels["layer"] == layer) & (channels["modification"] == what)]
-            axes.scatter(rows["beta"], rows["gamma"], s=5, linewidths=0, alpha=0.6, color=shade(what), label=what)
+            cross = what == "fixed_bn"                        # all its channels are one point
+            axes.scatter(rows["beta"], rows["gamma"], color=shade(what), label=what, zorder=2 + cross,
+                         **{"marker": "x", "s": 40} if cross else {"s": 5, "linewidths": 0, "alpha": 0.6})
         count = channels[channels["layer"] == layer]["channel"].nunique()
         axes.set(xlabel="final β", title=f"{layer.split('.')[0]}: {count} channels")
     grid[0][0].set_ylabel("final γ")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, markerscale=2.5)
-    figure.suptitle(_about(channels), x=0.01, ha="left", color="#555555", fontsize=8)
+    figure.suptitle(_stated(channels), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
 
 
 def by_depth(table: pd.DataFrame) -> Figure:
     """Test accuracy against depth: residual (full lines) and plain (dashed), a panel what trains.
 
-    table: from `analysis.residual_and_plain`; hollow marks are published values.
+    table: from `analysis.residual_and_plain`; hollow marks are published values. Of what trains, the number of epochs
+    with most networks, of equals the longest training, so that no panel mixes 16 and 160.
     """
     if not len(table):
         return nothing_yet()
+    most = table.value_counts(["trained", "epochs"]).reset_index().sort_values(["count", "epochs"])
+    shown = most.drop_duplicates("trained", keep="last").set_index("trained")["epochs"]
+    table = table[table["epochs"] == table["trained"].map(shown)]
     modes = list(table["trained"].unique())
     figure, grid = plt.subplots(1, len(modes), figsize=(1 + 3.2 * len(modes), 3.4), sharex=True, squeeze=False)
     for axes, mode in zip(grid[0], modes, strict=True):
         of_mode = table[table["trained"] == mode]
         for kind, style in (("residual", "-o"), ("plain", "--s")):
-            for epochs, rows in of_mode.dropna(subset=f"{kind}, ours").groupby("epochs"):
-                accuracies = rows[f"{kind}, ours"]
-                axes.plot(rows["depth"], accuracies, style, color=colour(mode), label=f"{kind}, {epochs} epochs")
+            ours = of_mode.dropna(subset=f"{kind}, ours")
+            axes.plot(ours["depth"], ours[f"{kind}, ours"], style, color=colour(mode),
+                      label=kind if len(ours) else None)
             for source, marker in (("study", "o"), ("He et al.", "^")):
                 known = of_mode.dropna(subset=f"{kind}, {source}").drop_duplicates("depth")
                 axes.plot(known["depth"], known[f"{kind}, {source}"], style[:-1], marker=marker, linewidth=0.6,
                           markerfacecolor="none", color=colour(mode), alpha=0.6,
                           label=f"{kind}, {source}" if len(known) else None)
-        axes.set(xlabel="depth (layers)", title=f"{trained(mode)}, {seeds_of(of_mode['seeds'].min())}",
+        seeds = seeds_of(of_mode["seeds"].min())
+        axes.set(xlabel="depth (layers)", title=f"{trained(mode)}, {shown[mode]} epochs, {seeds}",
                  xticks=sorted(set(table["depth"])))
         axes.legend(fontsize=7.5)
     grid[0][0].set_ylabel("test accuracy (%)")
@@ -222,10 +241,10 @@ def by_depth(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _about(table: pd.DataFrame, smooth: int = 0) -> str:
-    """What the runs of a table have in common: network, dataset, seeds, smoothing."""
+def _stated(table: pd.DataFrame) -> str:
+    """What the runs of a table have in common: network, dataset, epochs, seeds."""
     models = "/".join(map(spelled, table["model"].unique()))
     sets = "/".join(SHOWN.get(d, d) for d in table["dataset"].unique())
-    seeds = table["seed"].nunique()
-    said = f"{models} on {sets}, {seeds} seed{'s' * (seeds > 1)}"
-    return said + (f"; smoothed over {smooth} epochs" if smooth else "")
+    epochs = listed(table["epochs"])
+    seeds = int(table["n"].max()) if "n" in table else table["seed"].nunique()
+    return f"{models} on {sets}, {epochs} epoch{'s' * (epochs != '1')}, {seeds_of(seeds)}"

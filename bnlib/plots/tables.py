@@ -62,5 +62,6 @@ def side_by_side(styler):
     """The table of `analysis.residual_and_plain`, for `DataFrame.style.pipe`: accuracies in %."""
     accuracies = [column for column in styler.data if "," in column]
     styler = styler.format(dict.fromkeys(accuracies, "{:.2f}") | {"trained": trained}, na_rep="–")
-    styler = styler.hide(axis="columns", subset=[column for column in styler.data if column == "dataset"])
+    silent = [column for column in styler.data if column == "dataset" or styler.data[column].isna().all()]
+    styler = styler.hide(axis="columns", subset=silent)
     return styler.hide(axis="index").set_uuid("side-by-side").set_properties(**{"text-align": "right"})
