@@ -56,15 +56,20 @@ def every_mode(configs: list[Config]) -> list[Config]:
     return list(dict.fromkeys(replace(config, trainable=mode) for config in configs for mode in MODES))
 
 
+def grids() -> dict[str, list[Config]]:
+    """The paper profile's grid as the notebooks list it, and its networks by depth and width in every mode."""
+    return {"the notebooks' grid": grid.campaign_configs("paper"),
+            "every mode": every_mode(grid.campaign_configs("paper", ["01_depth", "02_width"]))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--failures", type=float, default=0.01, help="deaths of a worker an hour (0.01)")
     parser.add_argument("--away", type=float, default=0.1, help="hours until it is back (0.1)")
     options = parser.parse_args()
     pd.set_option("display.float_format", "{:,.3f}".format)
-    paper = grid.campaign_configs("paper")
     for device, rates in plan.measured().items():
-        for name, configs in {"the notebooks' grid": paper, "every mode": every_mode(paper)}.items():
+        for name, configs in grids().items():
             hours = {config: plan.hours(config, rates) for config in configs}
             rows = [simulate(hours, n, options.failures, options.away) for n in WORKERS]
             longest = max(hours.values()) / sum(hours.values())

@@ -8,7 +8,10 @@ import contextlib
 import io
 import os
 import queue
+import signal
 import socket
+import sys
+import threading
 import time
 import uuid
 import warnings
@@ -21,7 +24,7 @@ import numpy as np
 import torch
 
 from bnlib import checkpoint, data, store, worker
-from bnlib.checkpoint import Paused
+from bnlib.checkpoint import Interrupted, Paused, Stop
 from bnlib.config import Config, InputError, resolve
 from bnlib.grid import work
 from bnlib.train import progress_bar
@@ -30,6 +33,9 @@ DEATHS = 3                # of its workers, after which a run is reported failed
 LOOK_SECONDS = 1.0        # between two looks at which workers are there
 FETCH_SECONDS = 10.0      # between two copies of a checkpoint from a worker without the results folder
 BUSY_SECONDS = 5.0        # until a run is tried again that another process trains
+CONNECT_SECONDS = 10.0    # until a scheduler that does not answer counts as none
+LONELY_SECONDS = 10.0     # without any worker, until that is said
+TELL_SECONDS = 60.0       # between two lines of progress where there is no terminal for a bar
 RUNS_A_GPU = 4            # at most, at a time
 SHOWN = 4                 # running runs that have a line of their own beside the bar
 
@@ -86,7 +92,8 @@ def connect(cluster) -> Iterator:
         if isinstance(cluster, Cluster):
             target = {"address": cluster}
         elif where == "local" or (where.isdigit() and int(where) > 0):
-            target = {"address": opened.enter_context(local(None if where == "local" else int(where)))}
+            with deaf_to_interrupts():                       # this process stops its workers, at a checkpoint
+                target = {"address": opened.enter_context(local(None if where == "local" else int(where)))}
         elif "://" in where:
             target = {"address": where}
         elif Path(where).is_file():
@@ -95,10 +102,23 @@ def connect(cluster) -> Iterator:
             raise InputError(f"cluster={cluster!r}: must be a number of local workers, local, an address such as "
                              "tcp://host:8786, a scheduler file that is there, or a Dask Cluster or Client")
         try:
-            client = opened.enter_context(Client(**target, set_as_default=False))
+            client = opened.enter_context(Client(**target, set_as_default=False, timeout=CONNECT_SECONDS))
         except (OSError, ValueError) as error:
             raise InputError(f"cluster={cluster!r}: no Dask scheduler answers there ({error})") from None
         yield client
+
+
+@contextlib.contextmanager
+def deaf_to_interrupts():
+    """Processes that are started within do not hear a terminal's Ctrl-C, which goes to all that it shows."""
+    if threading.current_thread() is not threading.main_thread():         # Python gives signals to no other thread
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def local(workers: int | None = None):
@@ -146,7 +166,8 @@ class Place:
     folder: str               # of its machine, for what is not shared
     machine: str              # host and cores, which several workers may share
     cores: int
-    data: str | None          # where data that was shipped to it lies
+    data: str                 # where data that is shipped to it lies
+    shipped: list[str]        # which sets were
 
     @property
     def room(self) -> float:
@@ -175,11 +196,12 @@ def train_all(configs: list[Config], cluster, *, results: str | Path = "results"
 
     cluster: as for `connect`. deadline: `time.time()` at which workers stop at a checkpoint. Other options as for
     `run`. What neither finished nor failed is not yet done. A run whose worker dies goes on from its checkpoint on
-    another, until its third death. Raises InputError where the scheduler is lost or a worker has other versions.
+    another, until its third death. SIGINT and SIGTERM stop workers at a checkpoint. Raises InputError where the
+    scheduler is lost or the first worker has other versions; one that comes later with others is left out.
     """
     results = resolve(results)
     store.check_writable(results)
-    with connect(cluster) as client, contextlib.ExitStack() as opened:
+    with connect(cluster) as client, Stop() as stop, contextlib.ExitStack() as opened:
         if client.dashboard_link:
             print(f"dashboard: {client.dashboard_link}", flush=True)
         grid = Grid(client, configs, results, deadline, options)
@@ -188,6 +210,10 @@ def train_all(configs: list[Config], cluster, *, results: str | Path = "results"
         lines = [opened.enter_context(status_line(place)) for place in range(1, SHOWN + 1)]
         try:
             while (grid.waiting and not grid.late()) or grid.running:
+                if stop.asked():
+                    name = signal.Signals(stop.signal).name
+                    raise Interrupted(f"stopped by {name}: {len(grid.found)} runs are done, the others stop at "
+                                      "checkpoints; the same command or cell goes on", stop.signal)
                 grid.look()
                 grid.start()
                 grid.hear(time.time() + LOOK_SECONDS)
@@ -221,6 +247,8 @@ class Grid:
         self.failed: dict[Config, str] = {}
         self.deaths: Counter = Counter()
         self.places: dict[str, Place] = {}
+        self.refused: set[str] = set()                # workers of other versions
+        self.told_at, self.lonely = time.time(), False
         self.fingerprints: dict[str, str] = {}
         self.inbox: queue.Queue = queue.Queue()       # futures that are done, and what workers tell of their runs
         self.topic = f"bnlib-{uuid.uuid4().hex}"
@@ -254,11 +282,11 @@ class Grid:
             del self.places[address]
             for config in [c for c, running in self.running.items() if running.place.address == address]:
                 self.died(config, f"{address} is gone")
-        if come := sorted(set(there) - set(self.places)):
+        if come := sorted(set(there) - set(self.places) - self.refused):
             self.greet(come)
 
     def greet(self, addresses: list[str]) -> None:
-        """Takes in workers: InputError for one of other versions; data goes to each machine that lacks some."""
+        """Takes in workers of these versions, the first of which must be; data goes to each machine that lacks some."""
         sets = sorted({config.dataset for config in self.waiting})
         said = self.client.run(worker.greet, [str(mark) for mark in self.marks], list(self.configs), sets,
                                workers=addresses, on_error="return")
@@ -270,14 +298,16 @@ class Grid:
                 raise InputError(f"worker {address} cannot answer ({type(words).__name__}: {words}); it needs "
                                  f"{_in_words(own)}, as here")
             if words["versions"] != own:
-                raise InputError(f"worker {address} has {_in_words(words['versions'])}, and here is {_in_words(own)}; "
-                                 "they must be the same")
-            shipped = None
-            if words["lacks"]:
-                shipped = str(Path(words["folder"]) / "data")
-                self.ship(address, shipped, sets)
-            self.places[address] = Place(address, words["slots"], words["gpus"], words["shared"], words["folder"],
-                                         str(words["machine"]), words["cores"], shipped)
+                differ = f"worker {address} has {_in_words(words['versions'])}, and here is {_in_words(own)}"
+                if not self.places:
+                    raise InputError(f"{differ}; they must be the same")
+                warnings.warn(f"{differ}; it gets no runs", stacklevel=2)
+                self.refused.add(address)
+                continue
+            place = Place(address, words["slots"], words["gpus"], words["shared"], words["folder"],
+                          str(words["machine"]), words["cores"], str(Path(words["folder"]) / "data"), words["lacks"])
+            self.ship(address, place.data, place.shipped)
+            self.places[address] = place
             for run_id in words["finished"] if not words["shared"] else ():     # for a caller that was lost
                 if self.configs[run_id] in self.waiting:
                     self.receive(self.configs[run_id], address, self.ask(address, worker.read_record, run_id))
@@ -285,7 +315,7 @@ class Grid:
     def ship(self, address: str, folder: str, sets: list[str]) -> None:
         """Sends datasets to the machine of a worker, unless another worker there has them by now."""
         for name in sets:
-            if name != "digits" and not self.ask(address, worker.holds, folder, name):
+            if not self.ask(address, worker.holds, folder, name):
                 found, content = data.load(name), io.BytesIO()
                 if not isinstance(found, data.Dataset):
                     raise InputError(f"{name}: images that are streamed from disk are not sent to other machines; put "
@@ -337,10 +367,10 @@ class Grid:
         job = {
             "config": config.to_dict(), "fingerprint": self.fingerprints[name], "topic": self.topic,
             "results": self.results_on(place), "shared": place.shared, "threads": max(1, place.cores // neighbours),
-            "environment": {"BNLIB_DATA": place.data} if place.data else {},
+            "environment": {"BNLIB_DATA": place.data} if name in place.shipped else {},
             "options": self.options | {"deadline": self.deadline},
         }
-        key = config.id + (f"-again{self.deaths[config]}" if self.deaths[config] else "")
+        key = f"{config.id}-{self.topic}-{self.deaths[config]}"         # of this call alone: another has its own folder
         future = self.client.submit(worker.train_job, job, begun, key=key, pure=False, workers=[place.address],
                                     resources={"GPU": place.share(config)} if place.gpus else None)
         self.waiting.remove(config)
@@ -423,7 +453,7 @@ class Grid:
             self.waiting.remove(config)
 
     def wait(self, config: Config) -> None:
-        self.waiting = longest_first([*self.waiting, config])
+        self.waiting = longest_first([config, *self.waiting])          # before others as long: it has begun
 
     def died(self, config: Config, reason: str) -> None:
         """Its worker died with it: it waits for another, unless it was the third."""
@@ -453,6 +483,13 @@ class Grid:
         bar.set_description_str(said[0])
         for line, text in zip(lines, said[1:] + [""] * len(lines), strict=False):
             line.set_description_str(text)
+        now, silent = time.time(), os.environ.get("BNLIB_PROGRESS") == "0"
+        if not self.places and not self.lonely and now - self.told_at > LONELY_SECONDS:
+            self.lonely = True
+            print(f"{self.scheduler}: no workers yet; waiting for the first", file=sys.stderr, flush=True)
+        if bar.disable and not silent and now - self.told_at > TELL_SECONDS:          # into a log, without a terminal
+            self.told_at = now
+            print("; ".join(said), file=sys.stderr, flush=True)
 
     def said(self) -> list[str]:
         """The counts, and a line for each of some running runs: what, where, epoch, images/s."""

@@ -126,6 +126,8 @@ def campaign_configs(profile_name: str, notebooks: Iterable[str] | None = None, 
     """All configs that the notebooks (None: all of them) list for a profile, each once."""
     folder = resolve("notebooks")
     names = sorted(file.stem for file in folder.glob("*.ipynb")) if notebooks is None else notebooks
+    if not names:
+        raise InputError(f"{folder}: no notebooks there, which list the grids; run from the repository's folder")
     return list(dict.fromkeys(
         config for name in names
         for config in notebook_configs(folder / f"{name}.ipynb", profile_name=profile_name, **parameters)))

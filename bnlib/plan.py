@@ -60,10 +60,11 @@ def hours(config: Config, rates: dict[tuple[str, str], float]) -> float:
 def table(configs: Iterable[Config], rates: dict[tuple[str, str], float]) -> pd.DataFrame:
     """A row a network and mode, smallest first: runs, images/s and whether measured, hours a run, hours in all."""
     rows = [{"network": c.model, "trained": c.trainable, "runs": 1, "images/s": images_per_second(c, rates)[0],
-             "from": "measured" if images_per_second(c, rates)[1] else "estimated", "hours a run": hours(c, rates),
-             "hours": hours(c, rates), "size": models.multiply_adds(c.model)} for c in configs]
-    by = pd.DataFrame(rows).groupby(["size", "network", "trained", "from", "images/s", "hours a run"])
-    return by.agg({"runs": "sum", "hours": "sum"}).reset_index().drop(columns="size")
+             "from": "measured" if images_per_second(c, rates)[1] else "estimated", "epochs": c.epochs,
+             "hours a run": hours(c, rates), "hours": hours(c, rates), "size": models.multiply_adds(c.model)}
+            for c in configs]
+    by = pd.DataFrame(rows).groupby(["size", "network", "trained", "from", "images/s", "epochs"])
+    return by.agg({"runs": "sum", "hours a run": "mean", "hours": "sum"}).reset_index().drop(columns="size")
 
 
 def text(configs: list[Config], results: str | Path = "results", price: float | None = None,
@@ -72,7 +73,7 @@ def text(configs: list[Config], results: str | Path = "results", price: float | 
 
     Raises InputError where no device was measured.
     """
-    said = []
+    said = {}
     for device, rates in measured(results).items():
         if len({trainable for _, trainable in rates} & {"bn", "all"}) < 2:     # too little was measured there
             continue
@@ -83,8 +84,8 @@ def text(configs: list[Config], results: str | Path = "results", price: float | 
                  f"{known:.0%} of them from networks that were measured"]
         costs += [f"{total * watts / 1000:,.0f} kWh at {watts:g} W"] if watts is not None else []
         costs += [f"{total * price:,.2f} at {price:g} an hour"] if price is not None else []
-        said.append(f"{device}: {len(configs)} runs, " + ", ".join(costs) + "\n" + found.to_string(
+        said[device] = (known, f"{device}: {len(configs)} runs, " + ", ".join(costs) + "\n" + found.to_string(
             index=False, formatters=dict.fromkeys(("images/s", "hours a run", "hours"), "{:,.1f}".format)))
     if not said:
         raise InputError(f"no images/s were measured in {resolve(results)}: `make bench` or a run on CIFAR-10 does it")
-    return "\n\n".join(said)
+    return "\n\n".join(about for _, about in sorted(said.values(), reverse=True))      # the best known device first

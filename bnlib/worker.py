@@ -75,8 +75,27 @@ def train_job(job: dict, begun: bytes | None) -> dict[str, bytes] | None:
 
 def train_here(job: dict, begun: bytes | None, report: Callable[[dict], bool]) -> dict[str, bytes] | None:
     """The run, in this process. report: tells the caller of an epoch, and returns whether the run is still wanted."""
-    os.environ.update(job["environment"])
     torch.set_num_threads(job["threads"])
+    with environment(job["environment"]):
+        return _train(job, begun, report)
+
+
+@contextlib.contextmanager
+def environment(changes: dict[str, str]):
+    """The process's environment with these changes, and afterwards without them."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _train(job: dict, begun: bytes | None, report: Callable[[dict], bool]) -> dict[str, bytes] | None:
     config, results = Config.from_dict(job["config"]), job["results"]
     if (found := data.load(config.dataset).fingerprint) != job["fingerprint"]:
         raise InputError(f"{config.dataset}: fingerprint {found[:16]}… on {socket.gethostname()}, and "

@@ -4,18 +4,19 @@ Runs where jobs can be submitted, and stays there while they work; stopped and s
 """
 
 import argparse
+import os
 import sys
 
+import dask
 from dask_jobqueue import SLURMCluster
 
 from bnlib import run_all
-from bnlib.config import choose
 from bnlib.grid import campaign_configs
 from bnlib.profiles import PROFILES
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="paper", help=", ".join(PROFILES))
+    parser.add_argument("--profile", default="paper", choices=list(PROFILES), metavar="NAME", help=", ".join(PROFILES))
     parser.add_argument("--jobs", type=int, default=4, help="jobs at a time, each with one worker (4)")
     parser.add_argument("--partition", help="Slurm's partition; its default one")
     parser.add_argument("--account", help="whom the hours are charged to")
@@ -26,7 +27,9 @@ if __name__ == "__main__":
     parser.add_argument("--interface", help="the network by which jobs reach this machine, such as ib0")
     parser.add_argument("--budget", help="stop cleanly after so long: 30m, 12h")
     options = parser.parse_args()
-    choose("profile", options.profile, PROFILES)
+    # the dashboard answers on this machine alone, unless BNLIB_DASHBOARD binds it elsewhere; `ssh -L` brings it nearer
+    bound = os.environ.get("BNLIB_DASHBOARD", "127.0.0.1:0")
+    dask.config.set({"distributed.dashboard.link": f"http://{bound.rpartition(':')[0]}:{{port}}/status"})
 
     with SLURMCluster(
         queue=options.partition, account=options.account, walltime=options.walltime, interface=options.interface,
@@ -34,7 +37,7 @@ if __name__ == "__main__":
         processes=1, memory=options.memory, job_cpu=options.cores, python=sys.executable,
         job_extra_directives=["--requeue", *([f"--gres=gpu:{options.gpus}"] if options.gpus else [])],
         worker_extra_args=["--lifetime-stagger", "2m", *(["--resources", "GPU=1"] if options.gpus else [])],
-        scheduler_options={"dashboard_address": "127.0.0.1:0"},
+        scheduler_options={"dashboard_address": bound},
     ) as cluster:
         cluster.scale(jobs=options.jobs)               # a job that is pre-empted or out of time is followed by another
         runs = run_all(campaign_configs(options.profile), cluster=cluster, budget=options.budget,

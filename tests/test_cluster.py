@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import queue
 import shutil
 import signal
 import socket
@@ -11,13 +12,16 @@ import sys
 import tempfile
 import threading
 import time
+import types
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bnlib import Config, InputError, run, run_all, store
+from benchmarks import scale
+from bnlib import Config, InputError, plan, run, run_all, store
 from bnlib.config import resolve
 from bnlib.grid import campaign_configs
 from tests import workers
@@ -137,7 +141,7 @@ def test_the_longest_run_starts_first_on_the_worker_with_the_most_room():
 
 def test_small_networks_share_a_gpu_and_do_not_keep_a_large_one_waiting_for_ever():
     small, wide = [Config(seed=seed) for seed in range(9)], Config(model="resnet14x8")
-    place = cluster.Place("a", slots=4, gpus=1.0, shared=True, folder="", machine="", cores=8, data=None)
+    place = cluster.Place("a", slots=4, gpus=1.0, shared=True, folder="", machine="", cores=8, data="", shipped=[])
     share = lambda config, _: place.share(config)        # noqa: E731
     assert len(cluster.assign(small, {"a": 1.0}, share)) == 4
     assert cluster.assign([wide, *small], {"a": 0.75}, share) == []
@@ -241,6 +245,64 @@ def test_a_run_that_kills_its_workers_is_given_up_at_the_third_and_the_rest_goes
     assert [r.config for r in runs] == [good] and runs.missing == [deadly]
     assert "died 3 times" in runs.failed[deadly]
     TALLY["faults injected"] += 3
+
+
+def test_a_worker_that_lacks_one_set_gets_that_one_and_reads_its_own(tmp_path, monkeypatch):
+    """And what the process of a worker was told for one run is forgotten after it."""
+    monkeypatch.setenv("BNLIB_DATA", "its own")
+    with worker.environment({"BNLIB_DATA": "shipped", "BNLIB_NEW": "1"}):
+        assert (os.environ["BNLIB_DATA"], os.environ["BNLIB_NEW"]) == ("shipped", "1")
+    assert os.environ["BNLIB_DATA"] == "its own" and "BNLIB_NEW" not in os.environ
+    place, sent = cluster.Place("tcp://there:1", 1, 0, False, "there", "there", 2, "there/data", ["noise"]), []
+    grid = cluster.Grid.__new__(cluster.Grid)
+    grid.fingerprints, grid.places, grid.deaths = {"noise": "a", "digits": "b"}, {place.address: place}, Counter()
+    grid.waiting = [Config(**TINY), Config(**TINY | {"dataset": "noise", "n_train": None})]
+    grid.topic, grid.results, grid.options, grid.deadline, grid.running = "call", tmp_path, {}, None, {}
+    grid.inbox = queue.Queue()
+    grid.client = types.SimpleNamespace(submit=lambda work, job, *rest, **options: sent.append(job) or
+                                        types.SimpleNamespace(add_done_callback=lambda call: None))
+    for config in list(grid.waiting):
+        grid.submit(config, place, None, None)
+    assert [job["environment"] for job in sent] == [{}, {"BNLIB_DATA": "there/data"}]
+
+
+def test_two_calls_with_one_config_and_two_folders_have_a_record_each(two, tiny, tmp_path):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    threads = [threading.Thread(target=run_all, args=([dataclasses.replace(tiny, epochs=6)],),
+                                kwargs={"cluster": two, "results": folder}) for folder in folders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    first, second = (store.find(dataclasses.replace(tiny, epochs=6), folder) for folder in folders)
+    assert files(first) == files(second)
+
+
+def test_the_simulated_grid_keeps_sixteen_workers_busy():
+    hours = {config: plan.hours(config, next(iter(plan.measured().values()))) for config in scale.grids()["every mode"]}
+    assert scale.simulate(hours, 16, failures=0.01)["utilisation"] >= 0.9
+
+
+def test_a_worker_that_comes_later_with_another_version_gets_no_runs(two, tiny, tmp_path, monkeypatch):
+    """Of two workers the second in order answers as one of another version would."""
+    changed, greet = {"versions": {"bnlib": "9.9"}}, distributed.Client.run
+
+    def answer(client, question, *arguments, **options):
+        said = greet(client, question, *arguments, **options)
+        return {address: words | (changed if i else {}) if isinstance(words, dict) and "versions" in words else words
+                for i, (address, words) in enumerate(sorted(said.items()))}
+    monkeypatch.setattr(distributed.Client, "run", answer)
+    with pytest.warns(UserWarning, match=r"has bnlib 9\.9, and here is bnlib .*; it gets no runs"):
+        runs = run_all([dataclasses.replace(tiny, seed=s) for s in (0, 1)], cluster=two, results=tmp_path / "results")
+    assert len(runs) == 2
+
+
+def test_ctrl_c_stops_at_checkpoints_and_says_how_to_go_on(two, tmp_path):
+    long, results = dataclasses.replace(LONGER, epochs=400), tmp_path / "results"
+    when(store.checkpoint_file(long, results).exists, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT: 0 runs are done, the others stop at checkpoints"):
+        run_all([long], cluster=two, results=results)
+    assert store.checkpoint_file(long, results).exists() and not list(results.rglob(".bnlib-*"))
 
 
 def test_a_worker_of_another_version_is_an_error_that_names_both(outside, tiny, tmp_path):
