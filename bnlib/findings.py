@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from bnlib.analysis import DEAD, accuracy, dead_features, plain
+from bnlib.analysis import DEAD, accuracy, dead_features, plain, residual_and_plain
 from bnlib.store import Run
-from bnlib.wording import SHOWN, Sentences, name, spread, trained
+from bnlib.wording import SHOWN, Sentences, name, seeds_of, spread, trained
 
 
 def summary(runs: Iterable[Run], dataset: str | None = None, planned: int | None = None) -> Sentences:
@@ -30,10 +30,11 @@ def summary(runs: Iterable[Run], dataset: str | None = None, planned: int | None
     shares = [f"training {trained(what)} leaves {_range(values)} % of all |γ| below {DEAD}"
               for what, values in share.items() if len(values)]
     said += [f"Switched off: {'; '.join(shares)}."] if shares else []
+    said += _without_shortcuts(everything, dataset)
     if planned is not None:
         epochs = pd.Series([run.config.epochs for run in everything]).value_counts().sort_index()
         said.append(f"{len(everything):,} of {planned:,} planned runs are there: "
-                    + ", ".join(f"{n} of {e} epochs" for e, n in epochs.items()) + ".")
+                    + ", ".join(f"{n} run{'s' * (n > 1)} of {e} epoch{'s' * (e > 1)}" for e, n in epochs.items()) + ".")
     return said
 
 
@@ -44,7 +45,7 @@ def _alone(runs: list[Run], longest: pd.DataFrame) -> list[str]:
     said = []
     for row in alone.iloc[sorted({0, alone["mean"].argmax()})].itertuples():
         full = next(longest[longest.index == (row.Index, "all")].itertuples(), None)
-        rest = f"; all of them reach {spread(full)} after {full.epochs}" if full else ""
+        rest = f"; training all of them reaches {spread(full)} after {full.epochs}" if full else ""
         share = f"{row.parameters:,} of its {total[row.Index]:,} parameters ({row.parameters / total[row.Index]:.1%})"
         said.append(f"{name(row.Index)} on {SHOWN.get(row.dataset, row.dataset)}, training only γ and β, {share}, "
                     f"reaches {spread(row)} after {row.epochs} epochs{rest}.")
@@ -72,6 +73,20 @@ def _parts(table: pd.DataFrame) -> list[str]:
     stated = ", ".join(f"{trained(row.trainable)} {row.mean:.1f} %"
                        for row in of_one.sort_values("mean", ascending=False).itertuples())
     return [f"Which half does the work, on {name(model)}, {epochs} epochs: {stated}."]
+
+
+def _without_shortcuts(runs: list[Run], dataset: str | None) -> list[str]:
+    """BN-only accuracy with shortcuts and without, at the depths at which both were trained for as long."""
+    table = residual_and_plain(run for run in runs if run.config.trainable == "bn"
+                               and dataset in (None, run.config.dataset))
+    both = table.dropna(subset=["residual, ours", "plain, ours"])
+    if both.empty:
+        return []
+    longest = both[both["epochs"] == both["epochs"].max()]
+    stated = "; ".join(f"{row['plain, ours']:.1f} % at depth {row['depth']}, with them {row['residual, ours']:.1f} %"
+                       for _, row in longest.iterrows())
+    return [f"Without shortcuts BN only reaches {stated} ({longest['epochs'].iloc[0]} epochs, "
+            f"{seeds_of(longest['seeds'].min())})."]
 
 
 def _range(values: pd.Series) -> str:

@@ -15,6 +15,8 @@ from bnlib.config import DATASETS, Config, InputError, choose, resolve
 from bnlib.profiles import modified, profile, variant
 from bnlib.train import progress_bar, run
 
+NAMED = 6                 # missing runs, at most, that a notebook names
+
 
 class Runs(list):
     """The finished runs of a grid, in the grid's order; `.missing` are the configs without one.
@@ -27,8 +29,9 @@ class Runs(list):
         self.missing, self.failed = missing, failed or {}
 
     def _repr_markdown_(self) -> str:
-        text = f"{len(self)} of {len(self) + len(self.missing)} runs are there"
-        return text + (f"; not yet run: {', '.join(f'`{c.id}`' for c in self.missing)}." if self.missing else ".")
+        text, more = f"{len(self)} of {len(self) + len(self.missing)} runs are there", len(self.missing) - NAMED
+        named = ", ".join(f"`{config.id}`" for config in self.missing[:NAMED]) + f" and {more} more" * (more > 0)
+        return text + (f"; not yet run: {named}." if self.missing else ".")
 
 
 def work(config: Config) -> float:

@@ -236,7 +236,7 @@ def _narrow_beats(runs: list[Run]) -> tuple:
     pairs = [(run, full[key]) for run in runs
              if run.config.trainable == "bn" and run.config.width == 1
              and (key := (narrow(run.config.model), run.config.epochs, run.config.seed)) in full]
-    return ("At as many trained parameters, a narrow network trained in full beats BN only", "this report", "–",
+    return ("At about as many trained parameters, a narrow network trained in full beats BN only", "this report", "–",
             *_paired(pairs, "BN only", "narrow", percent_right))
 
 

@@ -418,7 +418,11 @@ def test_which_half_is_told_by_the_last_quarter_of_training():
         return made
     runs = [fake("all", [0.1] * 6 + [0.72, 0.74], "none"), fake("weights", [0.9] * 6 + [0.76, 0.78])]
     (said,) = analysis.which_half(runs)
-    assert "vanilla 73.0 ± 1.4 %, fixed_bn 77.0 ± 1.4 %" in said and analysis.which_half([]) == []
+    assert "(`vanilla`) 73.0 ± 1.4 %, normalisation alone (`fixed_bn`) 77.0 ± 1.4 %" in said
+    runs.append(fake("all", [0.1] * 6 + [0.77, 0.78]))
+    assert analysis.which_half(runs)[1] == ("Normalisation alone changes that by +4.0 points; training γ and β with "
+                                            "it, by +0.5 more.")
+    assert analysis.which_half([]) == []
 
 
 def test_what_weight_decay_alone_would_leave_of_gamma(logged):

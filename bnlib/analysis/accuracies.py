@@ -120,7 +120,7 @@ def compare(table: pd.DataFrame, published: pd.DataFrame) -> Sentences:
             said.append(f"{name(row.model)}, {trained(row.trainable)}: {spread(row)} after {row.epochs} epochs; "
                         f"{other.source} ({other.where}): {other.value:g} %; "
                         f"difference {row.mean - other.value:+.1f} points.")
-    if not said:
+    if not said and (table["n"] > 0).any():
         said.append("None of these settings has been published; the numbers stand for themselves.")
     return said
 

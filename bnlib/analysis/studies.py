@@ -7,7 +7,7 @@ import pandas as pd
 
 from bnlib.analysis.accuracies import accuracy, published
 from bnlib.config import DATASETS, choose, parse_model
-from bnlib.profiles import MODIFICATIONS, PRESETS, modification, variant
+from bnlib.profiles import PRESETS, modification, variant
 from bnlib.store import Run
 from bnlib.wording import SHOWN, Sentences, name, seeds_of
 
@@ -47,6 +47,11 @@ def by_positions(runs: Iterable[Run]) -> pd.DataFrame:
         mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"))
 
 
+#: What stands where each modification was made, all other weights trained.
+HALVES = {"vanilla": "no batch norm", "trained_bn": "all of it", "fixed_bn": "normalisation alone",
+          "fixed_gamma": "with β, without γ", "fixed_beta": "with γ, without β"}
+
+
 def which_half(runs: Iterable[Run]) -> Sentences:
     """What each modification of batch norm at all positions reaches, beside no batch norm: a sentence a network.
 
@@ -57,11 +62,15 @@ def which_half(runs: Iterable[Run]) -> Sentences:
     said = Sentences()
     for (dataset, model, epochs), part in table.groupby(["dataset", "model", "epochs"]) if len(table) else ():
         late = part[part["epoch"] > 0.75 * epochs].groupby("modification")["test_accuracy"].agg(["mean", "std"])
-        order = [m for m in MODIFICATIONS if m in late.index and not m.endswith(" alone")]
-        stated = ", ".join(f"{m} {late.loc[m, 'mean']:.1f} ± {late.loc[m, 'std']:.1f} %" for m in order)
+        order = [m for m in HALVES if m in late.index]
+        stated = ", ".join(f"{HALVES[m]} (`{m}`) {late.loc[m, 'mean']:.1f} ± {late.loc[m, 'std']:.1f} %" for m in order)
         if order:
             said.append(f"{name(model)} on {SHOWN.get(dataset, dataset)}, mean and deviation over the last quarter of "
                         f"{epochs} epochs, {seeds_of(part['seed'].nunique())}: {stated}.")
+        if {"vanilla", "fixed_bn", "trained_bn"} <= set(order):
+            none, alone, whole = (late.loc[m, "mean"] for m in ("vanilla", "fixed_bn", "trained_bn"))
+            said.append(f"Normalisation alone changes that by {alone - none:+.1f} points; training γ and β with it, by "
+                        f"{whole - alone:+.1f} more.")
     return said
 
 

@@ -94,7 +94,7 @@ def feature_maps(table: pd.DataFrame) -> Figure:
     figure.colorbar(drawn, ax=grid[:, 1:], label="output of the ReLU", aspect=15, shrink=0.85)
     first = maps.iloc[0]
     figure.suptitle(f"{name(first['model'])}, {trained(first['trainable'])}, {first['epochs']} epochs, one run; layer "
-                    f"`{first['layer']}`: largest and smallest |γ|; in bold: |γ| < {DEAD}", x=0.01, ha="left",
+                    f"{first['layer']}: largest and smallest |γ|; in bold: |γ| < {DEAD}", x=0.01, ha="left",
                     color="#555555", fontsize=8)
     return figure
 

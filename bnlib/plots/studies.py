@@ -226,7 +226,7 @@ def by_depth(table: pd.DataFrame) -> Figure:
             ours = of_mode.dropna(subset=f"{kind}, ours")
             axes.plot(ours["depth"], ours[f"{kind}, ours"], style, color=colour(mode),
                       label=kind if len(ours) else None)
-            for source, marker in (("study", "o"), ("He et al.", "^")):
+            for source, marker in (("study", style[-1]), ("He et al.", "^")):
                 known = of_mode.dropna(subset=f"{kind}, {source}").drop_duplicates("depth")
                 axes.plot(known["depth"], known[f"{kind}, {source}"], style[:-1], marker=marker, linewidth=0.6,
                           markerfacecolor="none", color=colour(mode), alpha=0.6,
