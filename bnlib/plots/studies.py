@@ -234,7 +234,7 @@ def by_depth(table: pd.DataFrame) -> Figure:
         seeds = seeds_of(of_mode["seeds"].min())
         axes.set(xlabel="depth (layers)", title=f"{trained(mode)}, {shown[mode]} epochs, {seeds}",
                  xticks=sorted(set(table["depth"])))
-        axes.legend(fontsize=7.5)
+        axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     grid[0][0].set_ylabel("test accuracy (%)")
     figure.suptitle("/".join(SHOWN.get(d, d) for d in table["dataset"].unique()), x=0.01, ha="left", color="#555555",
                     fontsize=8)
