@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from bnlib.analysis import comparable
 from bnlib.config import Config, parse_model
 from bnlib.config import random_weights as random_weights_of
-from bnlib.plots.style import MARKERS, colour, nothing_yet, seeds_stated
+from bnlib.plots.style import MARKERS, colour, nothing_yet, seeds_stated, smallest_first
 from bnlib.store import Run
 from bnlib.wording import SHOWN, listed, name, trained
 
@@ -77,7 +77,7 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
     table = comparable(table)
     settings = table.groupby(by)["mean"].mean().sort_values().index.tolist()
     modes = table.groupby("trainable")["mean"].mean().sort_values().index.tolist() if by == "variant" else []
-    networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    networks = smallest_first(table)
     figure, grid = plt.subplots(1, len(networks), figsize=(2.4 + 3 * len(networks), 1.1 + 0.28 * len(settings)),
                                 sharey=True, sharex=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
@@ -163,7 +163,7 @@ def random_weights(table: pd.DataFrame) -> Figure:
     if not len(chosen):
         return nothing_yet()
     chosen["weights"] = chosen["trainable"].map(random_weights_of)
-    networks = chosen.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    networks = smallest_first(chosen)
     figure, grid = plt.subplots(1, len(networks), figsize=(1.6 + 2.6 * len(networks), 3), sharey=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
         line = chosen[chosen["model"] == model].sort_values("weights")

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from bnlib.analysis import DEAD, comparable
-from bnlib.plots.style import colour, nothing_yet, runs_stated
+from bnlib.plots.style import colour, nothing_yet, runs_stated, smallest_first
 from bnlib.wording import listed, name, trained
 
 
@@ -18,7 +18,7 @@ def thresholds(table: pd.DataFrame) -> Figure:
     if not len(table):
         return nothing_yet()
     table = comparable(table)
-    networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    networks = smallest_first(table)
     figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.7 * len(networks), 3), sharey=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
         for (trainable, _), line in table[table["model"] == model].groupby(["trainable", "seed"]):
@@ -46,7 +46,7 @@ def activations(table: pd.DataFrame) -> Figure:
     if not len(table):
         return nothing_yet()
     table = comparable(table)
-    networks = table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    networks = smallest_first(table)
     figure, grid = plt.subplots(2, len(networks), figsize=(1 + 2.7 * len(networks), 4.6), sharex="col", sharey="row",
                                 squeeze=False)
     titles = {"zero": "outputs that are 0 (%)", "silent": "channels that never fire (%)"}

@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from bnlib.analysis import DEAD, comparable
-from bnlib.plots.style import COLOURS, SYMBOL, colour, nothing_yet, seeds_stated
+from bnlib.plots.style import COLOURS, SYMBOL, colour, nothing_yet, seeds_stated, smallest_first
 from bnlib.store import Run
 from bnlib.wording import name, trained
 
@@ -20,7 +20,7 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
     if not len(channels):
         return nothing_yet()
     channels = comparable(channels)
-    networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    networks = smallest_first(channels)
     figure, grid = plt.subplots(2, len(networks), figsize=(1.2 + 2.1 * len(networks), 3.8), sharex="row",
                                 squeeze=False)
     for row, part in zip(grid, ("gamma", "beta"), strict=True):
@@ -46,7 +46,7 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
     if not len(channels):
         return nothing_yet()
     channels = comparable(channels)
-    networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    networks = smallest_first(channels)
     figure, grid = plt.subplots(1, len(networks), figsize=(1.2 + 3.2 * len(networks), 3), sharey=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
         for trainable, values in channels[channels["model"] == model].groupby("trainable"):
@@ -101,7 +101,7 @@ def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
     if not len(channels):
         return nothing_yet()
     channels = comparable(channels)
-    networks = channels.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    networks = smallest_first(channels)
     layers = int(channels["number"].max())
     figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.6 * len(networks), 1.4 + min(0.24 * layers, 6)),
                                 sharex=True, squeeze=False)

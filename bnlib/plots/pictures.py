@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import DEAD, dead_by_layer, dead_features
 from bnlib.features import as_map
-from bnlib.plots.style import colour, nothing_yet
+from bnlib.plots.style import colour, nothing_yet, smallest_first
 from bnlib.store import Run
 from bnlib.wording import SHOWN, listed, name, seeds_of, trained
 
@@ -110,7 +110,7 @@ def switched_off(runs: list[Run], thresholds: pd.DataFrame, below: float = DEAD)
         return nothing_yet()
     shares = shares[shares["epochs"] == shares.groupby("model")["epochs"].transform("max")]
     totals = dead_features(runs, below).set_index(["model", "trainable", "epochs"])
-    networks = shares.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+    networks = smallest_first(shares)
     figure, grid = plt.subplots(2, len(networks), figsize=(1.4 + 2.6 * len(networks), 4.8), sharey="row", squeeze=False)
     for (above, under), model in zip(grid.T, networks, strict=True):
         of_model = shares[shares["model"] == model]

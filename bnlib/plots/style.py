@@ -102,6 +102,11 @@ def nothing_yet() -> Figure:
     return figure
 
 
+def smallest_first(table: pd.DataFrame) -> list[str]:
+    """The networks of a table, each once, by depth and then width."""
+    return table.drop_duplicates("model").sort_values(["depth", "width"])["model"].tolist()
+
+
 def seeds_stated(table: pd.DataFrame) -> str:
     """What a figure says of a table of `analysis.accuracy`: its datasets, how many seeds, what the bars are."""
     least, most = table["n"].min(), table["n"].max()
