@@ -75,7 +75,7 @@ def modification(config: Config) -> str:
 
 
 #: Ways to change a residual network, or what it sees, one at a time, of `10_residual_vs_plain`.
-_CHANGES = [{"shortcut": "A"}, {"shortcut": "none"}, {"final_relu": False}, {"norm": "none"},
+_CHANGES = [{"shortcut": "none"}, {"final_relu": False}, {"norm": "none"},
             {"norm": "none", "lr": 0.001},                         # at the protocol's rate it may diverge
             *({"inputs": how} for how in INPUTS[1:]), {"augment": "none"}, {"augment": "crop+flip+once"},
             {"batch_size": 256}]
@@ -171,7 +171,7 @@ _DEMO = {
     "rates": [0.00226, 0.0226, 0.226],
     "residual": {"dataset": "digits", "n_train": 512, "epochs": 4, "batch_size": 32, "augment": "crop"},
     "plain_depths": [8, 14],
-    "changes": [{"shortcut": "A"}, {"shortcut": "none"}, {"final_relu": False}, {"inputs": "raw"},
+    "changes": [{"shortcut": "none"}, {"final_relu": False}, {"inputs": "raw"},
                 {"augment": "none"}],
     "results": "build/demo/results",
 }
@@ -194,7 +194,7 @@ _SMOKE = _DEMO | {
     "rates": [0.0226],
     "residual": _DEMO["residual"] | {"n_train": 128, "epochs": 1, "batch_size": 64},
     "plain_depths": [8],
-    "changes": [{"shortcut": "A"}],
+    "changes": [{"shortcut": "none"}],
     "results": "build/smoke/results",
 }
 PROFILES = {"paper": _PAPER, "short": _SHORT, "demo": _DEMO, "smoke": _SMOKE}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
@@ -163,10 +164,15 @@ def _dead_share(runs: list[Run]) -> tuple:
 # --------------------------------------------------------------------------------------------- orderings
 
 def _pairs_verdict(holds: list[bool], units: set) -> str:
-    """units: networks, or seeds, in which the pairs differ."""
+    """units: networks, or seeds, in which the pairs differ; or both, as tuples: the more of networks and of the seeds
+    of one network then counts, as two networks in two seeds are neither three networks nor three seeds."""
     if not holds:
         return NOT_RUN
-    if all(holds) and len(units) >= ENOUGH:
+    counted = len(units)
+    if both := [unit for unit in units if isinstance(unit, tuple)]:
+        seeds = Counter(model for model, _ in both)
+        counted = max(len(seeds), *seeds.values())
+    if all(holds) and counted >= ENOUGH:
         return REPRODUCED
     return PARTLY if np.mean(holds) > 0.5 else NOT
 

@@ -228,6 +228,16 @@ def test_claims_beyond_the_paper_are_judged_seed_by_seed(claim, fields, accuracy
     assert row["verdict"] == expected and "of 1 pairs" in row["ours"]
 
 
+@pytest.mark.parametrize(("models", "seeds", "expected"), [
+    (("resnet14",), 3, "reproduced"), (("resnet14", "resnet20", "resnet32"), 1, "reproduced"),
+    (("resnet14", "resnet20"), 2, "partly"),
+])
+def test_an_ordering_takes_three_networks_or_one_in_three_seeds(models, seeds, expected):
+    runs = [fake_run(a, model=m, seed=s, trainable=t) for m in models for s in range(seeds)
+            for t, a in (("gamma", 0.4), ("beta", 0.3))]
+    assert verdict(runs, "γ alone does more than β alone") == expected
+
+
 def test_sequences_are_judged_apart_from_images():
     runs = [fake_run(a, dataset="sequences", model="resnet1d14", augment="none", batch_size=32, trainable=t)
             for t, a in (("bn", 0.5), ("output", 0.1))]
