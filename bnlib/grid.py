@@ -173,14 +173,27 @@ def planned_runs(profiles: list[str], results: str | Path = "results") -> Runs:
 
 def coverage(profiles: list[str], results: str | Path = "results") -> pd.DataFrame:
     """How much of each profile's grid has been run: a row a network and mode, `done of wanted` seeds a profile."""
-    rows = []
-    for profile_name in profiles:
-        for config in campaign_configs(profile_name):
-            rows.append({"depth": config.depth, "width": config.width, "network": config.model,
-                         "trained": config.trainable, "variant": variant(config), "profile": profile_name,
-                         "done": (run := store.find_sound(config, results)) is not None and run.status == "done"})
-    keys = ["depth", "width", "network", "trained", "variant", "profile"]
-    cells = pd.DataFrame(rows).groupby(keys)["done"].agg(["sum", "count"])
+    rows = [{"depth": config.depth, "width": config.width, "network": config.model, "trained": config.trainable,
+             "variant": variant(config), "profile": profile_name, "done": _done(config, results)}
+            for profile_name in profiles for config in campaign_configs(profile_name)]
+    keys = ["depth", "width", "network", "trained", "variant"]
+    return _counted(rows, keys, profiles).reset_index(["network", "trained", "variant"]).reset_index(drop=True)
+
+
+def coverage_by_notebook(profiles: list[str], results: str | Path = "results") -> pd.DataFrame:
+    """The same, a row a notebook: `done of wanted` runs a profile; a run that two notebooks list counts in both."""
+    rows = [{"notebook": notebook.stem, "profile": profile_name, "done": _done(config, results)}
+            for notebook in sorted(resolve("notebooks").glob("*.ipynb")) for profile_name in profiles
+            for config in notebook_configs(notebook, profile_name=profile_name)]
+    return _counted(rows, ["notebook"], profiles).reset_index()
+
+
+def _done(config: Config, results: str | Path) -> bool:
+    return (run := store.find_sound(config, results)) is not None and run.status == "done"
+
+
+def _counted(rows: list[dict], keys: list[str], profiles: list[str]) -> pd.DataFrame:
+    """`done of wanted` for each of the keys, a column a profile; a dash where a profile has none."""
+    cells = pd.DataFrame(rows).groupby([*keys, "profile"])["done"].agg(["sum", "count"])
     stated = cells["sum"].astype(str) + " of " + cells["count"].astype(str)
-    table = stated.unstack("profile").reindex(columns=profiles).fillna("–")
-    return table.reset_index(["network", "trained", "variant"]).reset_index(drop=True).rename_axis(columns=None)
+    return stated.unstack("profile").reindex(columns=profiles).fillna("–").rename_axis(columns=None)

@@ -1,15 +1,12 @@
-"""The notebooks, executed through papermill with checked parameters, and the report rendered from the records."""
+"""The notebooks: executed through papermill with checked parameters, for `reproduce` and for the report."""
 
 import os
-import re
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+from bnlib import site
 from bnlib.config import InputError, choose, resolve
 from bnlib.grid import campaign_configs, run_all
 from bnlib.profiles import PROFILES
@@ -106,97 +103,24 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
 
 
 def render(profile: str = "short") -> None:
-    """Renders all notebooks and figures from the records there are, and trains nothing; then the site of them.
+    """Renders all notebooks and figures from the records there are; then the site of them.
 
-    Copies go to `build/report/`; the summary is rendered in its place, as it is committed with its outputs.
-    Notebooks that keep no records, and so train whenever they run, are not executed.
+    Copies go to `build/report/`; the summary is rendered in its place, as it is committed with its outputs. Nothing is
+    trained but by the notebooks that read no records, which show the `demo`: a minute or two.
     """
     choose("profile", profile, PROFILES)
     folder = resolve("build/report")
     for name in names():
-        if "missing" in parameters_of(name):
-            _show(name, folder, {"profile_name": profile, "missing": "skip", "results": "results"})
-    _show(SUMMARY, folder, {})
+        reads_records = "missing" in parameters_of(name)
+        shown = {"profile_name": profile, "missing": "skip", "results": "results"}
+        _show(name, folder, {} if name == SUMMARY else shown if reads_records else {"profile_name": "demo"})
     _keep_outputs(folder / f"{SUMMARY}.ipynb", resolve(NOTEBOOKS) / f"{SUMMARY}.ipynb")
-    build_site(folder, resolve("build/site"))
-
-
-def build_site(rendered: Path, place: Path) -> None:
-    """A static site of the rendered notebooks, the summary in front, and with Chromium a PDF of it.
-
-    Those that are not rendered are shown as they are, without outputs. Without Sphinx there is no site, and a line says
-    so. Raises InputError where Sphinx fails.
-    """
-    try:
-        from sphinx.cmd.build import build_main
-    except ModuleNotFoundError:
-        print("no site: it needs sphinx, myst-nb and furo, which `make setup` installs")
-        return
-    source = place.with_name("site-source")
-    for folder in (source, place):
-        shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(resolve("docs/static"), source / "static")
-    shutil.copy(resolve("docs/conf.py"), source)
-    for name in names():
-        executed = rendered / f"{name}.ipynb"
-        _as_page(executed if executed.exists() else resolve(NOTEBOOKS) / executed.name, source / executed.name)
-    if build_main(["-q", "-b", "html", "-d", str(place.with_name("site-cache")), str(source), str(place)]):
-        raise InputError(f"{source}: Sphinx could not make the site; what it says is above")
-    shutil.rmtree(place / "_sources", ignore_errors=True)
-    shutil.copy(place / f"{SUMMARY}.html", place / "index.html")
-    if (source / "figures").exists():                  # Sphinx knows of no links in what a cell has put out
-        shutil.copytree(source / "figures", place / "figures")
-    printed = _print_pdf(place / f"{SUMMARY}.html", place / f"{SUMMARY}.pdf")
-    megabytes = sum(file.stat().st_size for file in place.rglob("*")) / 1e6
-    print(f"site: {os.path.relpath(place)}/{SUMMARY}.html, {megabytes:.1f} MB, {printed}")
-
-
-def _as_page(notebook: Path, page: Path) -> None:
-    """A notebook as Sphinx takes it: figures with texts and SVGs; in the summary, code folded and links to all."""
-    import nbformat
-    content = nbformat.read(notebook, as_version=4)
-    for svg in _linked(content, lambda svg: Path("figures", svg.name)):
-        if (notebook.parent / svg).exists():
-            (page.parent / "figures").mkdir(exist_ok=True)
-            shutil.copy(notebook.parent / svg, page.parent / "figures")
-    for cell in content.cells:
-        for output in cell.get("outputs", ()):
-            if "alt" in (image := output.get("metadata", {}).get("image/png", {})):
-                cell.metadata["mystnb"] = {"image": {"alt": image["alt"]}}
-        if page.stem == SUMMARY and cell.cell_type == "code":
-            cell.metadata.setdefault("tags", []).append("hide-input" if cell.outputs else "remove-input")
-    if page.stem == SUMMARY:
-        pages = "\n".join(name for name in names() if name != SUMMARY)
-        content.cells.append(nbformat.v4.new_markdown_cell(f"```{{toctree}}\n:hidden:\n\n{pages}\n```"))
-    nbformat.write(content, page)
-
-
-def _print_pdf(page: Path, pdf: Path) -> str:
-    """Prints a page through headless Chromium; returns what became of it."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not browser:
-        return "no PDF without Chromium"
-    with tempfile.TemporaryDirectory() as profile:
-        done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
-                               "--no-pdf-header-footer", f"--print-to-pdf={pdf}", page.absolute().as_uri()],
-                              capture_output=True, timeout=120)
-    return f"with {pdf.name}" if done.returncode == 0 and pdf.exists() else "no PDF: Chromium failed"
-
-
-def _linked(notebook, place: Callable[[Path], Path]) -> list[Path]:
-    """The SVGs that the figures of an executed notebook link to; each link now leads to `place` of what it led to."""
-    found = []
-    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
-        text = output.get("data", {}).get("text/markdown", "")
-        if link := re.fullmatch(r"\[(.+\.svg)\]\((.+)\)", text):
-            found.append(Path(link[2]))
-            output.data["text/markdown"] = f"[{link[1]}]({place(found[-1]).as_posix()})"
-    return found
+    site.build([folder / f"{name}.ipynb" for name in names()], resolve("build/site"), front=SUMMARY)
 
 
 def _moved(notebook, before: Path, after: Path) -> None:
     """Figures' links as they are right in another folder than the notebook was in."""
-    _linked(notebook, lambda svg: Path(os.path.relpath(before / svg, after)))
+    site.figure_links(notebook, lambda svg: Path(os.path.relpath(before / svg, after)))
 
 
 def _show(name: str, folder: Path, parameters: dict) -> None:

@@ -11,7 +11,7 @@ class Sentences(list):
     """Sentences with computed numbers; a notebook shows them as a list."""
 
     def _repr_markdown_(self) -> str:
-        return "\n".join(f"* {sentence}" for sentence in self) or "Nothing to say yet: no finished run."
+        return "\n".join(f"* {sentence}" for sentence in self) or "Nothing to show yet: no finished run."
 
 
 #: How a dataset is called in sentences.

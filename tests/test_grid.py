@@ -81,6 +81,15 @@ def test_coverage_counts_finished_seeds(tmp_path):
     assert (row["short"], row["paper"]) == ("0 of 3", "0 of 5")
 
 
+def test_coverage_by_notebook_counts_the_runs_that_each_lists(tmp_path):
+    planned = grid.campaign_configs("smoke", ["01_depth"])
+    run_all(planned[:1], results=tmp_path / "results")
+    table = grid.coverage_by_notebook(["smoke", "paper"], tmp_path / "results").set_index("notebook")
+    assert table.loc["01_depth", "smoke"] == f"1 of {len(planned)}"
+    assert table.loc["02_width", "paper"] == f"0 of {len(grid.campaign_configs('paper', ['02_width']))}"
+    assert "00_quickstart" not in table.index                                       # it has no grid
+
+
 def test_the_campaign_trains_what_is_worth_most_first_and_each_run_once():
     tiers = list(grid.campaign_tiers().values())
     assert {(c.model, c.trainable, c.seed, c.epochs) for c in tiers[0]} == {

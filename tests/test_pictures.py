@@ -98,12 +98,14 @@ def test_a_threshold_switches_off_what_lies_below_it(tiny_run):
         analysis.dead_by_layer([tiny_run], -1)
 
 
-def test_pictures_of_nothing_say_so(tmp_path):
+def test_of_pictures_of_nothing_a_sentence_is_left_and_no_file(tmp_path):
     draw, of_studies = plots.pictures, plots.studies
+    (tmp_path / "drawn.png").touch()                       # what was drawn before the records went
     for figure in (draw.network(channels()), draw.feature_maps(pd.DataFrame()), draw.switched_off([], []),
                    of_studies.surfaces([]), of_studies.courses(analysis.histories([])),
                    of_studies.by_depth(analysis.residual_and_plain([]))):
-        assert "No finished run yet." in plots.described(figure)
+        assert "no finished run" in plots.save(figure, "drawn", tmp_path)._repr_markdown_()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_surface_names_what_trained_in_the_words_of_its_study(tiny_run):

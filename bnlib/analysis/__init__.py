@@ -6,6 +6,7 @@ from bnlib.analysis.accuracies import (
     accuracy,
     comparable,
     compare,
+    machines,
     pair,
     plain,
     provenance,
@@ -40,6 +41,6 @@ from bnlib.analysis.studies import (
 
 __all__ = ["DEAD", "PAPER_EPOCHS", "about_images", "accuracy", "affine", "alone_logged", "by_positions", "comparable",
            "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "decayed", "growth",
-           "histories", "last_loss", "layer_means", "optimizers", "pair", "plain", "provenance", "published",
-           "residual_and_plain", "restrained", "root_mean_square", "searched", "sizes", "speeds", "surface",
-           "taken_apart", "top1_and_top5", "varied", "which_half", "with_and_without"]
+           "histories", "last_loss", "layer_means", "machines", "optimizers", "pair", "plain", "provenance",
+           "published", "residual_and_plain", "restrained", "root_mean_square", "searched", "sizes", "speeds",
+           "surface", "taken_apart", "top1_and_top5", "varied", "which_half", "with_and_without"]

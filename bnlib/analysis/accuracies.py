@@ -146,3 +146,13 @@ def provenance(runs: Iterable[Run]) -> pd.DataFrame:
                                  "torch", "code"])
     return rows.groupby(["network", "trained", "epochs", "device", "precision", "torch"], as_index=False).agg(
         seeds=("seed", listed), hours=("hours", "sum"), **{"images/s": ("images/s", "median")}, code=("code", listed))
+
+
+def machines(runs: Iterable[Run]) -> pd.DataFrame:
+    """On what was trained: a row a device, precision and version of torch, with how many runs and hours."""
+    table = pd.DataFrame([{
+        **{key: run.provenance[key] for key in ("device", "precision", "torch")}, "runs": run.id,
+        "hours": run.provenance["seconds"] / 3600, "versions of this code": run.provenance["commit"],
+    } for run in runs], columns=["device", "precision", "torch", "runs", "hours", "versions of this code"])
+    return table.groupby(["device", "precision", "torch"], as_index=False).agg(
+        {"runs": "count", "hours": "sum", "versions of this code": "nunique"})

@@ -9,7 +9,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from bnlib.analysis import comparable
 from bnlib.config import Config, parse_model
 from bnlib.config import random_weights as random_weights_of
-from bnlib.plots.style import MARKERS, colour, nothing_yet, seeds_stated, smallest_first
+from bnlib.plots.style import MARKERS, colour, nothing_yet, once, seeds_stated, smallest_first
 from bnlib.store import Run
 from bnlib.wording import SHOWN, listed, name, trained
 
@@ -46,7 +46,7 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     lines = table.sort_values(by).groupby(["trainable", "epochs"], sort=False)
     for (trainable, epochs), line in lines:
         hue, marker = colour(trainable), MARKERS.get(epochs, "D")
-        axes.errorbar(line[by], line["mean"], yerr=line["std"].fillna(0), color=hue, marker=marker, capsize=2)
+        axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue, marker=marker, capsize=2)
         last = line.iloc[-1]
         axes.annotate(f"{trained(trainable)}, {epochs} epochs", (last[by], last["mean"]), xytext=(8, -3), va="top",
                       textcoords="offset points", color=hue)
@@ -89,7 +89,7 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
                 if getattr(row, by) == settings[-1]:
                     axes.annotate(trained(row.trainable), (row.mean - np.nan_to_num(row.std), y), xytext=(-6, 0),
                                   ha="right", va="center", textcoords="offset points", fontsize=7.5, color=hue)
-            axes.errorbar(row.mean, y, xerr=np.nan_to_num(row.std), color=hue, capsize=2,
+            axes.errorbar(row.mean, y, xerr=row.std, color=hue, capsize=2,
                           marker=MARKERS.get(row.epochs, "D"))
             axes.annotate(f"{row.mean:.1f}", (row.mean + np.nan_to_num(row.std), y), xytext=(7, 0), va="center",
                           textcoords="offset points", fontsize=7.5, color="#555555")
@@ -123,7 +123,7 @@ def top1_and_top5(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
         part = table[table["top"] == top]
         for row in part.itertuples():
             y = rows.index((row.model, row.trainable))
-            axes.errorbar(row.mean, y, xerr=np.nan_to_num(row.std), color=colour(row.trainable), capsize=2,
+            axes.errorbar(row.mean, y, xerr=row.std, color=colour(row.trainable), capsize=2,
                           marker=MARKERS.get(row.epochs, "D"))
             axes.annotate(f"{row.mean:.1f}", (row.mean + np.nan_to_num(row.std), y), xytext=(7, 0), va="center",
                           textcoords="offset points", fontsize=7.5, color="#555555")
@@ -167,7 +167,7 @@ def random_weights(table: pd.DataFrame) -> Figure:
     figure, grid = plt.subplots(1, len(networks), figsize=(1.6 + 2.6 * len(networks), 3), sharey=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
         line = chosen[chosen["model"] == model].sort_values("weights")
-        axes.errorbar(line["weights"], line["mean"], yerr=line["std"].fillna(0), color=colour("random2"),
+        axes.errorbar(line["weights"], line["mean"], yerr=line["std"], color=colour("random2"),
                       marker=MARKERS.get(line["epochs"].iloc[0], "D"), capsize=2)
         for row in table[(table["model"] == model) & (table["trainable"] == "bn")].itertuples():
             axes.axhline(row.mean, color=colour("bn"), linestyle="--")
@@ -194,19 +194,13 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True)
     for axes, by in zip(panels, ("parameters", "bytes"), strict=True):
         for (trainable, epochs), line in table.sort_values(by).groupby(["trainable", "epochs"]):
-            hue = colour(trainable)
-            axes.errorbar(line[by], line["mean"], yerr=line["std"].fillna(0), color=hue, capsize=2,
-                          marker=MARKERS.get(epochs, "D"))
-            alone = trainable == "bn"
+            hue, alone = colour(trainable), trainable == "bn"
+            axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue, capsize=2,
+                          marker=MARKERS.get(epochs, "D"),
+                          label=f"{'BN only' if alone else 'narrow, all parameters'}, {epochs} epochs")
             beside = {"xytext": (4, -11)} if alone else {"xytext": (-6, 3), "ha": "right"}
             for row in line.itertuples():
                 axes.annotate(name(row.model), (getattr(row, by), row.mean), color=hue, fontsize=7,
-                              textcoords="offset points", **beside)
-            if by == "bytes":                          # where the lines lie apart
-                end = line.iloc[0 if alone else -1]
-                beside = {"xytext": (-8, 0), "va": "center"} if alone else {"xytext": (0, 15)}
-                what = "BN only" if alone else "narrow, all parameters"
-                axes.annotate(f"{what}, {epochs} epochs", (end[by], end["mean"]), color=hue, ha="right",
                               textcoords="offset points", **beside)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -215,6 +209,7 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
         axes.margins(x=0.25, y=0.14)
     panels[0].set(xlabel="parameters that train", ylabel="test accuracy (%)")
     panels[1].set(xlabel="bytes to store the trained network")
+    figure.legend(*once(panels[0]), loc="outside lower center", ncols=2)
     figure.suptitle(seeds_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
     return figure
 

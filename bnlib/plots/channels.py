@@ -80,7 +80,7 @@ def dead_share(table: pd.DataFrame) -> Figure:
         rows = table[table["trainable"] == mode].set_index("model").reindex(networks)
         at = np.arange(len(networks)) + (i - (len(modes) - 1) / 2) * width
         axes.bar(at, rows["mean"], width * 0.92, color=colour(mode), label=trained(mode),
-                 yerr=rows["std"].fillna(0), error_kw={"elinewidth": 1, "capsize": 2})
+                 yerr=rows["std"], error_kw={"elinewidth": 1, "capsize": 2})
         for x, row in zip(at, rows.itertuples(), strict=True):
             if np.isfinite(row.mean):
                 axes.annotate(f"{row.mean:.1f}", (x, row.mean + (0 if np.isnan(row.std) else row.std)), xytext=(0, 2),

@@ -34,7 +34,7 @@ def network(channels: pd.DataFrame) -> Figure:
         cells = np.full((max(map(len, columns)), len(columns)), np.nan)
         for column, values in enumerate(columns):
             cells[:len(values), column] = values
-        shades = LinearSegmentedColormap.from_list(mode, ["#e4e4e4", colour(mode), "#1a1a40"]).with_extremes(
+        shades = LinearSegmentedColormap.from_list(mode, ["#e9e9e9", colour(mode)]).with_extremes(
             under="black", bad="none")
         lines = {"edgecolors": "white", "linewidth": 0.4} if len(columns) <= 40 else {}
         drawn = axes.pcolormesh(cells, cmap=shades, vmin=DEAD, vmax=top, **lines)

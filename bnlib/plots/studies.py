@@ -92,7 +92,7 @@ def by_positions(table: pd.DataFrame) -> Figure:
         rows = table[table["modification"] == name]
         at = [masks.index(mask) + 0.3 - 0.6 * i / max(1, len(names) - 1) for mask in rows["positions"]]
         hollow = {"markerfacecolor": "none"} if name.endswith(" alone") else {}
-        axes.errorbar(rows["mean"], at, xerr=rows["std"].fillna(0), marker="o", linestyle="", markersize=4,
+        axes.errorbar(rows["mean"], at, xerr=rows["std"], marker="o", linestyle="", markersize=4,
                       color=shade(name), label=name, **hollow)
     axes.set_yticks(range(len(masks)), [mask.replace(",", " ") for mask in masks])
     axes.grid(axis="y", visible=False)

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bnlib.wording import SHOWN, seeds_of
+from bnlib.wording import SHOWN, Sentences, seeds_of
 
 #: One colour a training mode, in every figure (Okabe & Ito's palette, told apart by the colour-blind).
 COLOURS = {"bn": "#0072B2", "all": "#D55E00", "gamma": "#009E73", "beta": "#CC79A7", "output": "#E69F00",
@@ -64,9 +64,17 @@ class Saved:
         display({"text/markdown": f"[{svg.name}]({Path(os.path.relpath(svg)).as_posix()})"}, raw=True)
 
 
-def save(figure: Figure, file_name: str, folder: str | Path) -> Saved:
-    """Writes the figure as SVG and PNG, the same bytes for the same figure; what it returns shows it in a notebook."""
+def save(figure: Figure, file_name: str, folder: str | Path) -> Saved | Sentences:
+    """Writes the figure as SVG and PNG, the same bytes for the same figure; what it returns shows it in a notebook.
+
+    Of `nothing_yet` nothing is written, what was drawn before is removed, and a sentence says so.
+    """
     folder = Path(folder)
+    if not figure.axes:
+        plt.close(figure)
+        for kind in ("svg", "png"):
+            (folder / f"{file_name}.{kind}").unlink(missing_ok=True)
+        return Sentences()
     folder.mkdir(parents=True, exist_ok=True)
     with io.StringIO() as drawn:       # paths to a hundredth of a point: half the size
         figure.savefig(drawn, format="svg", metadata={"Date": None})
@@ -95,11 +103,8 @@ def described(figure: Figure) -> str:
 
 
 def nothing_yet() -> Figure:
-    """What is shown where no run has been finished."""
-    figure, axes = plt.subplots(figsize=(4, 1))
-    axes.axis("off")
-    axes.text(0, 0.5, "No finished run yet.", color="#777777")
-    return figure
+    """What a figure is where no run has been finished: one without axes, of which `save` makes a sentence."""
+    return plt.figure(figsize=(4, 1))
 
 
 def smallest_first(table: pd.DataFrame) -> list[str]:

@@ -1,7 +1,7 @@
 """Tables for reading, for `DataFrame.style.pipe`: few digits, units, no index."""
 
 from bnlib.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED
-from bnlib.wording import OPTIMIZER, name, trained
+from bnlib.wording import OPTIMIZER, SHOWN, name, trained
 
 
 def table(styler):
@@ -11,11 +11,13 @@ def table(styler):
     """
     data = styler.data
     formats = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
-               "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained}
+               "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained,
+               "dataset": lambda dataset: SHOWN.get(dataset, dataset)}
     titles = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
               "parameters": "parameters trained", "chance": "chance (%)"}
-    silent = [c for c in ("dataset", "depth", "width", "seeds", "devices") if c in data and "mean" in data]
+    silent = [c for c in ("depth", "width", "seeds", "devices") if c in data and "mean" in data]
     silent += [c for c in ("diverged", "variant") if c in data and not data[c].any()]
+    silent += [c for c in ("dataset",) if c in data and data[c].nunique() < 2]
     styler = styler.format({c: f for c, f in formats.items() if c in data}, na_rep="–")
     styler = styler.set_uuid("-".join(map(str, data.columns[:4])))          # the same HTML each time
     styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
@@ -39,6 +41,20 @@ def optimizers(styler):
               "model": "network"}
     styler = styler.format({c: f for c, f in formats.items() if c in styler.data}, na_rep="–").set_uuid("optimizers")
     silent = [c for c in ("run", "dataset", "lr", "length", "val_loss", "status", "chosen") if c in styler.data]
+    styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
+    return styler.hide(axis="index").set_properties(**{"text-align": "right"})
+
+
+def pruning(styler):
+    """The table of `features.pruning`: each network before and after its silent channels went."""
+    data = styler.data
+    numbers = {"silent": "{:.1f}", "removed": "{:.1f}", "parameters": "{:,}", "parameters left": "{:,}",
+               "difference": "{:.0e}", "images/s before": "{:,.0f}", "images/s after": "{:,.0f}"}
+    titles = {"model": "network", "trainable": "trained", "silent": "silent (%)", "removed": "removed (%)",
+              "difference": "largest difference of a probability"}
+    styler = styler.format(numbers | {"model": name, "trainable": trained}).set_uuid("pruning")
+    silent = [c for c in ("run", "dataset", "depth", "width") if c in data]
+    silent += [c for c in ("seed", "epochs", "device") if c in data and data[c].nunique() < 2]
     styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
     return styler.hide(axis="index").set_properties(**{"text-align": "right"})
 

@@ -1,0 +1,99 @@
+"""The report as a static site, by Sphinx with myst-nb: executed notebooks in, pages that work offline and a PDF out."""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bnlib.config import InputError, resolve
+
+
+def build(notebooks: Sequence[Path], place: Path, front: str) -> None:
+    """A static site of executed notebooks, that of the name `front` first, and with Chromium a PDF of that one.
+
+    Without Sphinx there is no site, and a line says so. Raises InputError where Sphinx fails.
+    """
+    try:
+        from sphinx.cmd.build import build_main
+    except ModuleNotFoundError:
+        print("no site: it needs sphinx, myst-nb and furo, which `make setup` installs")
+        return
+    source = place.with_name("site-source")
+    for folder in (source, place):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(resolve("docs/static"), source / "static")
+    shutil.copy(resolve("docs/conf.py"), source)
+    for notebook in notebooks:
+        others = [other.stem for other in notebooks if other.stem != front] if notebook.stem == front else None
+        _as_page(notebook, source, others)
+    if build_main(["-q", "-b", "html", "-d", str(place.with_name("site-cache")), str(source), str(place)]):
+        raise InputError(f"{source}: Sphinx could not make the site; what it says is above")
+    shutil.rmtree(place / "_sources", ignore_errors=True)
+    shutil.copy(place / f"{front}.html", place / "index.html")
+    if (source / "figures").exists():                  # Sphinx knows of no links in what a cell has put out
+        shutil.copytree(source / "figures", place / "figures")
+    printed = _print_pdf(place / f"{front}.html", place / f"{front}.pdf")
+    megabytes = sum(file.stat().st_size for file in place.rglob("*")) / 1e6
+    print(f"site: {os.path.relpath(place)}/{front}.html, {megabytes:.1f} MB, {printed}")
+
+
+def figure_links(notebook, place: Callable[[Path], Path]) -> list[Path]:
+    """The SVGs that the figures of an executed notebook link to; each link now leads to `place` of what it led to."""
+    found = []
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        text = output.get("data", {}).get("text/markdown", "")
+        if link := re.fullmatch(r"\[(.+\.svg)\]\((.+)\)", text):
+            found.append(Path(link[2]))
+            output.data["text/markdown"] = f"[{link[1]}]({place(found[-1]).as_posix()})"
+    return found
+
+
+def _as_page(notebook: Path, source: Path, others: list[str] | None) -> None:
+    """A notebook as Sphinx takes it, with its figures and tables. others: on the front page, where code is folded, the
+    pages that it leads to."""
+    import nbformat
+    content = nbformat.read(notebook, as_version=4)
+    _with_tables(content, source)
+    for svg in figure_links(content, lambda svg: Path("figures", svg.name)):
+        if (notebook.parent / svg).exists():
+            (source / "figures").mkdir(exist_ok=True)
+            shutil.copy(notebook.parent / svg, source / "figures")
+    for cell in content.cells:
+        for output in cell.get("outputs", ()):
+            if "alt" in (image := output.get("metadata", {}).get("image/png", {})):
+                cell.metadata["mystnb"] = {"image": {"alt": image["alt"]}}
+        if others is not None and cell.cell_type == "code":
+            cell.metadata.setdefault("tags", []).append("hide-input" if cell.outputs else "remove-input")
+    if others is not None:
+        if _chromium():
+            content.cells[0].source += f'\n\n<a href="{notebook.stem}.pdf">This page as a PDF</a>.'
+        pages = "\n".join(others)
+        content.cells.append(nbformat.v4.new_markdown_cell(f"```{{toctree}}\n:hidden:\n\n{pages}\n```"))
+    nbformat.write(content, source / notebook.name)
+
+
+def _with_tables(content, source: Path) -> None:
+    """Tables that a notebook's text links to go with the site."""
+    for cell in (cell for cell in content.cells if cell.cell_type == "markdown"):
+        for table in re.findall(r"\]\(\.\./results/(tables/\S+\.csv)\)", cell.source):
+            (source / "tables").mkdir(exist_ok=True)
+            shutil.copy(resolve("results") / table, source / table)
+            cell.source = cell.source.replace(f"../results/{table}", table)
+
+
+def _chromium() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def _print_pdf(page: Path, pdf: Path) -> str:
+    """Prints a page through headless Chromium; returns what became of it."""
+    if not (browser := _chromium()):
+        return "no PDF without Chromium"
+    with tempfile.TemporaryDirectory() as profile:
+        done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
+                               "--no-pdf-header-footer", f"--print-to-pdf={pdf}", page.absolute().as_uri()],
+                              capture_output=True, timeout=120)
+    return f"with {pdf.name}" if done.returncode == 0 and pdf.exists() else "no PDF: Chromium failed"
