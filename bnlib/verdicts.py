@@ -98,14 +98,19 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
         _equal(equality),
     ]
     table = pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
-    return table[["claim", "verdict", "ours", "published", "where"]]
+    decided_first = table.sort_values("verdict", key=lambda v: v.map([REPRODUCED, PARTLY, NOT, NOT_RUN].index),
+                                      kind="stable")
+    return decided_first[["claim", "verdict", "ours", "published", "where"]].reset_index(drop=True)
 
 
 def open_questions(table: pd.DataFrame) -> Sentences:
-    """The claims that the verdict table does not call reproduced, each with what stands there."""
-    return Sentences(f"**{row.claim}**: {row.verdict}" + (f"; {row.ours}." if row.ours != "–" else ".")
-                     for verdict in (NOT, PARTLY, NOT_RUN)
+    """The claims that the verdict table does not call reproduced, each with what stands there; last, in one sentence,
+    those that no run can decide yet."""
+    said = Sentences(f"**{row.claim}**: {row.verdict}; {row.ours}." for verdict in (NOT, PARTLY)
                      for row in table[table["verdict"] == verdict].itertuples())
+    if waiting := table[table["verdict"] == NOT_RUN]["claim"].tolist():
+        said.append(f"**Not yet run**: {'; '.join(waiting)}.")
+    return said
 
 
 def percent_right(run: Run) -> float:

@@ -12,7 +12,8 @@ def table(styler):
     data = styler.data
     formats = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
                "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained,
-               "dataset": lambda dataset: SHOWN.get(dataset, dataset)}
+               "dataset": lambda dataset: SHOWN.get(dataset, dataset),
+               "device": lambda device: device.replace(" 1 threads", " 1 thread")}
     titles = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
               "parameters": "parameters trained", "chance": "chance (%)"}
     silent = [c for c in ("depth", "width", "seeds", "devices") if c in data and "mean" in data]
@@ -21,7 +22,9 @@ def table(styler):
     styler = styler.format({c: f for c, f in formats.items() if c in data}, na_rep="–")
     styler = styler.set_uuid("-".join(map(str, data.columns[:4])))          # the same HTML each time
     styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
-    return styler.hide(axis="index").set_properties(**{"text-align": "right"})
+    words = [c for c in data if c not in silent and data[c].dtype.kind not in "fiu"]
+    styler = styler.set_properties(**{"text-align": "left"}, subset=words)
+    return styler.hide(axis="index")
 
 
 def verdicts(styler):
