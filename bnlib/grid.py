@@ -12,7 +12,7 @@ import pandas as pd
 from bnlib import data, freeze, models, optim, store
 from bnlib.checkpoint import Paused, previous
 from bnlib.config import DATASETS, Config, InputError, choose, resolve
-from bnlib.profiles import modified, profile, variant
+from bnlib.profiles import OF_THE_PAPER, modified, profile, variant
 from bnlib.train import progress_bar, run
 
 NAMED = 6                 # missing runs, at most, that a notebook names
@@ -142,7 +142,8 @@ def campaign_tiers() -> dict[str, list[Config]]:
     The first tier answers each question of the paper once; the second gives its headline number its own 160 epochs and
     five seeds.
     """
-    short, paper = (campaign_configs(name, ["01_depth", "02_width"]) for name in ("short", "paper"))
+    short, paper = ([c for c in campaign_configs(name, ["01_depth", "02_width"]) if not variant(c, OF_THE_PAPER)]
+                    for name in ("short", "paper"))
     alone = [c for c in paper if c.trainable == "bn"]
     tiers = {
         "16 epochs, seed 0: depth and width": [c for c in short if c.seed == 0],

@@ -96,6 +96,9 @@ _PAPER = {
     "width_depth": 14,                             # the depth at which width is varied
     "modes": _MODES,
     "starts": _STARTS,
+    "trial": {"n_train": 6400, "epochs": 8},       # 400 steps: whether a deep network diverges
+    "trial_depths": [218, 434, 866],
+    "trials": [{"warmup_epochs": epochs, "fp32": fp32} for epochs in (0.0, 1.0) for fp32 in (False, True)],
     "optimizing": {"model": "resnet32", "shortcut": "A", "n_val": 5000},
     "optimizers": [o | {"epochs": 20} if "epochs" in o else o for o in _SEARCH],
     "deep": _DEEP | {"epochs": 10, "log_every": 20},
@@ -121,6 +124,7 @@ _PAPER = {
 }
 _SHORT = _PAPER | {
     "training": {"epochs": 16},
+    "trial_depths": [218],
     "sequences": _PAPER["sequences"] | {"epochs": 16},
     "large": _PAPER["large"] | {"batch_size": 256, "lr": 0.1, "epochs": 16, "warmup_epochs": 1},
     "large_models": ["imagenet_resnet18", "imagenet_resnet50"],
@@ -141,6 +145,9 @@ _SHORT = _PAPER | {
 _DEMO = {
     # a mirrored digit is no digit, hence no flip; small batches, or 1,437 images would make 11 steps an epoch
     "training": {"dataset": "digits", "epochs": 4, "batch_size": 32, "augment": "crop"},
+    "trial": {"dataset": "digits", "n_train": 256, "epochs": 2, "batch_size": 32, "augment": "crop"},
+    "trial_depths": [26],
+    "trials": _PAPER["trials"],
     "depths": [8, 14, 20],
     "widths": [1, 2],
     "width_depth": 8,
@@ -177,6 +184,8 @@ _DEMO = {
 }
 _SMOKE = _DEMO | {
     "training": {"dataset": "digits", "n_train": 128, "epochs": 1, "batch_size": 64, "augment": "crop"},
+    "trial": _DEMO["trial"] | {"n_train": 128, "batch_size": 64},
+    "trial_depths": [20],
     "depths": [8, 14],
     "widths": [1, 2],
     "modes": ["all", "weights", "bn", "random2"],
@@ -215,6 +224,9 @@ class Profile:
     width_depth: int          # layers of the network whose width is varied
     modes: list[str]          # what trains, where that is varied
     starts: list[dict]        # Config fields that differ from the protocol, where the start is varied
+    trial: dict               # Config fields of short runs that ask whether deep networks diverge, BN only
+    trial_depths: list[int]   # their layers
+    trials: list[dict]        # and Config fields of each: warm-up, precision
     optimizing: dict          # Config fields that all runs of the comparison of optimizers share
     optimizers: list[dict]    # Config fields of each of those runs; validation images choose among an optimizer's
     deep: dict                # Config fields of the comparison with and without batch norm on a deep network

@@ -107,7 +107,9 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
         stop.end(config.id)
     began, code = time.time(), commit()
     device = choose_device(device)
-    precision = choose_precision(device, precision)
+    if config.fp32 and precision == "bf16":
+        raise InputError("precision='bf16': this config asks for fp32=True")
+    precision = choose_precision(device, "fp32" if config.fp32 else precision)
     keep_memory()
 
     store.check_writable(results)

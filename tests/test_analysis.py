@@ -274,3 +274,20 @@ def test_the_summary_says_how_far_batch_norm_alone_comes_without_shortcuts():
         ("resnet", 20, 0.47), ("plain", 20, 0.42), ("resnet", 32, 0.51))]
     said = [s for s in findings.summary(runs) if s.startswith("Without shortcuts")]
     assert said == ["Without shortcuts BN only reaches 42.0 % at depth 20, with them 47.0 % (160 epochs, 1 seed)."]
+
+
+def test_trials_of_deep_networks_say_which_diverged_and_where_the_loss_went():
+    def trial(losses, status="done", **fields):
+        run = fake_run(0.2, model="resnet218", n_train=6400, epochs=2, status=status, **fields)
+        run.record, run.provenance = {"classes": 10}, {"precision": "fp32" if fields.get("fp32") else "bf16"}
+        run.history = pd.DataFrame({"epoch": [1, 2][:len(losses)], "train_loss": losses, "test_accuracy": 0.2})
+        return run
+    table = analysis.trials([trial([2.5, 2.25]), trial([2.5, np.nan], "diverged", fp32=True),
+                             trial([2.5, 2.0], warmup_epochs=1.0)])
+    (said,) = analysis.diverged(table)
+    assert said.startswith("ResNet-218, 2 epochs of 6,400 images: 1 of 3 runs diverged.")
+    assert "no warm-up, fp32: 2.50 to nan; 1 epoch of warm-up, bf16: 2.50 to 2.00" in said
+    axes = plots.trials(table).axes[0]
+    (cross,) = [line for line in axes.lines if line.get_marker() == "x"]
+    assert (cross.get_xdata(), cross.get_ydata()) == ([1], [2.5])                    # the last loss that was a number
+    assert analysis.diverged(analysis.trials([])) == []

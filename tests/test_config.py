@@ -55,7 +55,7 @@ def test_the_id_names_the_experiment_and_differs_with_every_field():
     other = {"dataset": "mnist", "n_train": 100, "n_val": 10, "model": "resnet20", "trainable": "all", "lr": 0.2,
              "momentum": 0.5, "weight_decay": 0.0, "batch_size": 64, "epochs": 3, "milestones": (0.5,),
              "warmup_epochs": 1.0, "augment": "none", "seed": 1, "shortcut": "A", "final_relu": False, "bn_parts": 2,
-             "decay": "weights", "schedule": "cosine", "inputs": "raw", "log_every": 10,
+             "decay": "weights", "schedule": "cosine", "inputs": "raw", "log_every": 10, "fp32": True,
              "optimizer_options": "nesterov=True"}
     assert len({base.id, *(dataclasses.replace(base, **{k: v}).id for k, v in other.items())}) == len(other) + 1
 
@@ -143,6 +143,7 @@ CONFIGS = st.builds(
     image_size=st.none() | st.integers(8, 512),
     norm=st.sampled_from(NORMS[:-1]),            # with none, γ and β could not train
     final_relu=st.booleans(),
+    fp32=st.booleans(),
     decay=st.lists(st.sampled_from(DECAYED), min_size=1).map("+".join) | st.sampled_from(["all", "none"]),
     schedule=st.sampled_from(SCHEDULES),
     inputs=st.sampled_from(INPUTS),
@@ -196,6 +197,7 @@ IMPOSSIBLE = {
     "norm": st.text("xyz", min_size=1),
     "positions": st.text("01,", min_size=1) | st.just("first2"),
     "final_relu": st.text("xyz", min_size=1) | st.integers(2),
+    "fp32": st.text("xyz", min_size=1) | st.integers(2),
     "bn_parts": st.integers(max_value=0) | st.integers(65),
     "schedule": st.text("xyz", min_size=1),
     "inputs": st.text("xyz", min_size=1),

@@ -15,7 +15,7 @@ from bnlib.plots.accuracies import (
 )
 from bnlib.plots.activity import activations, thresholds
 from bnlib.plots.channels import affine_by_layer, affine_histograms, dead_share, ridges, trajectories
-from bnlib.plots.optimizing import courses, growth, searched, with_and_without
+from bnlib.plots.optimizing import courses, growth, searched, trials, with_and_without
 from bnlib.plots.reference import deviations, learning
 from bnlib.plots.style import Saved, colour, described, nothing_yet, save
 from bnlib.plots.tables import equality, optimizers, pruning, side_by_side, speed, table, verdicts
@@ -24,4 +24,4 @@ __all__ = ["Saved", "accuracy_against", "accuracy_by_setting", "accuracy_by_size
            "affine_histograms", "colour", "courses", "dead_share", "described", "deviations", "equality", "growth",
            "history", "learning", "nothing_yet", "optimizers", "pictures", "progress", "pruning", "random_weights",
            "ridges", "save", "searched", "side_by_side", "speed", "studies", "table", "thresholds", "top1_and_top5",
-           "trajectories", "verdicts", "with_and_without"]
+           "trajectories", "trials", "verdicts", "with_and_without"]

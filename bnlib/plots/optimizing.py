@@ -6,10 +6,12 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import course
-from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, nothing_yet, once
+from bnlib.analysis import course, with_warmup
+from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, nothing_yet, once, runs_stated
 from bnlib.store import Run
 from bnlib.wording import NORM, OPTIMIZER, SHOWN, name, seeds_of, setting, trained
+
+OF_PRECISION = {"bf16": "#0072B2", "fp32": "#E69F00"}
 
 
 def courses(runs: list[Run], trainable: str) -> Figure:
@@ -126,4 +128,31 @@ def with_and_without(table: pd.DataFrame) -> Figure:
     figure.suptitle(f"{about}, all parameters, {seeds_of(table['seed'].nunique())}\n"
                     "means over a tenth of the steps, losses as measured faint, the highest cut off; dotted: guessing",
                     x=0.01, ha="left", color="#555555", fontsize=8)
+    return figure
+
+
+def trials(table: pd.DataFrame) -> Figure:
+    """Training loss against epoch, a panel a network: a colour a precision, dashed with warm-up; ×: diverged there.
+
+    table: from `analysis.trials`. Dotted: the loss of guessing.
+    """
+    if not len(table):
+        return nothing_yet()
+    networks = list(dict.fromkeys(table["model"]))
+    figure, grid = plt.subplots(1, len(networks), figsize=(1.8 + 2.8 * len(networks), 3.2), sharey=True, squeeze=False)
+    for axes, model in zip(grid[0], networks, strict=True):
+        part = table[table["model"] == model]
+        axes.axhline(np.log(part["classes"].iloc[0]), color="#333333", linestyle=":", linewidth=0.9)
+        for (warmup, precision, _), run in part.groupby(["warmup", "precision", "seed"]):
+            style = {"color": OF_PRECISION.get(precision, "#777777"), "linestyle": "--" if warmup else "-"}
+            axes.plot(run["epoch"], run["loss"], marker=".", label=f"{precision}, {with_warmup(warmup)}", **style)
+            if run["status"].iloc[0] == "diverged":
+                last = run[np.isfinite(run["loss"])][-1:]
+                axes.plot(last["epoch"], last["loss"], "x", color=style["color"], markersize=9)
+        axes.set(xlabel=f"epoch, of {part['images'].iloc[0]:,} images", title=name(model))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    grid[0][0].set_ylabel("training loss (nats)")
+    figure.legend(*once(grid[0][0]), loc="outside lower center", ncols=2)
+    figure.suptitle(f"BN only, {runs_stated(table)}; dotted: guessing; ×: diverged", x=0.01, ha="left",
+                    color="#555555", fontsize=8)
     return figure
