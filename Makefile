@@ -34,7 +34,7 @@ reproduce: $(READY)  ## train what is missing, make all figures; PROFILE=demo, s
 	@$(BIN)/python -m bnlib reproduce --profile $(PROFILE) $(if $(NOTEBOOKS),--notebooks "$(NOTEBOOKS)") \
 		$(if $(BUDGET),--budget $(BUDGET)) $(if $(CLUSTER),--cluster "$(CLUSTER)") $(if $(FRESH),--fresh) $(if $(SET),--set "$$SET")
 
-report: $(READY)  ## render all notebooks and figures from results/, training nothing
+report: $(READY)  ## render all notebooks and figures from results/; 2 to 4 minutes
 	@$(BIN)/python -m bnlib report
 
 test: $(READY)  ## run the tests

@@ -225,7 +225,7 @@ def reproduce(profile, notebooks, budget, cluster, fresh, set):
 
 
 def report(profile):
-    """Render all notebooks and figures from the records, training nothing."""
+    """Render all notebooks and figures from the records, and the site of them."""
     from bnlib import report
     report.render(profile)
 

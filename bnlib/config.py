@@ -279,7 +279,7 @@ class Config:
     warmup_epochs: float = 0.0                     # lr rises linearly from zero over so many epochs
     inputs: str = "own"                            # the set's own mean and deviation; raw 0–255, unit 0–1, imagenet's
     augment: str = "crop+flip"                     # random crop (4-pixel padding), flip; …+once: the same in each epoch
-    fp32: bool = False                             # an experiment on precision; else it is the device's, and no choice
+    fp32: bool = False                             # float32 everywhere, as an experiment; False: whichever is fast
     log_every: int = 0                             # γ, β and loss into the record every so many steps; 0: at epochs
     keep_affine: bool = True                       # γ, β in the record; False: kept with all other trained weights
     seed: int = 0                                  # draws weights, validation split, order and augmentation

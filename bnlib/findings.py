@@ -1,4 +1,4 @@
-"""Runs in, sentences out: what was found, with every number computed, and what it took."""
+"""Runs in, sentences out: what was found, with every number computed."""
 
 from collections.abc import Iterable
 
@@ -91,11 +91,3 @@ def _without_shortcuts(runs: list[Run], dataset: str | None) -> list[str]:
 
 def _range(values: pd.Series) -> str:
     return " to ".join(dict.fromkeys([f"{values.min():.1f}", f"{values.max():.1f}"]))
-
-
-def compute(runs: Iterable[Run]) -> Sentences:
-    """The hours that the runs took, device by device."""
-    hours = pd.Series([run.provenance["seconds"] / 3600 for run in runs], [run.provenance["device"] for run in runs])
-    by_device = hours.groupby(level=0).agg(["sum", "count"])
-    return Sentences(f"{row['sum']:.1f} hours for {row['count']:.0f} runs on {device}."
-                     for device, row in by_device.iterrows())

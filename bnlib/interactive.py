@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from bnlib.analysis import DEAD
 from bnlib.config import Config
-from bnlib.plots import history, progress, save
+from bnlib.plots import Saved, history, progress, save
 from bnlib.plots.pictures import switched_off
 from bnlib.store import Run
 from bnlib.train import run
@@ -110,7 +110,7 @@ def threshold(runs: list[Run], thresholds: pd.DataFrame, figures: Path, below: f
     The figure at `below` is saved. It alone is shown without ipywidgets, or where nobody looks.
     """
     saved = save(switched_off(runs, thresholds, below), "switched_off", figures)
-    if not with_widgets():
+    if not with_widgets() or not isinstance(saved, Saved):
         return saved
     import ipywidgets
     picture = ipywidgets.Image(format="png", width=saved.width)

@@ -14,7 +14,7 @@ from bnlib.config import DATASETS, Config, InputError, resolve
 def measured(results: str | Path = "results") -> dict[str, dict[tuple[str, str], float]]:
     """Device → (network, what trains) → images/s: from `make bench`, else the median of the records of that device."""
     found: dict[str, dict] = {}
-    records = store.load_runs(results, dataset="cifar10", image_size=None)
+    records = store.load_runs(results, dataset="cifar10", image_size=None, fp32=False)
     if len(records):
         records = records[~records["device"].str.contains(";")]          # not runs that moved from one to another
         by = records.groupby(["device", "model", "trainable"])["images_per_second"].median()
@@ -41,7 +41,7 @@ def images_per_second(config: Config, rates: dict[tuple[str, str], float]) -> tu
     """
     parts = set(config.trainable.split("+"))
     mode = "all" if parts & {"all", "weights", "shortcut"} or "random" in config.trainable else "bn"
-    if (config.model, mode) in rates and config.image_size is None:
+    if (config.model, mode) in rates and config.image_size is None and not config.fp32:
         return rates[config.model, mode], True
     near = {model: rate for (model, trainable), rate in rates.items() if trainable == mode}
     if not near:

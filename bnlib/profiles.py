@@ -96,9 +96,9 @@ _PAPER = {
     "width_depth": 14,                             # the depth at which width is varied
     "modes": _MODES,
     "starts": _STARTS,
-    "trial": {"n_train": 6400, "epochs": 8},       # 400 steps: whether a deep network diverges
-    "trial_depths": [218, 434, 866],
-    "trials": [{"warmup_epochs": epochs, "fp32": fp32} for epochs in (0.0, 1.0) for fp32 in (False, True)],
+    "stability": {"n_train": 6400, "epochs": 8},       # 400 steps: whether a deep network diverges
+    "stability_depths": [218, 434, 866],
+    "stability_changes": [{"warmup_epochs": epochs, "fp32": fp32} for epochs in (0.0, 1.0) for fp32 in (False, True)],
     "optimizing": {"model": "resnet32", "shortcut": "A", "n_val": 5000},
     "optimizers": [o | {"epochs": 20} if "epochs" in o else o for o in _SEARCH],
     "deep": _DEEP | {"epochs": 10, "log_every": 20},
@@ -124,7 +124,7 @@ _PAPER = {
 }
 _SHORT = _PAPER | {
     "training": {"epochs": 16},
-    "trial_depths": [218],
+    "stability_depths": [218],
     "sequences": _PAPER["sequences"] | {"epochs": 16},
     "large": _PAPER["large"] | {"batch_size": 256, "lr": 0.1, "epochs": 16, "warmup_epochs": 1},
     "large_models": ["imagenet_resnet18", "imagenet_resnet50"],
@@ -145,9 +145,9 @@ _SHORT = _PAPER | {
 _DEMO = {
     # a mirrored digit is no digit, hence no flip; small batches, or 1,437 images would make 11 steps an epoch
     "training": {"dataset": "digits", "epochs": 4, "batch_size": 32, "augment": "crop"},
-    "trial": {"dataset": "digits", "n_train": 256, "epochs": 2, "batch_size": 32, "augment": "crop"},
-    "trial_depths": [26],
-    "trials": _PAPER["trials"],
+    "stability": {"dataset": "digits", "n_train": 256, "epochs": 2, "batch_size": 32, "augment": "crop"},
+    "stability_depths": [26],
+    "stability_changes": _PAPER["stability_changes"],
     "depths": [8, 14, 20],
     "widths": [1, 2],
     "width_depth": 8,
@@ -184,8 +184,8 @@ _DEMO = {
 }
 _SMOKE = _DEMO | {
     "training": {"dataset": "digits", "n_train": 128, "epochs": 1, "batch_size": 64, "augment": "crop"},
-    "trial": _DEMO["trial"] | {"n_train": 128, "batch_size": 64},
-    "trial_depths": [20],
+    "stability": _DEMO["stability"] | {"n_train": 96},
+    "stability_depths": [20],
     "depths": [8, 14],
     "widths": [1, 2],
     "modes": ["all", "weights", "bn", "random2"],
@@ -224,9 +224,9 @@ class Profile:
     width_depth: int          # layers of the network whose width is varied
     modes: list[str]          # what trains, where that is varied
     starts: list[dict]        # Config fields that differ from the protocol, where the start is varied
-    trial: dict               # Config fields of short runs that ask whether deep networks diverge, BN only
-    trial_depths: list[int]   # their layers
-    trials: list[dict]        # and Config fields of each: warm-up, precision
+    stability: dict           # Config fields of short trials of whether deep networks diverge, BN only
+    stability_depths: list[int]                    # their layers
+    stability_changes: list[dict]                  # and the fields in which they differ: warm-up, precision
     optimizing: dict          # Config fields that all runs of the comparison of optimizers share
     optimizers: list[dict]    # Config fields of each of those runs; validation images choose among an optimizer's
     deep: dict                # Config fields of the comparison with and without batch norm on a deep network
@@ -302,3 +302,10 @@ def variant(config: Config, kinds: tuple[str, ...] = PROTOCOLS) -> str:
                                      and protocol.get("optimizer", config.optimizer) == config.optimizer
                                      and protocol.get("trainable", config.trainable) == config.trainable)]
     return ", ".join(f"{name}={getattr(config, name)}" for name in min(differing, key=len))
+
+
+def is_trial(config: Config) -> bool:
+    """Whether it is a short trial of whether deep networks diverge, of any profile, depth and seed."""
+    return parse_model(config.model).family == "resnet" and any(
+        config == Config(model=config.model, seed=config.seed, **p["stability"] | change)
+        for p in PROFILES.values() for change in p["stability_changes"])

@@ -1,5 +1,6 @@
 """The report as a static site, by Sphinx with myst-nb: executed notebooks in, pages that work offline and a PDF out."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -32,10 +33,10 @@ def build(notebooks: Sequence[Path], place: Path, front: str) -> None:
     if build_main(["-q", "-b", "html", "-d", str(place.with_name("site-cache")), str(source), str(place)]):
         raise InputError(f"{source}: Sphinx could not make the site; what it says is above")
     shutil.rmtree(place / "_sources", ignore_errors=True)
-    shutil.copy(place / f"{front}.html", place / "index.html")
     if (source / "figures").exists():                  # Sphinx knows of no links in what a cell has put out
         shutil.copytree(source / "figures", place / "figures")
     printed = _print_pdf(place / f"{front}.html", place / f"{front}.pdf")
+    shutil.copy(place / f"{front}.html", place / "index.html")
     megabytes = sum(file.stat().st_size for file in place.rglob("*")) / 1e6
     print(f"site: {os.path.relpath(place)}/{front}.html, {megabytes:.1f} MB, {printed}")
 
@@ -52,11 +53,10 @@ def figure_links(notebook, place: Callable[[Path], Path]) -> list[Path]:
 
 
 def _as_page(notebook: Path, source: Path, others: list[str] | None) -> None:
-    """A notebook as Sphinx takes it, with its figures and tables. others: on the front page, where code is folded, the
-    pages that it leads to."""
+    """A notebook as Sphinx takes it, with its figures. others: on the front page, where code is folded, the pages that
+    it leads to."""
     import nbformat
     content = nbformat.read(notebook, as_version=4)
-    _with_tables(content, source)
     for svg in figure_links(content, lambda svg: Path("figures", svg.name)):
         if (notebook.parent / svg).exists():
             (source / "figures").mkdir(exist_ok=True)
@@ -68,32 +68,25 @@ def _as_page(notebook: Path, source: Path, others: list[str] | None) -> None:
         if others is not None and cell.cell_type == "code":
             cell.metadata.setdefault("tags", []).append("hide-input" if cell.outputs else "remove-input")
     if others is not None:
-        if _chromium():
-            content.cells[0].source += f'\n\n<a href="{notebook.stem}.pdf">This page as a PDF</a>.'
         pages = "\n".join(others)
         content.cells.append(nbformat.v4.new_markdown_cell(f"```{{toctree}}\n:hidden:\n\n{pages}\n```"))
     nbformat.write(content, source / notebook.name)
 
 
-def _with_tables(content, source: Path) -> None:
-    """Tables that a notebook's text links to go with the site."""
-    for cell in (cell for cell in content.cells if cell.cell_type == "markdown"):
-        for table in re.findall(r"\]\(\.\./results/(tables/\S+\.csv)\)", cell.source):
-            (source / "tables").mkdir(exist_ok=True)
-            shutil.copy(resolve("results") / table, source / table)
-            cell.source = cell.source.replace(f"../results/{table}", table)
-
-
-def _chromium() -> str | None:
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
 def _print_pdf(page: Path, pdf: Path) -> str:
-    """Prints a page through headless Chromium; returns what became of it."""
-    if not (browser := _chromium()):
+    """Prints a page through headless Chromium and links to that from the page; returns what became of it."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
         return "no PDF without Chromium"
-    with tempfile.TemporaryDirectory() as profile:
-        done = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
-                               "--no-pdf-header-footer", f"--print-to-pdf={pdf}", page.absolute().as_uri()],
-                              capture_output=True, timeout=120)
-    return f"with {pdf.name}" if done.returncode == 0 and pdf.exists() else "no PDF: Chromium failed"
+    html, printed = page.read_text(), page.with_name("print.html")
+    # in a PDF a link to another page would name its place on this machine
+    printed.write_text(re.sub(r'(<a [^>]*)href="(?!https?:|#)[^"]*"', r"\1", html))
+    with tempfile.TemporaryDirectory() as profile, contextlib.suppress(subprocess.SubprocessError):
+        subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
+                        "--no-pdf-header-footer", f"--print-to-pdf={pdf}", printed.absolute().as_uri()],
+                       capture_output=True, timeout=120, check=True)
+    printed.unlink()
+    if not pdf.exists():
+        return "no PDF: Chromium failed"
+    page.write_text(html.replace("</h1>", f'</h1>\n<p><a href="{pdf.name}">This page as a PDF</a></p>', 1))
+    return f"with {pdf.name}"

@@ -44,11 +44,12 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
     checkpoint should it die.
 
     device: `cuda`, `mps` or `cpu`; None: the first of them that is there. precision: `bf16` or `fp32`; None: bf16
-    where the device is fast at it. Both change speed, not the experiment. deadline: `time.time()` at which to stop
-    at a checkpoint, raising Paused; a signal stops it there too. bar: a progress bar to advance instead of one of its
-    own. watch: called with the history so far (DataFrame, one row an epoch) after every epoch, and once more with that
-    of the record; not where a record is loaded. wait: False raises Busy instead of waiting for another process.
-    Raises InputError for a config, device or dataset that cannot be, and RecordError for a record that is damaged.
+    where the device is fast at it. Both change speed, not the experiment; a config with fp32=True takes no bf16.
+    deadline: `time.time()` at which to stop at a checkpoint, raising Paused; a signal stops it there too. bar: a
+    progress bar to advance instead of one of its own. watch: called with the history so far (DataFrame, one row an
+    epoch) after every epoch, and once more with that of the record; not where a record is loaded. wait: False raises
+    Busy instead of waiting for another process. Raises InputError for a config, device, precision or dataset that
+    cannot be, and RecordError for a record that is damaged.
     """
     found = store.find(config, results)
     parallel.join(device)
@@ -107,8 +108,8 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
         stop.end(config.id)
     began, code = time.time(), commit()
     device = choose_device(device)
-    if config.fp32 and precision == "bf16":
-        raise InputError("precision='bf16': this config asks for fp32=True")
+    if config.fp32 and choose_precision(device, precision or "fp32") != "fp32":
+        raise InputError(f"precision={precision!r}: this config asks for fp32=True")
     precision = choose_precision(device, "fp32" if config.fp32 else precision)
     keep_memory()
 

@@ -104,12 +104,13 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
 
 
 def open_questions(table: pd.DataFrame) -> Sentences:
-    """The claims that the verdict table does not call reproduced, each with what stands there; last, in one sentence,
-    those that no run can decide yet."""
-    said = Sentences(f"**{row.claim}**: {row.verdict}; {row.ours}." for verdict in (NOT, PARTLY)
-                     for row in table[table["verdict"] == verdict].itertuples())
-    if waiting := table[table["verdict"] == NOT_RUN]["claim"].tolist():
-        said.append(f"**Not yet run**: {'; '.join(waiting)}.")
+    """The claims that the verdict table does not call reproduced, each with what there is on it; last, in one sentence,
+    those on which there is nothing yet."""
+    nothing = table["ours"] == "–"
+    said = Sentences(f"**{row.claim}**: {row.verdict}; {row.ours}." for verdict in (NOT, PARTLY, NOT_RUN)
+                     for row in table[(table["verdict"] == verdict) & ~nothing].itertuples())
+    if nothing.any():
+        said.append(f"**Nothing yet on**: {'; '.join(table['claim'][nothing])}.")
     return said
 
 

@@ -58,6 +58,11 @@ def spread(row) -> str:
     return f"{row.mean:.1f}{deviation} % ({seeds_of(row.n)})"
 
 
+def device_name(device: str) -> str:
+    """A device as its records name it, in good English: `AMD EPYC, 1 thread`."""
+    return device.replace(" 1 threads", " 1 thread")
+
+
 def seeds_of(n: int) -> str:
     """`1 seed`, `3 seeds`."""
     return f"{n} seed" if n == 1 else f"{n} seeds"

@@ -8,7 +8,7 @@ import pytest
 
 from bnlib import Config, InputError, analysis, findings, freeze, plots, published, verdicts
 from bnlib.config import resolve
-from bnlib.profiles import PRESETS, variant
+from bnlib.profiles import PRESETS, PROFILES, variant
 
 
 def fake_run(accuracy=0.5, gamma=(0.5, 0.5), status="done", **fields):
@@ -122,7 +122,10 @@ def test_findings_say_which_half_does_the_work_and_how_much_is_there():
 
 
 def test_compute_is_summed_device_by_device():
-    assert findings.compute([fake_run(), fake_run(seed=1)]) == ["2.0 hours for 2 runs on CPU."]
+    resumed = fake_run(seed=1)
+    resumed.provenance |= {"commit": "abc; def"}
+    (row,) = analysis.machines([fake_run(), resumed]).itertuples(index=False)
+    assert tuple(row) == ("CPU", "bf16", "2", 2, 2.0, 2)
 
 
 def test_an_unknown_metric_is_named():
@@ -228,6 +231,13 @@ def test_claims_beyond_the_paper_are_judged_seed_by_seed(claim, fields, accuracy
     assert row["verdict"] == expected and "of 1 pairs" in row["ours"]
 
 
+def test_open_questions_say_what_there_is_on_each_and_last_on_what_there_is_nothing():
+    said = verdicts.open_questions(verdicts.table([fake_run(0.45, epochs=16)]))
+    assert any("ResNet-14, BN only: test accuracy" in question and "45.0" in question for question in said[:-1])
+    assert said[-1].startswith("**Nothing yet on**: ") and "BN only: wider is better" in said[-1]
+    assert not any("ResNet-14" in question for question in said[-1:])
+
+
 @pytest.mark.parametrize(("models", "seeds", "expected"), [
     (("resnet14",), 3, "reproduced"), (("resnet14", "resnet20", "resnet32"), 1, "reproduced"),
     (("resnet14", "resnet20"), 2, "partly"),
@@ -277,17 +287,33 @@ def test_the_summary_says_how_far_batch_norm_alone_comes_without_shortcuts():
 
 
 def test_trials_of_deep_networks_say_which_diverged_and_where_the_loss_went():
-    def trial(losses, status="done", **fields):
-        run = fake_run(0.2, model="resnet218", n_train=6400, epochs=2, status=status, **fields)
-        run.record, run.provenance = {"classes": 10}, {"precision": "fp32" if fields.get("fp32") else "bf16"}
-        run.history = pd.DataFrame({"epoch": [1, 2][:len(losses)], "train_loss": losses, "test_accuracy": 0.2})
+    def trial(losses, status="done", precision="bf16", **fields):
+        run = fake_run(0.2, model="resnet218", **PROFILES["paper"]["stability"] | fields, status=status)
+        run.record, run.provenance = {"classes": 10}, {"precision": precision}
+        run.history = pd.DataFrame({"epoch": range(1, len(losses) + 1), "train_loss": losses})
         return run
-    table = analysis.trials([trial([2.5, 2.25]), trial([2.5, np.nan], "diverged", fp32=True),
-                             trial([2.5, 2.0], warmup_epochs=1.0)])
-    (said,) = analysis.diverged(table)
-    assert said.startswith("ResNet-218, 2 epochs of 6,400 images: 1 of 3 runs diverged.")
-    assert "no warm-up, fp32: 2.50 to nan; 1 epoch of warm-up, bf16: 2.50 to 2.00" in said
+    runs = [trial([2.5, 2.25]), trial([2.5, np.nan], "diverged", "fp32", fp32=True),
+            trial([np.nan], "diverged", "fp32", warmup_epochs=1.0, fp32=True),
+            trial([2.5, 2], "done", "fp32; bf16", seed=3),
+            fake_run(model="resnet218", n_train=6400, epochs=9)]                                # not a trial
+    table = analysis.trials(runs)
+    (said,) = analysis.trials_stated(table)
+    assert said.startswith("ResNet-218, 8 epochs of 6,400 images: 2 of 4 runs diverged.")
+    for part in ("no warm-up, bf16: 2.50 to 2.25", "no warm-up, fp32: diverged in epoch 2",
+                 "fp32, then bf16: 2.50 to 2.00", "1 epoch of warm-up, fp32: diverged in epoch 1"):
+        assert part in said
     axes = plots.trials(table).axes[0]
-    (cross,) = [line for line in axes.lines if line.get_marker() == "x"]
-    assert (cross.get_xdata(), cross.get_ydata()) == ([1], [2.5])                    # the last loss that was a number
-    assert analysis.diverged(analysis.trials([])) == []
+    crosses = {(*line.get_xdata(), *line.get_ydata()) for line in axes.lines if line.get_marker() == "x"}
+    assert crosses == {(2, 2.5), (1, np.log(10))}            # the last loss that was a number, or that of guessing
+    assert analysis.trials_stated(analysis.trials([])) == []
+
+
+def test_trials_of_one_precision_are_told_apart():
+    """On a machine that is not fast at bf16 both are float32."""
+    runs = [fake_run(model="resnet218", **PROFILES["paper"]["stability"] | {"fp32": fp32}) for fp32 in (False, True)]
+    for run in runs:
+        run.record, run.provenance = {"classes": 10}, {"precision": "fp32"}
+        run.history = pd.DataFrame({"epoch": [1], "train_loss": [2.0]})
+    table = analysis.trials(runs)
+    assert "0 of 2 runs" in analysis.trials_stated(table)[0]
+    assert len([line for line in plots.trials(table).axes[0].lines if line.get_marker() == "."]) == 2

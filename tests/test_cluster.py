@@ -278,6 +278,12 @@ def test_two_calls_with_one_config_and_two_folders_have_a_record_each(two, tiny,
     assert files(first) == files(second)
 
 
+def test_what_fp32_takes_is_estimated_from_the_fast_precision():
+    rates = {("resnet14", "bn"): 100.0}
+    assert plan.images_per_second(Config(), rates) == (100.0, True)
+    assert plan.images_per_second(Config(fp32=True), rates) == (pytest.approx(100.0), False)
+
+
 def test_the_simulated_grid_keeps_sixteen_workers_busy():
     hours = {config: plan.hours(config, next(iter(plan.measured().values()))) for config in scale.grids()["every mode"]}
     assert scale.simulate(hours, 16, failures=0.01)["utilisation"] >= 0.9

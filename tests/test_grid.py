@@ -81,9 +81,14 @@ def test_coverage_counts_finished_seeds(tmp_path):
     assert (row["short"], row["paper"]) == ("0 of 3", "0 of 5")
 
 
-def test_coverage_by_notebook_counts_the_runs_that_each_lists(tmp_path):
+def test_coverage_by_notebook_counts_the_runs_that_each_lists(tmp_path, monkeypatch):
     planned = grid.campaign_configs("smoke", ["01_depth"])
     run_all(planned[:1], results=tmp_path / "results")
+    lost = dataclasses.replace(planned[1], lr=1e30)                                 # one that diverged has been run
+    monkeypatch.setattr(grid, "campaign_configs", lambda *_, **__: [lost])
+    assert run_all([lost], results=tmp_path / "results")[0].status == "diverged"
+    assert grid.coverage(["smoke"], tmp_path / "results")["smoke"].tolist() == ["1 of 1"]
+    monkeypatch.undo()
     table = grid.coverage_by_notebook(["smoke", "paper"], tmp_path / "results").set_index("notebook")
     assert table.loc["01_depth", "smoke"] == f"1 of {len(planned)}"
     assert table.loc["02_width", "paper"] == f"0 of {len(grid.campaign_configs('paper', ['02_width']))}"

@@ -227,6 +227,7 @@ def test_the_slider_draws_its_threshold_and_trains_nothing(tiny_run, tmp_path, m
     pytest.importorskip("ipywidgets")
     monkeypatch.setattr(interactive, "with_widgets", lambda: True)
     monkeypatch.setattr(interactive, "run", None)
+    assert "no finished run" in interactive.threshold([], pd.DataFrame(), tmp_path)._repr_markdown_()
     slider, picture = interactive.threshold([tiny_run], pd.DataFrame(), tmp_path).children
     for value in (0.3, 0.02):
         slider.value = value

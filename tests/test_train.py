@@ -266,12 +266,14 @@ def test_a_device_that_is_not_there_is_named(tiny, tmp_path):
             run(tiny, results=tmp_path, device="cuda")
 
 
-def test_a_config_that_asks_for_fp32_trains_in_it_and_is_another_run(tiny, tmp_path):
+def test_a_config_that_asks_for_fp32_trains_in_it_and_is_another_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("bnlib.bnrelu.processor", lambda: "avx512_bf16")                # where bf16 is the default
     config = dataclasses.replace(tiny, fp32=True)
     assert run(config, results=tmp_path).provenance["precision"] == "fp32" and config.id != tiny.id
     with pytest.raises(InputError, match="precision='bf16': this config asks for fp32=True"):
         run(dataclasses.replace(config, seed=5), results=tmp_path, precision="bf16")
-
+    with pytest.raises(InputError, match="fp61"):
+        run(dataclasses.replace(config, seed=5), results=tmp_path, precision="fp61")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

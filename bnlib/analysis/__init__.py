@@ -28,7 +28,7 @@ from bnlib.analysis.optimizing import (
     speeds,
     with_and_without,
 )
-from bnlib.analysis.stability import diverged, trials, with_warmup
+from bnlib.analysis.stability import trials, trials_stated, with_warmup
 from bnlib.analysis.studies import (
     by_positions,
     decayed,
@@ -41,8 +41,8 @@ from bnlib.analysis.studies import (
 )
 
 __all__ = ["DEAD", "PAPER_EPOCHS", "about_images", "accuracy", "affine", "alone_logged", "by_positions", "comparable",
-           "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "decayed", "diverged",
-           "growth", "histories", "last_loss", "layer_means", "machines", "optimizers", "pair", "plain", "provenance",
+           "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "decayed", "growth",
+           "histories", "last_loss", "layer_means", "machines", "optimizers", "pair", "plain", "provenance",
            "published", "residual_and_plain", "restrained", "root_mean_square", "searched", "sizes", "speeds",
-           "surface", "taken_apart", "top1_and_top5", "trials", "varied", "which_half", "with_and_without",
-           "with_warmup"]
+           "surface", "taken_apart", "top1_and_top5", "trials", "trials_stated", "varied", "which_half",
+           "with_and_without", "with_warmup"]

@@ -149,10 +149,11 @@ def provenance(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def machines(runs: Iterable[Run]) -> pd.DataFrame:
-    """On what was trained: a row a device, precision and version of torch, with how many runs and hours."""
+    """Compute spent: a row a device, precision and version of torch, with runs, hours and versions of this code."""
+    columns = ["device", "precision", "torch"]
     table = pd.DataFrame([{
-        **{key: run.provenance[key] for key in ("device", "precision", "torch")}, "runs": run.id,
-        "hours": run.provenance["seconds"] / 3600, "versions of this code": run.provenance["commit"],
-    } for run in runs], columns=["device", "precision", "torch", "runs", "hours", "versions of this code"])
-    return table.groupby(["device", "precision", "torch"], as_index=False).agg(
-        {"runs": "count", "hours": "sum", "versions of this code": "nunique"})
+        **{column: run.provenance[column] for column in columns}, "runs": 1, "hours": run.provenance["seconds"] / 3600,
+        "versions of this code": str(run.provenance["commit"]).split("; "),
+    } for run in runs], columns=[*columns, "runs", "hours", "versions of this code"])
+    return table.groupby(columns, as_index=False).agg(
+        {"runs": "sum", "hours": "sum", "versions of this code": lambda versions: len(set(versions.explode()))})

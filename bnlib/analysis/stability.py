@@ -4,35 +4,42 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from bnlib.profiles import is_trial
 from bnlib.store import Run
-from bnlib.wording import Sentences, listed, name
+from bnlib.wording import Sentences, name
 
 
 def trials(runs: Iterable[Run]) -> pd.DataFrame:
-    """A row a run and epoch: run, dataset, model, depth, warmup (epochs), precision, seed, status, classes, images (of
-    training), epoch, loss (of training, nats), accuracy (on test images, %)."""
+    """The trials among the runs, a row a run and epoch: run, dataset, model, depth, warmup (epochs), precision, seed,
+    status, classes, images (of training), epochs (planned), epoch, loss (of training, nats)."""
     parts = [run.history[["epoch"]].assign(
         run=run.id, dataset=run.config.dataset, model=run.config.model, depth=run.config.depth,
-        warmup=run.config.warmup_epochs, precision=run.provenance["precision"], seed=run.config.seed,
-        status=run.status, classes=run.record["classes"], images=run.config.n_train,
-        loss=run.history["train_loss"], accuracy=100 * run.history["test_accuracy"]) for run in runs]
+        warmup=run.config.warmup_epochs, precision=run.provenance["precision"].replace("; ", ", then "),
+        seed=run.config.seed, status=run.status, classes=run.record["classes"], images=run.config.n_train,
+        epochs=run.config.epochs, loss=run.history["train_loss"]) for run in runs if is_trial(run.config)]
     if not parts:
-        return pd.DataFrame(columns=["run", "model", "depth", "warmup", "precision", "seed", "status", "epoch", "loss"])
-    return pd.concat(parts, ignore_index=True).sort_values(["depth", "warmup", "precision", "seed", "epoch"])
+        return pd.DataFrame(columns=["run", "model"])
+    return pd.concat(parts, ignore_index=True).sort_values(["depth", "warmup", "precision", "run", "epoch"])
 
 
-def diverged(table: pd.DataFrame) -> Sentences:
-    """How many runs of each network diverged, and where the loss of each went; of `trials`."""
+def trials_stated(table: pd.DataFrame) -> Sentences:
+    """How many trials of each network diverged, loss or γ and β being no longer finite, and where each loss went."""
     said = Sentences()
     for model, of_model in table.groupby("model", sort=False):
-        runs = [run for _, run in of_model.groupby(["warmup", "precision", "seed"])]
+        runs = [run for _, run in of_model.groupby("run", sort=False)]
         lost = sum(run["status"].iloc[0] == "diverged" for run in runs)
-        losses = "; ".join(f"{with_warmup(run['warmup'].iloc[0])}, {run['precision'].iloc[0]}: "
-                           f"{run['loss'].iloc[0]:.2f} to {run['loss'].iloc[-1]:.2f}" for run in runs)
-        epochs = listed(run["epoch"].max() for run in runs)
-        said.append(f"{name(model)}, {epochs} epochs of {of_model['images'].iloc[0]:,} images: {lost} of {len(runs)} "
+        first = of_model.iloc[0]
+        losses = "; ".join(f"{with_warmup(run['warmup'].iloc[0])}, {run['precision'].iloc[0]}: {_course(run)}"
+                           for run in runs)
+        said.append(f"{name(model)}, {first['epochs']} epochs of {first['images']:,} images: {lost} of {len(runs)} "
                     f"runs diverged. Training loss of the first epoch and the last: {losses}.")
     return said
+
+
+def _course(run: pd.DataFrame) -> str:
+    if run["status"].iloc[0] == "diverged":
+        return f"diverged in epoch {run['epoch'].iloc[-1]}"
+    return f"{run['loss'].iloc[0]:.2f} to {run['loss'].iloc[-1]:.2f}"
 
 
 def with_warmup(epochs: float) -> str:

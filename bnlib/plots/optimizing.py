@@ -7,11 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import course, with_warmup
-from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, nothing_yet, once, runs_stated
+from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, colour, nothing_yet, once, runs_stated
 from bnlib.store import Run
 from bnlib.wording import NORM, OPTIMIZER, SHOWN, name, seeds_of, setting, trained
-
-OF_PRECISION = {"bf16": "#0072B2", "fp32": "#E69F00"}
 
 
 def courses(runs: list[Run], trainable: str) -> Figure:
@@ -132,7 +130,7 @@ def with_and_without(table: pd.DataFrame) -> Figure:
 
 
 def trials(table: pd.DataFrame) -> Figure:
-    """Training loss against epoch, a panel a network: a colour a precision, dashed with warm-up; ×: diverged there.
+    """Training loss against epoch, a panel a network: dashed in float32, pale with warm-up; ×: diverged in this epoch.
 
     table: from `analysis.trials`. Dotted: the loss of guessing.
     """
@@ -142,17 +140,24 @@ def trials(table: pd.DataFrame) -> Figure:
     figure, grid = plt.subplots(1, len(networks), figsize=(1.8 + 2.8 * len(networks), 3.2), sharey=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
         part = table[table["model"] == model]
-        axes.axhline(np.log(part["classes"].iloc[0]), color="#333333", linestyle=":", linewidth=0.9)
-        for (warmup, precision, _), run in part.groupby(["warmup", "precision", "seed"]):
-            style = {"color": OF_PRECISION.get(precision, "#777777"), "linestyle": "--" if warmup else "-"}
-            axes.plot(run["epoch"], run["loss"], marker=".", label=f"{precision}, {with_warmup(warmup)}", **style)
-            if run["status"].iloc[0] == "diverged":
-                last = run[np.isfinite(run["loss"])][-1:]
-                axes.plot(last["epoch"], last["loss"], "x", color=style["color"], markersize=9)
+        guessing = np.log(part["classes"].iloc[0])
+        axes.axhline(guessing, color="#333333", linestyle=":", linewidth=0.9)
+        for _, run in part.groupby("run", sort=False):
+            first, last = run.iloc[0], run.iloc[-1]
+            style = {"color": colour("bn"), "linestyle": "--" if first["precision"] == "fp32" else "-",
+                     "alpha": 0.45 if first["warmup"] else 1}
+            axes.plot(run["epoch"], run["loss"], marker=".", **style,
+                      label=f"{first['precision']}, {with_warmup(first['warmup'])}")
+            if first["status"] == "diverged":          # where the loss was last a number
+                level = run["loss"][np.isfinite(run["loss"])]
+                axes.plot(last["epoch"], level.iloc[-1] if len(level) else guessing, "x", color=style["color"],
+                          markersize=9)
         axes.set(xlabel=f"epoch, of {part['images'].iloc[0]:,} images", title=name(model))
+        axes.set_xlim(0.7, part["epochs"].iloc[0] + 0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     grid[0][0].set_ylabel("training loss (nats)")
-    figure.legend(*once(grid[0][0]), loc="outside lower center", ncols=2)
+    labelled = {text: line for axes in grid[0] for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=2)
     figure.suptitle(f"BN only, {runs_stated(table)}; dotted: guessing; ×: diverged", x=0.01, ha="left",
                     color="#555555", fontsize=8)
     return figure

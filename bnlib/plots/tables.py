@@ -1,7 +1,7 @@
 """Tables for reading, for `DataFrame.style.pipe`: few digits, units, no index."""
 
 from bnlib.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED
-from bnlib.wording import OPTIMIZER, SHOWN, name, trained
+from bnlib.wording import OPTIMIZER, SHOWN, device_name, name, trained
 
 
 def table(styler):
@@ -13,7 +13,7 @@ def table(styler):
     formats = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
                "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained,
                "dataset": lambda dataset: SHOWN.get(dataset, dataset),
-               "device": lambda device: device.replace(" 1 threads", " 1 thread")}
+               "device": device_name}
     titles = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
               "parameters": "parameters trained", "chance": "chance (%)"}
     silent = [c for c in ("depth", "width", "seeds", "devices") if c in data and "mean" in data]
