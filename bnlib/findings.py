@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from bnlib.analysis import DEAD, accuracy, dead_features, plain, residual_and_plain
+from bnlib.analysis import DEAD, PAPER_EPOCHS, accuracy, dead_features, plain, published, residual_and_plain
 from bnlib.store import Run
 from bnlib.wording import SHOWN, Sentences, name, seeds_of, spread, trained
 
@@ -29,26 +29,34 @@ def summary(runs: Iterable[Run], dataset: str | None = None, planned: int | None
     share = {what: dead[dead["trainable"] == what]["mean"] for what in ("bn", "all")}
     shares = [f"training {trained(what)} leaves {_range(values)} % of all |γ| below {DEAD}"
               for what, values in share.items() if len(values)]
-    said += [f"Switched off: {'; '.join(shares)}."] if shares else []
+    paper = published("share of features disabled").iloc[0]["value"]
+    if shares:
+        said.append(f"Switched off: {'; '.join(shares)}. The paper: {paper:g} %, BN only, {PAPER_EPOCHS} epochs.")
     said += _without_shortcuts(everything, dataset)
     if planned is not None:
         epochs = pd.Series([run.config.epochs for run in everything]).value_counts().sort_index()
-        said.append(f"{len(everything):,} of {planned:,} planned runs are there: "
-                    + ", ".join(f"{n} run{'s' * (n > 1)} of {e} epoch{'s' * (e > 1)}" for e, n in epochs.items()) + ".")
+        lengths = [f"{n} run{'s' * (n > 1)} of {e} epoch{'s' * (e > 1)}" for e, n in epochs.items()]
+        lengths += [] if PAPER_EPOCHS in epochs else [f"none of the paper's {PAPER_EPOCHS} yet"]
+        hours = sum(run.provenance["seconds"] for run in everything) / 3600
+        said.append(f"{len(everything):,} of {planned:,} planned runs are there: {', '.join(lengths)}; "
+                    f"{hours:.1f} hours.")
     return said
 
 
 def _alone(runs: list[Run], longest: pd.DataFrame) -> list[str]:
     """How far BN-only training carries the smallest network and the best one, and full training beside it."""
     alone = longest.xs("bn", level="trainable").sort_values(["depth", "width"])
+    papers = published().query("source == 'Frankle et al. 2021' and trainable == 'bn'")
     total = {run.config.model: run.metrics["parameters"] for run in runs}
     said = []
     for row in alone.iloc[sorted({0, alone["mean"].argmax()})].itertuples():
         full = next(longest[longest.index == (row.Index, "all")].itertuples(), None)
-        rest = f"; training all of them reaches {spread(full)} after {full.epochs}" if full else ""
+        rest = f"; training all of them, {spread(full)} after {full.epochs} epochs" if full else ""
         share = f"{row.parameters:,} of its {total[row.Index]:,} parameters ({row.parameters / total[row.Index]:.1%})"
+        theirs = papers[(papers["model"] == row.Index) & (papers["dataset"] == row.dataset)]["value"].tolist()
+        theirs = f" (the paper: {theirs[0]:g} % after {PAPER_EPOCHS})" if theirs else ""
         said.append(f"{name(row.Index)} on {SHOWN.get(row.dataset, row.dataset)}, training only γ and β, {share}, "
-                    f"reaches {spread(row)} after {row.epochs} epochs{rest}.")
+                    f"reaches {spread(row)} after {row.epochs} epochs{theirs}{rest}.")
     return said
 
 
@@ -83,9 +91,9 @@ def _without_shortcuts(runs: list[Run], dataset: str | None) -> list[str]:
     if both.empty:
         return []
     longest = both[both["epochs"] == both["epochs"].max()]
-    stated = "; ".join(f"{row['plain, ours']:.1f} % at depth {row['depth']}, with them {row['residual, ours']:.1f} %"
-                       for _, row in longest.iterrows())
-    return [f"Without shortcuts BN only reaches {stated} ({longest['epochs'].iloc[0]} epochs, "
+    stated = "; ".join(f"at depth {row['depth']} {row['plain, ours']:.1f} % without shortcuts, "
+                       f"{row['residual, ours']:.1f} % with them" for _, row in longest.iterrows())
+    return [f"Shortcuts: training only γ and β reaches {stated} ({longest['epochs'].iloc[0]} epochs, "
             f"{seeds_of(longest['seeds'].min())})."]
 
 

@@ -221,8 +221,10 @@ def _paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Calla
     """What is stated and the verdict, on whether the second run of each pair measures more than the first."""
     lows, highs = ([measure(run) for run in side] for side in (zip(*pairs, strict=True) if pairs else ((), ())))
     holds = [high > low - margin for low, high in zip(lows, highs, strict=True)]
-    means = f"in the mean {upper} {np.mean(highs):.1f} %, {lower} {np.mean(lows):.1f} %" if pairs else ""
-    stated = _pairs_stated(holds, means, [low for low, _ in pairs])
+    models = [low.config.model for low, _ in pairs]
+    means = ", ".join(f"{name(model)} {row['high']:.1f} against {row['low']:.1f} %" for model, row in pd.DataFrame(
+        {"low": lows, "high": highs}, dtype=float).groupby(models, sort=False).mean().iterrows())
+    stated = _pairs_stated(holds, f"{upper} against {lower}: {means}", [low for low, _ in pairs])
     return stated, _pairs_verdict(holds, {unit(low) for low, _ in pairs})
 
 
@@ -273,7 +275,7 @@ def _shortcuts(runs: list[Run]) -> list[tuple]:
     return [
         _ends("Full training of plain networks: the deepest loses to the shallowest", where, "loses",
               [run for run in plain_ones if _place(run) in both], lambda shallow, deep: deep < shallow),
-        _ends("Full training of residual networks: the deepest does not", where, "does not",
+        _ends("Full training of residual networks: the deepest does not lose to it", where, "does not",
               [run for run in residual if _place(run) in both], lambda shallow, deep: deep >= shallow),
         _matched("Shortcuts with a convolution (B) do at least as well as with zeros (A)",
                  "He et al. 2015, on ImageNet", "B ≥ A", option_a,

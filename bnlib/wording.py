@@ -38,6 +38,8 @@ def trained(what: str) -> str:
     """How a choice of `trainable` is called in sentences and legends: `bn` → `BN only`."""
     names = {"all": "all parameters", "bn": "BN", "gamma": "γ", "beta": "β", "output": "output layer",
              "shortcut": "shortcuts", "weights": "all but γ and β", "none": "nothing trained"}
+    if what in ("beta+weights", "gamma+weights"):
+        return "all but γ" if what.startswith("beta") else "all but β"
     parts = what.split("+")
     named = [names.get(part) or f"{part.removeprefix('random')} random weights a channel" for part in parts]
     return " and ".join(named) + ("" if parts[0] in ("all", "weights", "none") else " only")

@@ -365,7 +365,7 @@ def test_residual_and_plain_stand_beside_the_published_numbers():
 
 
 PLAIN, RESIDUAL = "Full training of plain networks: the deepest loses to the shallowest", (
-    "Full training of residual networks: the deepest does not")
+    "Full training of residual networks: the deepest does not lose to it")
 SURVIVES, B_AND_A = "BN only survives without shortcuts", (
     "Shortcuts with a convolution (B) do at least as well as with zeros (A)")
 
@@ -420,8 +420,8 @@ def test_which_half_is_told_by_the_last_quarter_of_training():
     (said,) = analysis.which_half(runs)
     assert "(`vanilla`) 73.0 ± 1.4 %, normalisation alone (`fixed_bn`) 77.0 ± 1.4 %" in said
     runs.append(fake("all", [0.1] * 6 + [0.77, 0.78]))
-    assert analysis.which_half(runs)[1] == ("Normalisation alone changes that by +4.0 points; training γ and β with "
-                                            "it, by +0.5 more.")
+    assert analysis.which_half(runs)[1] == ("From no batch norm to normalisation alone +4.0 points, from "
+                                            "there to training γ and β too +0.5.")
     assert analysis.which_half([]) == []
 
 

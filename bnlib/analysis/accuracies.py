@@ -149,11 +149,9 @@ def provenance(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def machines(runs: Iterable[Run]) -> pd.DataFrame:
-    """Compute spent: a row a device, precision and version of torch, with runs, hours and versions of this code."""
+    """Compute spent: a row a device, precision and version of torch, with runs and hours."""
     columns = ["device", "precision", "torch"]
     table = pd.DataFrame([{
         **{column: run.provenance[column] for column in columns}, "runs": 1, "hours": run.provenance["seconds"] / 3600,
-        "versions of this code": str(run.provenance["commit"]).split("; "),
-    } for run in runs], columns=[*columns, "runs", "hours", "versions of this code"])
-    return table.groupby(columns, as_index=False).agg(
-        {"runs": "sum", "hours": "sum", "versions of this code": lambda versions: len(set(versions.explode()))})
+    } for run in runs], columns=[*columns, "runs", "hours"])
+    return table.groupby(columns, as_index=False)[["runs", "hours"]].sum()

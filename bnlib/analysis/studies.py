@@ -69,8 +69,8 @@ def which_half(runs: Iterable[Run]) -> Sentences:
                         f"{epochs} epochs, {seeds_of(part['seed'].nunique())}: {stated}.")
         if {"vanilla", "fixed_bn", "trained_bn"} <= set(order):
             none, alone, whole = (late.loc[m, "mean"] for m in ("vanilla", "fixed_bn", "trained_bn"))
-            said.append(f"Normalisation alone changes that by {alone - none:+.1f} points; training γ and β with it, by "
-                        f"{whole - alone:+.1f} more.")
+            said.append(f"From no batch norm to normalisation alone {alone - none:+.1f} points, from there to training "
+                        f"γ and β too {whole - alone:+.1f}.")
     return said
 
 

@@ -76,6 +76,8 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
         return nothing_yet()
     table = comparable(table)
     settings = table.groupby(by)["mean"].mean().sort_values().index.tolist()
+    if settings == [""]:                               # the protocol, and no variant of it
+        return nothing_yet()
     modes = table.groupby("trainable")["mean"].mean().sort_values().index.tolist() if by == "variant" else []
     networks = smallest_first(table)
     figure, grid = plt.subplots(1, len(networks), figsize=(2.4 + 3 * len(networks), 1.1 + 0.28 * len(settings)),

@@ -83,8 +83,9 @@ def dead_share(table: pd.DataFrame) -> Figure:
                  yerr=rows["std"], error_kw={"elinewidth": 1, "capsize": 2})
         for x, row in zip(at, rows.itertuples(), strict=True):
             if np.isfinite(row.mean):
-                axes.annotate(f"{row.mean:.1f}", (x, row.mean + (0 if np.isnan(row.std) else row.std)), xytext=(0, 2),
-                              textcoords="offset points", ha="center", fontsize=7.5, color=colour(mode))
+                beside = {"xytext": (0, 2), "ha": "center"} if np.isnan(row.std) else {"xytext": (3, 2)}
+                axes.annotate(f"{row.mean:.1f}", (x, row.mean), textcoords="offset points", fontsize=7.5,
+                              color=colour(mode), **beside)
     axes.set_xticks(range(len(networks)), [name(model) for model in networks])
     axes.grid(axis="x", visible=False)
     axes.set_ylabel(f"channels with |γ| < {DEAD} (%)")

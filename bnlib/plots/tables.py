@@ -9,7 +9,9 @@ def table(styler):
 
     Columns that say nothing (no seed diverged, one dataset) or that the provenance table repeats are left out.
     """
-    data = styler.data
+    last = ["epochs", "parameters", "dataset"] if "mean" in styler.data else []          # what is asked for comes first
+    data = styler.data[[*(c for c in styler.data if c not in last), *(c for c in last if c in styler.data)]]
+    styler = data.style
     formats = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
                "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained,
                "dataset": lambda dataset: SHOWN.get(dataset, dataset),
