@@ -59,7 +59,7 @@ def every_mode(configs: list[Config]) -> list[Config]:
 def grids() -> dict[str, list[Config]]:
     """The paper profile's grid as the notebooks list it, and its networks by depth and width in every mode."""
     return {"the notebooks' grid": grid.campaign_configs("paper"),
-            "every mode": every_mode(grid.campaign_configs("paper", ["01_depth", "02_width"]))}
+            "every mode": every_mode(grid.depth_and_width("paper"))}
 
 
 def main() -> None:

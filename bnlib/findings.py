@@ -29,8 +29,8 @@ def summary(runs: Iterable[Run], dataset: str | None = None, planned: int | None
     share = {what: dead[dead["trainable"] == what]["mean"] for what in ("bn", "all")}
     shares = [f"training {trained(what)} leaves {_range(values)} % of all |γ| below {DEAD}"
               for what, values in share.items() if len(values)]
-    paper = published("share of features disabled").iloc[0]["value"]
     if shares:
+        paper = published("share of features disabled").iloc[0]["value"]
         said.append(f"Switched off: {'; '.join(shares)}. The paper: {paper:g} %, BN only, {PAPER_EPOCHS} epochs.")
     said += _without_shortcuts(everything, dataset)
     if planned is not None:

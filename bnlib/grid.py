@@ -136,14 +136,18 @@ def campaign_configs(profile_name: str, notebooks: Iterable[str] | None = None, 
         for config in notebook_configs(folder / f"{name}.ipynb", profile_name=profile_name, **parameters)))
 
 
+def depth_and_width(profile_name: str) -> list[Config]:
+    """The paper's own grid: its networks by depth and width, without the short trials beside them."""
+    return [c for c in campaign_configs(profile_name, ["01_depth", "02_width"]) if not variant(c, OF_THE_PAPER)]
+
+
 def campaign_tiers() -> dict[str, list[Config]]:
     """What the report needs, in the order in which it is worth most: a tier's name → its configs.
 
     The first tier answers each question of the paper once; the second gives its headline number its own 160 epochs and
     five seeds.
     """
-    short, paper = ([c for c in campaign_configs(name, ["01_depth", "02_width"]) if not variant(c, OF_THE_PAPER)]
-                    for name in ("short", "paper"))
+    short, paper = map(depth_and_width, ("short", "paper"))
     alone = [c for c in paper if c.trainable == "bn"]
     tiers = {
         "16 epochs, seed 0: depth and width": [c for c in short if c.seed == 0],

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
@@ -74,7 +73,7 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
         _beats(f"Freezing γ and β costs full training little (under {LITTLE:g} points)", "Sec. 4", "everywhere",
                protocol, "all", "weights", percent_right, margin=LITTLE),
         _beats("γ alone does more than β alone", "this report", "–", protocol, "beta", "gamma", percent_right,
-               unit=model_and_seed),
+               units=networks_or_seeds),
         _dead_share(protocol),
         _beats("Full training switches off fewer features", "Sec. 5", "fewer", protocol, "all", "bn", percent_dead),
         _thresholds(thresholds),
@@ -84,7 +83,7 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
         _differs(f"γ and β of group or layer norm alone do as well (within {LITTLE:g} points)", done, "bn", "norm",
                  margin=LITTLE),
         _beats("On sequences too, γ and β do more than the output layer", "this report", "–", sequences, "output",
-               "bn", percent_right, unit=model_and_seed),
+               "bn", percent_right, units=networks_or_seeds),
         _narrow_beats(protocol),
         _fewer_passes(done),
         _no_better("AdaBound is no better than Adam", _of_two(done, "adabound", "adam"), percent_right,
@@ -118,8 +117,17 @@ def percent_right(run: Run) -> float:
     return 100 * run.metrics["test_accuracy"]
 
 
-def model_of(run: Run) -> str:
-    return run.config.model
+def networks(pairs: Iterable[tuple[str, int]]) -> set:
+    """The networks of pairs of network and seed."""
+    return {model for model, _ in pairs}
+
+
+def networks_or_seeds(pairs: Iterable[tuple[str, int]]) -> set:
+    """The networks, or the seeds of one network, whichever are more: two networks in two seeds are neither three
+    networks nor three seeds."""
+    pairs = set(pairs)
+    seeds = [{seed for other, seed in pairs if other == model} for model in networks(pairs)]
+    return max(networks(pairs), *seeds, key=len) if pairs else set()
 
 
 def model_and_seed(run: Run) -> tuple[str, int]:
@@ -170,15 +178,10 @@ def _dead_share(runs: list[Run]) -> tuple:
 # --------------------------------------------------------------------------------------------- orderings
 
 def _pairs_verdict(holds: list[bool], units: set) -> str:
-    """units: networks, or seeds, in which the pairs differ; or both, as tuples: the more of networks and of the seeds
-    of one network then counts, as two networks in two seeds are neither three networks nor three seeds."""
+    """units: networks, or seeds, in which the pairs differ."""
     if not holds:
         return NOT_RUN
-    counted = len(units)
-    if both := [unit for unit in units if isinstance(unit, tuple)]:
-        seeds = Counter(model for model, _ in both)
-        counted = max(len(seeds), *seeds.values())
-    if all(holds) and counted >= ENOUGH:
+    if all(holds) and len(units) >= ENOUGH:
         return REPRODUCED
     return PARTLY if np.mean(holds) > 0.5 else NOT
 
@@ -208,16 +211,16 @@ def _rises(title: str, where: str, runs: list[Run], by: str, fixed: str) -> tupl
 
 
 def _beats(title: str, where: str, claim: str, runs: list[Run], lower: str, upper: str,
-           measure: Callable[[Run], float], margin: float = 0.0, unit: Callable[[Run], object] = model_of) -> tuple:
+           measure: Callable[[Run], float], margin: float = 0.0, units: Callable[[Iterable], set] = networks) -> tuple:
     """Whether training `upper` measures more than training `lower` less a margin, by network, seed and epochs."""
     found = {(r.config.trainable, r.config.model, r.config.epochs, r.config.seed): r for r in runs}
     pairs = [(run, found[upper, *key]) for (what, *key), run in found.items()
              if what == lower and (upper, *key) in found]
-    return title, where, claim, *_paired(pairs, trained(lower), trained(upper), measure, margin, unit)
+    return title, where, claim, *_paired(pairs, trained(lower), trained(upper), measure, margin, units)
 
 
 def _paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Callable[[Run], float],
-            margin: float = 0.0, unit: Callable[[Run], object] = model_of) -> tuple[str, str]:
+            margin: float = 0.0, units: Callable[[Iterable], set] = networks) -> tuple[str, str]:
     """What is stated and the verdict, on whether the second run of each pair measures more than the first."""
     lows, highs = ([measure(run) for run in side] for side in (zip(*pairs, strict=True) if pairs else ((), ())))
     holds = [high > low - margin for low, high in zip(lows, highs, strict=True)]
@@ -225,7 +228,7 @@ def _paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Calla
     means = ", ".join(f"{name(model)} {row['high']:.1f} against {row['low']:.1f} %" for model, row in pd.DataFrame(
         {"low": lows, "high": highs}, dtype=float).groupby(models, sort=False).mean().iterrows())
     stated = _pairs_stated(holds, f"{upper} against {lower}: {means}", [low for low, _ in pairs])
-    return stated, _pairs_verdict(holds, {unit(low) for low, _ in pairs})
+    return stated, _pairs_verdict(holds, units(model_and_seed(low) for low, _ in pairs))
 
 
 def _changed(runs: list[Run], trainable: str, field: str) -> list[tuple[Run, Run]]:
@@ -241,7 +244,7 @@ def _differs(title: str, runs: list[Run], trainable: str, field: str, margin: fl
     pairs = _changed(runs, trainable, field)
     values = listed(getattr(run.config, field) for _, run in pairs)
     return title, "this report", "–", *_paired(pairs, "the protocol", f"{field}={values}", percent_right, margin,
-                                               model_and_seed)
+                                               networks_or_seeds)
 
 
 def _narrow_beats(runs: list[Run]) -> tuple:
@@ -315,7 +318,8 @@ def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[R
     means = np.mean(numbers, 0) if pairs else ()
     said = ", ".join(f"{side} {mean:.1f} %" for side, mean in zip(names, means, strict=False))
     stated = _pairs_stated(found, f"in the mean {said}", [low for low, _ in pairs])
-    return title, where, claim, stated, _pairs_verdict(found, {model_and_seed(low) for low, _ in pairs})
+    units = networks_or_seeds(model_and_seed(low) for low, _ in pairs)
+    return title, where, claim, stated, _pairs_verdict(found, units)
 
 
 def _place(run: Run) -> tuple:
@@ -347,7 +351,7 @@ def _random_weights_to_match(runs: list[Run]) -> tuple:
         said.append(f"{name(model)}, seed {seed}: {matching[0] if matching else f'more than {tried[-1]}'} a channel, "
                     f"{epochs} epochs")
         units.add((model, seed))
-    return title, where, claim, "; ".join(said) or "–", _pairs_verdict(many, units)
+    return title, where, claim, "; ".join(said) or "–", _pairs_verdict(many, networks_or_seeds(units))
 
 
 def _thresholds(thresholds: pd.DataFrame | None) -> tuple:
@@ -383,7 +387,7 @@ def _matters_little(runs: list[Run], field: str, title: str) -> tuple:
     said = ", ".join(f"{what} {points:+.1f}" for what, points in means.items()) + " points"
     stated = _pairs_stated([*(away.abs() < LITTLE)], said, [run for _, run in pairs])
     return title, "appendix", f"under {LITTLE:g} points", stated, _pairs_verdict(
-        [*(away.abs() < LITTLE)], {model_and_seed(run) for _, run in pairs})
+        [*(away.abs() < LITTLE)], networks_or_seeds(model_and_seed(run) for _, run in pairs))
 
 
 # ------------------------------------------------------------------------------------------- optimizers

@@ -60,9 +60,14 @@ def spread(row) -> str:
     return f"{row.mean:.1f}{deviation} % ({seeds_of(row.n)})"
 
 
-def device_name(device: str) -> str:
+def machine(device: str) -> str:
     """A device as its records name it, in good English: `AMD EPYC, 1 thread`."""
     return device.replace(" 1 threads", " 1 thread")
+
+
+def with_warmup(epochs: float) -> str:
+    """`no warm-up`, `1 epoch of warm-up`."""
+    return f"{epochs:g} epoch{'' if epochs == 1 else 's'} of warm-up" if epochs else "no warm-up"
 
 
 def seeds_of(n: int) -> str:

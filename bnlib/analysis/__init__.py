@@ -28,7 +28,7 @@ from bnlib.analysis.optimizing import (
     speeds,
     with_and_without,
 )
-from bnlib.analysis.stability import trials, trials_stated, with_warmup
+from bnlib.analysis.stability import trials, trials_stated
 from bnlib.analysis.studies import (
     by_positions,
     decayed,
@@ -45,4 +45,4 @@ __all__ = ["DEAD", "PAPER_EPOCHS", "about_images", "accuracy", "affine", "alone_
            "histories", "last_loss", "layer_means", "machines", "optimizers", "pair", "plain", "provenance",
            "published", "residual_and_plain", "restrained", "root_mean_square", "searched", "sizes", "speeds",
            "surface", "taken_apart", "top1_and_top5", "trials", "trials_stated", "varied", "which_half",
-           "with_and_without", "with_warmup"]
+           "with_and_without"]

@@ -6,7 +6,7 @@ import pandas as pd
 
 from bnlib.profiles import is_trial
 from bnlib.store import Run
-from bnlib.wording import Sentences, name
+from bnlib.wording import Sentences, name, with_warmup
 
 
 def trials(runs: Iterable[Run]) -> pd.DataFrame:
@@ -40,8 +40,3 @@ def _course(run: pd.DataFrame) -> str:
     if run["status"].iloc[0] == "diverged":
         return f"diverged in epoch {run['epoch'].iloc[-1]}"
     return f"{run['loss'].iloc[0]:.2f} to {run['loss'].iloc[-1]:.2f}"
-
-
-def with_warmup(epochs: float) -> str:
-    """`no warm-up`, `1 epoch of warm-up`."""
-    return f"{epochs:g} epoch{'' if epochs == 1 else 's'} of warm-up" if epochs else "no warm-up"

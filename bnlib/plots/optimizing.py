@@ -6,10 +6,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import course, with_warmup
+from bnlib.analysis import course
 from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, colour, nothing_yet, once, runs_stated
 from bnlib.store import Run
-from bnlib.wording import NORM, OPTIMIZER, SHOWN, name, seeds_of, setting, trained
+from bnlib.wording import NORM, OPTIMIZER, SHOWN, name, seeds_of, setting, trained, with_warmup
 
 
 def courses(runs: list[Run], trainable: str) -> Figure:
@@ -156,8 +156,7 @@ def trials(table: pd.DataFrame) -> Figure:
         axes.set_xlim(0.7, part["epochs"].iloc[0] + 0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     grid[0][0].set_ylabel("training loss (nats)")
-    labelled = {text: line for axes in grid[0] for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=2)
+    figure.legend(*once(*grid[0]), loc="outside lower center", ncols=2)
     figure.suptitle(f"BN only, {runs_stated(table)}; dotted: guessing; ×: diverged", x=0.01, ha="left",
                     color="#555555", fontsize=8)
     return figure

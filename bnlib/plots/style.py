@@ -128,7 +128,7 @@ def runs_stated(table: pd.DataFrame) -> str:
     return f"{datasets}; a line a run, {seeds_of(table['seed'].nunique())}"
 
 
-def once(axes) -> tuple[list, list]:
-    """Handles and labels of a legend, each label once."""
-    unique = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+def once(*panels) -> tuple[list, list]:
+    """Handles and labels of a legend for these axes, each label once."""
+    unique = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     return list(unique.values()), list(unique)

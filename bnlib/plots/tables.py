@@ -1,7 +1,7 @@
 """Tables for reading, for `DataFrame.style.pipe`: few digits, units, no index."""
 
 from bnlib.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED
-from bnlib.wording import OPTIMIZER, SHOWN, device_name, name, trained
+from bnlib.wording import OPTIMIZER, SHOWN, machine, name, trained
 
 
 def table(styler):
@@ -14,13 +14,12 @@ def table(styler):
     styler = data.style
     formats = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
                "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained,
-               "dataset": lambda dataset: SHOWN.get(dataset, dataset),
-               "device": device_name}
+               "dataset": lambda dataset: SHOWN.get(dataset, dataset), "device": machine}
     titles = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
               "parameters": "parameters trained", "chance": "chance (%)"}
     silent = [c for c in ("depth", "width", "seeds", "devices") if c in data and "mean" in data]
     silent += [c for c in ("diverged", "variant") if c in data and not data[c].any()]
-    silent += [c for c in ("dataset",) if c in data and data[c].nunique() < 2]
+    silent += ["dataset"] if "dataset" in data and data["dataset"].nunique() < 2 else []
     styler = styler.format({c: f for c, f in formats.items() if c in data}, na_rep="–")
     styler = styler.set_uuid("-".join(map(str, data.columns[:4])))          # the same HTML each time
     styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
