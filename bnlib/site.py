@@ -11,6 +11,8 @@ from pathlib import Path
 
 from bnlib.config import InputError, resolve
 
+TABLES = "results/tables"            # what notebooks link to beside pages and figures
+
 
 def build(notebooks: Sequence[Path], place: Path, front: str) -> None:
     """A static site of executed notebooks, that of the name `front` first, and with Chromium a PDF of that one.
@@ -27,6 +29,7 @@ def build(notebooks: Sequence[Path], place: Path, front: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(resolve("docs/static"), source / "static")
     shutil.copy(resolve("docs/conf.py"), source)
+    shutil.copytree(resolve(TABLES), source / "tables")
     for notebook in notebooks:
         others = [other.stem for other in notebooks if other.stem != front] if notebook.stem == front else None
         _as_page(notebook, source, others)
@@ -62,6 +65,8 @@ def _as_page(notebook: Path, source: Path, others: list[str] | None) -> None:
             (source / "figures").mkdir(exist_ok=True)
             shutil.copy(notebook.parent / svg, source / "figures")
     for cell in content.cells:
+        if cell.cell_type == "markdown":               # Sphinx copies what a page links to
+            cell.source = cell.source.replace(f"(../{TABLES}/", "(tables/")
         for output in cell.get("outputs", ()):
             if "alt" in (image := output.get("metadata", {}).get("image/png", {})):
                 cell.metadata["mystnb"] = {"image": {"alt": image["alt"]}}

@@ -26,7 +26,7 @@ from bnlib.config import Config, parse_model, random_weights
 from bnlib.freeze import narrow
 from bnlib.profiles import PROFILES, variant
 from bnlib.store import Run
-from bnlib.wording import NORM, OPTIMIZER, Sentences, listed, name, seeds_of, spread, trained
+from bnlib.wording import NORM, OPTIMIZER, Sentences, changed, listed, name, seeds_of, spread, trained
 
 REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
 ENOUGH = 3         # networks, depths, widths, or seeds of one network, on which an ordering must have been seen to hold
@@ -242,8 +242,8 @@ def _changed(runs: list[Run], trainable: str, field: str) -> list[tuple[Run, Run
 def _differs(title: str, runs: list[Run], trainable: str, field: str, margin: float = 0.0) -> tuple:
     """Whether runs that differ from the protocol in one field measure more than it, less a margin, seed by seed."""
     pairs = _changed(runs, trainable, field)
-    values = listed(getattr(run.config, field) for _, run in pairs)
-    return title, "this report", "–", *_paired(pairs, "the protocol", f"{field}={values}", percent_right, margin,
+    values = listed(changed(variant(run.config)) for _, run in pairs)
+    return title, "this report", "–", *_paired(pairs, "the protocol", values, percent_right, margin,
                                                networks_or_seeds)
 
 
@@ -383,8 +383,8 @@ def _matters_little(runs: list[Run], field: str, title: str) -> tuple:
     """Whether BN-only accuracy stays within a margin of the protocol's, seed by seed, when one field is varied."""
     pairs = _changed(runs, "bn", field)
     away = pd.Series({run.id: percent_right(run) - percent_right(same) for same, run in pairs}, dtype=float)
-    means = away.groupby([f"{getattr(run.config, field)} on {name(run.config.model)}" for _, run in pairs]).mean()
-    said = ", ".join(f"{what} {points:+.1f}" for what, points in means.items()) + " points"
+    means = away.groupby([f"{changed(variant(run.config))}, {name(run.config.model)}" for _, run in pairs]).mean()
+    said = "; ".join(f"{what} {points:+.1f}" for what, points in means.items()) + " points"
     stated = _pairs_stated([*(away.abs() < LITTLE)], said, [run for _, run in pairs])
     return title, "appendix", f"under {LITTLE:g} points", stated, _pairs_verdict(
         [*(away.abs() < LITTLE)], networks_or_seeds(model_and_seed(run) for _, run in pairs))

@@ -20,8 +20,21 @@ SHOWN = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "digi
 #: How an optimizer is called.
 OPTIMIZER = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "lbfgs": "LBFGS", "adabound": "AdaBound", "adan": "Adan",
              "lion": "Lion", "prodigy": "Prodigy"}
-#: How the presence of batch norm is called.
-NORM = {"batch": "with batch norm", "none": "without batch norm"}
+#: How the presence of batch norm, or what stands in its place, is called.
+NORM = {"batch": "with batch norm", "none": "without batch norm", "group": "group norm", "layer": "layer norm"}
+#: How a field of another value than the protocol's is called; what is not here is called by its own name.
+_CHANGED = {
+    "bn_init": {"ones": "γ starts at 1", "beta_one": "β starts at 1", "signed": "γ starts between −1 and 1"}.get,
+    "conv_init": {"he_uniform": "He's uniform weights", "orthogonal": "orthogonal weights",
+                  "xavier": "Xavier's weights", "binary": "weights of one size, random signs"}.get,
+    "norm": NORM.get, "optimizer": OPTIMIZER.get, "shortcut": "shortcuts of option {}".format,
+    "lr": "learning rate {}".format, "bn_first": "γ and β alone for {} epochs".format,
+    "n_train": lambda n: f"{int(n):,} training images" if n.isdigit() else "all training images",
+    "n_val": lambda n: f"{int(n):,} held out",
+    "warmup_epochs": lambda n: with_warmup(float(n)), "fp32": lambda _: "float32",
+    "decay": {"none": "no weight decay", "gamma": "weight decay on γ alone", "beta": "weight decay on β alone"}.get,
+    "positions": lambda letters: "batch norm at " + (", ".join(
+        f"layer {layer}" for layer, letter in enumerate(letters.split(","), 1) if letter == "1") or "no layer")}
 
 
 def name(model: str) -> str:
@@ -43,6 +56,15 @@ def trained(what: str) -> str:
     parts = what.split("+")
     named = [names.get(part) or f"{part.removeprefix('random')} random weights a channel" for part in parts]
     return " and ".join(named) + ("" if parts[0] in ("all", "weights", "none") else " only")
+
+
+def changed(variant: str) -> str:
+    """A variant (`profiles.variant`) in words: `bn_init=ones, lr=0.3` → `γ starts at 1, learning rate 0.3`."""
+    said = []
+    for part in variant.split(", ") if variant else ():
+        field, _, value = part.partition("=")
+        said.append(_CHANGED.get(field, lambda _: None)(value) or part)
+    return ", ".join(said)
 
 
 def setting(config: Config) -> str:

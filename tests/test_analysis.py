@@ -9,6 +9,7 @@ import pytest
 from bnlib import Config, InputError, analysis, findings, freeze, plots, published, verdicts
 from bnlib.config import resolve
 from bnlib.profiles import PRESETS, PROFILES, variant
+from bnlib.wording import changed
 
 
 def fake_run(accuracy=0.5, gamma=(0.5, 0.5), status="done", **fields):
@@ -142,6 +143,17 @@ def test_a_variant_is_what_differs_from_the_profile():
     assert variant(Config(lr=0.3, bn_init="ones")) == "bn_init=ones, lr=0.3"
     demo = {"dataset": "digits", "batch_size": 32, "augment": "crop", "epochs": 3}
     assert variant(Config(**demo)) == "" and variant(Config(**demo, lr=0.5)) == "lr=0.5"
+
+
+@pytest.mark.parametrize(("config", "said"), [
+    (Config(epochs=16, lr=0.3, bn_init="ones"), "γ starts at 1, learning rate 0.3"),
+    (Config(epochs=16, optimizer="adam", norm="none", trainable="output"), "without batch norm, Adam"),
+    (Config(epochs=16, n_train=6400, warmup_epochs=1), "6,400 training images, 1 epoch of warm-up"),
+    (Config(epochs=16, fp32=True), "float32"),
+    (Config(epochs=16, batch_size=64), "batch_size=64"),
+    (Config(epochs=16), "")])
+def test_a_variant_in_words_names_each_change(config, said):
+    assert sorted(changed(variant(config)).split(", ")) == sorted(said.split(", "))
 
 
 def test_runs_that_vary_the_protocol_are_not_averaged_with_it():

@@ -1,7 +1,7 @@
 """Tables for reading, for `DataFrame.style.pipe`: few digits, units, no index."""
 
 from bnlib.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED
-from bnlib.wording import OPTIMIZER, SHOWN, machine, name, trained
+from bnlib.wording import OPTIMIZER, SHOWN, changed, machine, name, trained
 
 
 def table(styler):
@@ -14,7 +14,7 @@ def table(styler):
     styler = data.style
     formats = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
                "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained,
-               "dataset": lambda dataset: SHOWN.get(dataset, dataset), "device": machine}
+               "variant": changed, "dataset": lambda dataset: SHOWN.get(dataset, dataset), "device": machine}
     titles = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
               "parameters": "parameters trained", "chance": "chance (%)"}
     silent = [c for c in ("depth", "width", "seeds", "devices") if c in data and "mean" in data]
