@@ -135,7 +135,8 @@ def about_images(name: str) -> Sentences:
 
 
 def provenance(runs: Iterable[Run]) -> pd.DataFrame:
-    """Where the numbers come from, one row a network, mode and device: epochs, seeds, hours, images/s, versions."""
+    """Where the numbers come from, one row a network, mode and device: epochs, runs, seeds, hours, images/s,
+    versions."""
     rows = pd.DataFrame([{
         "network": run.config.model, "trained": run.config.trainable,
         "epochs": run.config.epochs, "seed": run.config.seed, "hours": run.provenance["seconds"] / 3600,
@@ -145,13 +146,10 @@ def provenance(runs: Iterable[Run]) -> pd.DataFrame:
     } for run in runs], columns=["network", "trained", "epochs", "seed", "hours", "images/s", "device", "precision",
                                  "torch", "code"])
     return rows.groupby(["network", "trained", "epochs", "device", "precision", "torch"], as_index=False).agg(
-        seeds=("seed", listed), hours=("hours", "sum"), **{"images/s": ("images/s", "median")}, code=("code", listed))
+        runs=("seed", "size"), seeds=("seed", listed), hours=("hours", "sum"), code=("code", listed),
+        **{"images/s": ("images/s", "median")})
 
 
 def machines(runs: Iterable[Run]) -> pd.DataFrame:
     """Compute spent: a row a device, precision and version of torch, with runs and hours."""
-    columns = ["device", "precision", "torch"]
-    table = pd.DataFrame([{
-        **{column: run.provenance[column] for column in columns}, "runs": 1, "hours": run.provenance["seconds"] / 3600,
-    } for run in runs], columns=[*columns, "runs", "hours"])
-    return table.groupby(columns, as_index=False)[["runs", "hours"]].sum()
+    return provenance(runs).groupby(["device", "precision", "torch"], as_index=False)[["runs", "hours"]].sum()

@@ -3,6 +3,30 @@
 from bnlib.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED
 from bnlib.wording import OPTIMIZER, SHOWN, changed, machine, name, trained
 
+#: How cells of a column are written, in whichever table it is.
+_FORMATS = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
+            "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained,
+            "variant": changed, "dataset": lambda dataset: SHOWN.get(dataset, dataset), "device": machine,
+            "optimizer": OPTIMIZER.get, "passes": "{:.0f}"}
+#: What a column is called, in whichever table it is.
+_TITLES = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
+           "chance": "chance (%)"}
+
+
+def _for_reading(styler, uuid: str, formats: dict, titles: dict, hidden=()):
+    """Cells and titles in words, without the index and the columns `hidden`; words to the left, numbers to the right.
+
+    uuid: names the table in its HTML, which is the same each time.
+    """
+    data = styler.data
+    hidden = [column for column in dict.fromkeys(hidden) if column in data]
+    shown = {column: how for column, how in (_FORMATS | formats).items() if column in data}
+    sides = {column: "right" if data[column].dtype.kind in "fiu" else "left" for column in data}
+    styler = styler.format(shown, na_rep="–").set_uuid(uuid).hide(axis="index").hide(axis="columns", subset=hidden)
+    styler = styler.format_index(lambda column: (_TITLES | titles).get(column, column), axis=1)
+    return styler.set_table_styles({column: [{"selector": "", "props": f"text-align: {side}"}]
+                                    for column, side in sides.items()})
+
 
 def table(styler):
     """A table for reading: few digits, units, no index; for `DataFrame.style.pipe(plots.table)`.
@@ -11,21 +35,11 @@ def table(styler):
     """
     last = ["epochs", "parameters", "dataset"] if "mean" in styler.data else []          # what is asked for comes first
     data = styler.data[[*(c for c in styler.data if c not in last), *(c for c in last if c in styler.data)]]
-    styler = data.style
-    formats = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
-               "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained,
-               "variant": changed, "dataset": lambda dataset: SHOWN.get(dataset, dataset), "device": machine}
-    titles = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
-              "parameters": "parameters trained", "chance": "chance (%)"}
-    silent = [c for c in ("depth", "width", "seeds", "devices") if c in data and "mean" in data]
-    silent += [c for c in ("diverged", "variant") if c in data and not data[c].any()]
-    silent += ["dataset"] if "dataset" in data and data["dataset"].nunique() < 2 else []
-    styler = styler.format({c: f for c, f in formats.items() if c in data}, na_rep="–")
-    styler = styler.set_uuid("-".join(map(str, data.columns[:4])))          # the same HTML each time
-    styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
-    words = [c for c in data if c not in silent and data[c].dtype.kind not in "fiu"]
-    styler = styler.set_properties(**{"text-align": "left"}, subset=words)
-    return styler.hide(axis="index")
+    hidden = ["depth", "width", "seeds", "devices"] if "mean" in data else []
+    hidden += [c for c in ("diverged", "variant") if c in data and not data[c].any()]
+    hidden += ["dataset"] if "dataset" in data and data["dataset"].nunique() < 2 else []
+    return _for_reading(data.style, "-".join(map(str, data.columns[:4])), {}, {"parameters": "parameters trained"},
+                        hidden)
 
 
 def verdicts(styler):
@@ -37,51 +51,39 @@ def verdicts(styler):
 
 def optimizers(styler):
     """The table of `analysis.optimizers`: what was chosen for each optimizer and where it came."""
-    formats = {"passes": "{:.0f}", "seconds": "{:,.0f}", "test_accuracy": "{:.1f}", "val_accuracy": "{:.1f}",
-               "test_loss": "{:.3f}", "beta": "{:.2f}", "trainable": trained, "model": name,
-               "optimizer": OPTIMIZER.get}
-    titles = {"trainable": "trained", "val_accuracy": "validation (%)", "test_accuracy": "test (%)",
-              "test_loss": "test loss", "seconds": "seconds of training", "beta": "β, root mean square",
-              "model": "network"}
-    styler = styler.format({c: f for c, f in formats.items() if c in styler.data}, na_rep="–").set_uuid("optimizers")
-    silent = [c for c in ("run", "dataset", "lr", "length", "val_loss", "status", "chosen") if c in styler.data]
-    styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
-    return styler.hide(axis="index").set_properties(**{"text-align": "right"})
+    formats = {"seconds": "{:,.0f}", "test_accuracy": "{:.1f}", "val_accuracy": "{:.1f}", "test_loss": "{:.3f}",
+               "beta": "{:.2f}"}
+    titles = {"val_accuracy": "validation (%)", "test_accuracy": "test (%)", "test_loss": "test loss",
+              "seconds": "seconds of training", "beta": "β, root mean square"}
+    hidden = ["run", "dataset", "lr", "length", "val_loss", "status", "chosen"]
+    return _for_reading(styler, "optimizers", formats, titles, hidden)
 
 
 def pruning(styler):
     """The table of `features.pruning`: each network before and after its silent channels went."""
-    data = styler.data
-    numbers = {"silent": "{:.1f}", "removed": "{:.1f}", "parameters": "{:,}", "parameters left": "{:,}",
-               "difference": "{:.0e}", "images/s before": "{:,.0f}", "images/s after": "{:,.0f}"}
-    titles = {"model": "network", "trainable": "trained", "silent": "silent (%)", "removed": "removed (%)",
+    formats = {"silent": "{:.1f}", "removed": "{:.1f}", "parameters left": "{:,}", "difference": "{:.0e}",
+               "images/s before": "{:,.0f}", "images/s after": "{:,.0f}"}
+    titles = {"silent": "silent (%)", "removed": "removed (%)",
               "difference": "largest difference of a probability"}
-    styler = styler.format(numbers | {"model": name, "trainable": trained}).set_uuid("pruning")
-    silent = [c for c in ("run", "dataset", "depth", "width") if c in data]
-    silent += [c for c in ("seed", "epochs", "device") if c in data and data[c].nunique() < 2]
-    styler = styler.hide(axis="columns", subset=silent).format_index(lambda c: titles.get(c, c), axis=1)
-    return styler.hide(axis="index").set_properties(**{"text-align": "right"})
+    alike = [c for c in ("seed", "epochs", "device") if c in styler.data and styler.data[c].nunique() < 2]
+    return _for_reading(styler, "pruning", formats, titles, ["run", "dataset", "depth", "width", *alike])
 
 
 def equality(styler):
     """The table of `numpy_nn.check.against_torch`: relative deviations with their order of magnitude."""
     deviations = {c: "{:.1e}" for c in styler.data if styler.data[c].dtype.kind == "f"}
-    styler = styler.format({"network": name} | deviations).set_uuid("equality").hide(axis="index")
-    return styler.format_index(lambda c: {"parameters": "arrays with gradients"}.get(c, c), axis=1)
+    return _for_reading(styler, "equality", deviations, {"parameters": "arrays with gradients"})
 
 
 def speed(styler):
     """The table of `numpy_nn.check.speed`."""
     formats = {"seconds": "{:,.2f}", "× torch": "{:,.2f}", "published": "{:.1f}"}
     titles = {"seconds": "1,000 passes (s)", "published": "published (s)", "timed": "passes timed"}
-    styler = styler.format(formats, na_rep="–").set_uuid("speed").hide(axis="index")
-    return styler.format_index(lambda c: titles.get(c, c), axis=1)
+    return _for_reading(styler, "speed", formats, titles)
 
 
 def side_by_side(styler):
     """The table of `analysis.residual_and_plain`, for `DataFrame.style.pipe`: accuracies in %."""
     accuracies = [column for column in styler.data if "," in column]
-    styler = styler.format(dict.fromkeys(accuracies, "{:.2f}") | {"trained": trained}, na_rep="–")
-    silent = [column for column in styler.data if column == "dataset" or styler.data[column].isna().all()]
-    styler = styler.hide(axis="columns", subset=silent)
-    return styler.hide(axis="index").set_uuid("side-by-side").set_properties(**{"text-align": "right"})
+    nothing = [column for column in styler.data if styler.data[column].isna().all()]
+    return _for_reading(styler, "side-by-side", dict.fromkeys(accuracies, "{:.2f}"), {}, ["dataset", *nothing])
