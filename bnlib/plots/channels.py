@@ -106,13 +106,16 @@ def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
     layers = int(channels["number"].max())
     figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.6 * len(networks), 1.4 + min(0.24 * layers, 6)),
                                 sharex=True, squeeze=False)
-    values = np.linspace(*np.quantile(channels[part].astype(float), [0.002, 0.998]), 160)
+    values = np.linspace(*np.quantile(channels[part].astype(float), [0.002, 0.998]), 320)
     for axes, model in zip(grid[0], networks, strict=True):
         of_model = channels[channels["model"] == model]
         count = of_model["number"].max()
         for (trainable, number), rows in of_model.groupby(["trainable", "number"]):
-            width = max(rows[part].std(), 1e-3) * len(rows) ** -0.2                    # Scott 1992
-            bumps = np.exp(-0.5 * ((values[:, None] - rows[part].to_numpy(float)) / width) ** 2)
+            found = rows[part].to_numpy(float)
+            quarters = np.subtract(*np.quantile(found, [0.75, 0.25])) / 1.34
+            width = 0.9 * min(found.std(), quarters) * len(found) ** -0.2             # Silverman 1986, Sec. 3.4
+            width = max(width, values[1] - values[0])                                 # what the curve's points resolve
+            bumps = np.exp(-0.5 * ((values[:, None] - found) / width) ** 2)
             curve = bumps.mean(1) / width
             axes.fill([values[0], *values, values[-1]], [-number, *(-number + 2.2 * curve / curve.max()), -number],
                       color=colour(trainable), alpha=0.35, linewidth=0.5, zorder=number,
