@@ -25,6 +25,7 @@ from bnlib import Config, bnrelu, data, models, optim
 from bnlib.config import resolve
 from bnlib.device import choose_device, choose_precision, device_name, keep_memory
 from bnlib.freeze import select
+from bnlib.plan import slug
 from bnlib.train import evaluate, make_step, place
 
 BATCH = 128
@@ -255,8 +256,7 @@ def main() -> None:
     tables["evaluation"] = pd.DataFrame([{"network": "resnet14", "images/s": round(evaluation_speed(dataset, device))}])
     folder = resolve("results/tables")
     folder.mkdir(parents=True, exist_ok=True)
-    slug = "".join(c if c.isalnum() else "-" for c in device_name(device).lower().replace(",", ""))
-    with (folder / f"bench-{slug}.csv").open("w") as file:
+    with (folder / f"bench-{slug(device_name(device))}.csv").open("w") as file:
         for name, table in tables.items():
             print(f"{name}\n{table.to_string(index=False, float_format=lambda x: f'{x:.2f}')}\n")
             keys = [c for c in ("network", "trained", "lane", "of the machine") if c in table]

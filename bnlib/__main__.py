@@ -195,7 +195,7 @@ def campaign(profile, budget, cluster, plan, price, watts, results):
     results = results or (PROFILES[profile]["results"] if profile else "results")
     if plan:
         from bnlib import plan
-        return print(plan.text([c for configs in tiers.values() for c in configs], price=price, watts=watts))
+        return print(plan.text([c for configs in tiers.values() for c in configs], results, price, watts))
     deadline = None if budget is None else time.time() + grid.seconds(budget)
     for tier, configs in tiers.items():
         left = None if deadline is None else max(0.0, deadline - time.time())

@@ -6,8 +6,6 @@ import hashlib
 import io
 import os
 import pickle
-import signal
-import threading
 import time
 import warnings
 import zlib
@@ -16,71 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlib import optim, parallel, store
 from bnlib.config import Config, InputError
-from bnlib.freeze import output_layer
+from bnlib.freeze import biased_layers, in_one_row
 
 STEPS_BYTES = 32 * 2**20            # of γ, β at single steps, which stand in every checkpoint
 TRAJECTORY_BYTES = 40 * 1024        # a record's logged γ and β: 18 epochs of ResNet-14, fewer of larger networks
 PACKED_BYTES = 8 * 2**20            # checkpoints smaller than that are compressed
 SAVE_SECONDS = 300                  # within an epoch as long as that, a checkpoint is saved every so often
-
-
-class Paused(Exception):
-    """The time is up; training stopped at a checkpoint, and the next call goes on from there."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT (Ctrl-C, a notebook's stop button) or SIGTERM; training stopped at a checkpoint. `.signal` says which."""
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.signal = number
-
-
-class Stop:
-    """Whether training should stop after this step: the time is up, or a signal asks the process to end.
-
-    Inside `with Stop(deadline) as stop`, SIGINT and SIGTERM are noted and not obeyed, until training has saved a
-    checkpoint and calls `end`, or until it has written its record. A second SIGINT interrupts at once.
-    deadline: as `time.time()` counts; None: no limit.
-    """
-
-    def __init__(self, deadline: float | None = None):
-        self.deadline, self.signal, self.before = deadline, None, {}
-
-    def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():       # Python gives signals to no other thread
-            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, error, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        if self.signal and error is None:            # noted, and nobody could stop any more: now it is obeyed
-            os.kill(os.getpid(), self.signal)
-
-    def _note(self, number, frame) -> None:
-        if self.signal == number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-
-    def asked(self) -> bool:
-        due = self.deadline is not None and time.time() >= self.deadline
-        number, due = parallel.largest(self.signal or 0, due)             # all processes of a run stop together
-        self.signal = number or None
-        return bool(number or due)
-
-    def end(self, config_id: str, epoch: int | None = None) -> None:
-        """Raises Interrupted or Paused; epoch: of the checkpoint at which training stops, None before it began."""
-        if self.signal is None:
-            raise Paused
-        name = signal.Signals(self.signal).name
-        where = "before it began" if epoch is None else f"in epoch {epoch}, at a checkpoint"
-        raise Interrupted(f"{config_id}: stopped by {name} {where}; the same command or cell goes on from there",
-                          self.signal)
 
 
 class Epoch:
@@ -252,28 +194,6 @@ def affine(network: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
     parts = {part: in_one_row(network, part).half() for part in ("gamma", "beta")}
     biases = [layer.bias.detach().float().cpu() for layer in biased_layers(network).values()]
     return parts | ({"bias": torch.cat(biases).half()} if biases else {})
-
-
-def biased_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Each layer that could have batch norm and has a bias in its stead, by its name: all but the one of the logits."""
-    last = output_layer(network)
-    return {name: module for name, module in network.named_modules() if module is not last
-            and isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None}
-
-
-def in_one_row(network: nn.Module, part: str) -> torch.Tensor:
-    """`gamma`, `beta`, `running_mean` or `running_var` of all layers, first layer first, on the CPU.
-
-    Layers that have none, such as the running statistics of group norm, give none.
-    """
-    layers = [getattr(layer, store.BN_PARTS[part], None) for layer in bn_layers(network).values()]
-    return torch.cat([torch.zeros(0), *(layer.detach().float().cpu() for layer in layers if layer is not None)])
-
-
-def bn_layers(network: nn.Module) -> dict[str, _BatchNorm | nn.GroupNorm]:
-    """Each batch norm, or what stands in its place, by its name in the network."""
-    return {name: module for name, module in network.named_modules()
-            if isinstance(module, _BatchNorm | nn.GroupNorm)}
 
 
 def logged_epochs(epochs: int, values: int) -> set[int]:

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from bnlib import checkpoint, data, store, worker
-from bnlib.checkpoint import Interrupted, Paused, Stop
 from bnlib.config import Config, InputError, resolve
-from bnlib.grid import work
+from bnlib.optim import work
+from bnlib.stop import Interrupted, Paused, Stop
 from bnlib.train import progress_bar
 
 DEATHS = 3                # of its workers, after which a run is reported failed

@@ -382,6 +382,11 @@ class Config:
     def width(self) -> float:
         return parse_model(self.model).width
 
+    @property
+    def images(self) -> int:
+        """Training images; of a set whose size is not known, as many as CIFAR-10 has."""
+        return self.n_train or DATASETS.get(self.dataset, DATASETS["cifar10"]) - self.n_val
+
     def to_dict(self) -> dict:
         """All fields as JSON knows them; `Config.from_dict` is its inverse."""
         return dataclasses.asdict(self) | {"milestones": list(self.milestones)}

@@ -196,8 +196,22 @@ def _from_torchvision(name, folder):
     except RuntimeError as error:
         raise InputError(f"{folder / inside} is damaged or incomplete ({error}); expected torchvision's own files: "
                          "remove it and fetch it again") from None
-    arrays = [np.asarray(a) for a in (train.data, train.targets, test.data, test.targets)]
-    return folder / inside, arrays, train.classes
+    return folder / inside, _arrays(train, test), train.classes
+
+
+def _arrays(train, test) -> list[np.ndarray]:
+    """Images and labels of torchvision's two parts of a set: x_train, y_train, x_test, y_test."""
+    return [np.asarray(a) for a in (train.data, train.targets, test.data, test.targets)]
+
+
+def _keep(name, folder, arrays, classes) -> Path:
+    """The arrays as `<name>.npz`, which is there whole or not at all."""
+    file = folder / f"{name}.npz"
+    with tempfile.TemporaryDirectory(dir=folder) as partial:
+        np.savez(Path(partial) / file.name, classes=np.array(classes),
+                 **dict(zip(("x_train", "y_train", "x_test", "y_test"), arrays, strict=True)))
+        os.replace(Path(partial) / file.name, file)
+    return file
 
 
 def _from_stanford_cars(name, folder):
@@ -223,11 +237,7 @@ def _from_stanford_cars(name, folder):
                              "layout: devkit/, cars_train/, cars_test/, cars_test_annos_withlabels.mat") from None
         arrays += [np.stack([_cut_out(image, boxes[image.name], (width, height)) for image, _ in cars]),
                    np.array([label for _, label in cars])]
-    with tempfile.TemporaryDirectory(dir=folder) as partial:
-        np.savez(Path(partial) / "done.npz", classes=np.array(cars.classes),
-                 **dict(zip(("x_train", "y_train", "x_test", "y_test"), arrays, strict=True)))
-        os.replace(Path(partial) / "done.npz", folder / f"{name}.npz")
-    return folder / f"{name}.npz", arrays, cars.classes
+    return _keep(name, folder, arrays, cars.classes), arrays, cars.classes
 
 
 def _cut_out(file, box: list[int], size: tuple[int, int]) -> np.ndarray:
@@ -242,7 +252,8 @@ def _from_image_folder(name, folder):
         return None
     from torchvision.datasets import ImageFolder
     try:
-        train, test = (ImageFolder(folder / name / part, loader=_read_image) for part in ("train", "test"))
+        train, test = (ImageFolder(folder / name / part, loader=lambda file: np.asarray(
+            streaming.read_image(file, keep_grey=True))) for part in ("train", "test"))
     except FileNotFoundError as error:
         raise InputError(f"{folder / name}: {error}; expected {{train,test}}/<class>/*.png") from None
     if train.classes != test.classes:
@@ -259,16 +270,6 @@ def _from_image_folder(name, folder):
     return folder / name, arrays, train.classes
 
 
-def _read_image(file) -> np.ndarray:
-    """uint8, (H, W) for a grey image, else (H, W, 3); transparency is dropped, palettes are resolved."""
-    from PIL import Image
-    try:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except OSError as error:
-        raise InputError(f"{file} is damaged or no image ({error})") from None
-
-
 def _from_download(name, folder):
     if _torchvision_class(name) is None:
         return None
@@ -280,11 +281,8 @@ def _from_download(name, folder):
             raise InputError(f"{name} not found: looked in {_where(folder)}, and the download failed ({error}); run "
                              f"`python -m bnlib data {name}` where there is a network, or put {name}.npz or "
                              "torchvision's files there yourself") from None
-        arrays = [np.asarray(a) for a in (train.data, train.targets, test.data, test.targets)]
-        np.savez(Path(partial) / "done.npz", classes=np.array(train.classes),
-                 **dict(zip(("x_train", "y_train", "x_test", "y_test"), arrays, strict=True)))
-        os.replace(Path(partial) / "done.npz", folder / f"{name}.npz")
-    return folder / f"{name}.npz", arrays, train.classes
+    arrays = _arrays(train, test)
+    return _keep(name, folder, arrays, train.classes), arrays, train.classes
 
 
 def _canonical(name, place, arrays, classes) -> Dataset:

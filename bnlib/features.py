@@ -14,9 +14,9 @@ from torch import nn
 from bnlib import data, store
 from bnlib.analysis import DEAD
 from bnlib.bnrelu import BNReLU
-from bnlib.checkpoint import bn_layers
 from bnlib.config import InputError
 from bnlib.device import choose_device, device_name
+from bnlib.freeze import bn_layers
 from bnlib.models import BasicBlock, folded
 from bnlib.store import Run
 from bnlib.train import evaluate, evaluate_on_test_set

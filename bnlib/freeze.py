@@ -10,6 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlib.config import canonical_trainable, model_name
 from bnlib.models import ChosenConv2d, Shortcut, architecture
 
+#: What a record keeps of each batch norm, and its name in `nn.BatchNorm2d`.
+BN_PARTS = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
+
 
 def select(network: nn.Module, what: str) -> dict[str, nn.Parameter]:
     """The parameters that `what` names, by their names in the network, first layer first.
@@ -73,6 +76,28 @@ def freeze(network: nn.Module, what: str) -> dict[str, nn.Parameter]:
 def count(network: nn.Module, what: str = "all") -> int:
     """Number of single parameters that `what` names, as in Table 1 of Frankle et al. 2021."""
     return sum(parameter.numel() for parameter in select(network, what).values())
+
+
+def bn_layers(network: nn.Module) -> dict[str, _BatchNorm | nn.GroupNorm]:
+    """Each batch norm, or what stands in its place, by its name in the network."""
+    return {name: module for name, module in network.named_modules()
+            if isinstance(module, _BatchNorm | nn.GroupNorm)}
+
+
+def biased_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Each layer that could have batch norm and has a bias in its stead, by its name: all but the one of the logits."""
+    last = output_layer(network)
+    return {name: module for name, module in network.named_modules() if module is not last
+            and isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None}
+
+
+def in_one_row(network: nn.Module, part: str) -> torch.Tensor:
+    """`gamma`, `beta`, `running_mean` or `running_var` of all layers, first layer first, on the CPU.
+
+    Layers that have none, such as the running statistics of group norm, give none.
+    """
+    layers = [getattr(layer, BN_PARTS[part], None) for layer in bn_layers(network).values()]
+    return torch.cat([torch.zeros(0), *(layer.detach().float().cpu() for layer in layers if layer is not None)])
 
 
 @cache

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from bnlib import data, freeze, models, optim, store
-from bnlib.checkpoint import Paused, previous
-from bnlib.config import DATASETS, Config, InputError, choose, resolve
+from bnlib import data, freeze, store
+from bnlib.checkpoint import previous
+from bnlib.cluster import train_all
+from bnlib.config import Config, InputError, choose, resolve
+from bnlib.optim import work
 from bnlib.profiles import OF_THE_PAPER, modified, profile, variant
+from bnlib.stop import Paused
 from bnlib.train import progress_bar, run
+from bnlib.wording import changed
 
 NAMED = 6                 # missing runs, at most, that a notebook names
 
@@ -32,12 +36,6 @@ class Runs(list):
         text, more = f"{len(self)} of {len(self) + len(self.missing)} runs are there", len(self.missing) - NAMED
         named = ", ".join(f"`{config.id}`" for config in self.missing[:NAMED]) + f" and {more} more" * (more > 0)
         return text + (f"; not yet run: {named}." if self.missing else ".")
-
-
-def work(config: Config) -> float:
-    """Multiply–adds of all forward passes of training, the measure by which runs are ordered and time is estimated."""
-    images = config.n_train or DATASETS.get(config.dataset, 50_000) - config.n_val
-    return models.multiply_adds(config.model, config.image_size) * images * config.epochs * optim.passes(config)
 
 
 def run_all(configs: Iterable[Config], *, budget: str | float | None = None, missing: str = "train", cluster=None,
@@ -64,7 +62,6 @@ def run_all(configs: Iterable[Config], *, budget: str | float | None = None, mis
                 run(config, **options)
     failed = {}
     if missing == "train" and to_train and cluster is not None:
-        from bnlib.cluster import train_all
         trained, failed = train_all(to_train, cluster, deadline=deadline, **options)
         found |= trained
     elif missing == "train" and to_train:
@@ -179,7 +176,7 @@ def planned_runs(profiles: list[str], results: str | Path = "results") -> Runs:
 def coverage(profiles: list[str], results: str | Path = "results") -> pd.DataFrame:
     """How much of each profile's grid has been run: a row a network and mode, `done of wanted` seeds a profile."""
     rows = [{"depth": config.depth, "width": config.width, "network": config.model, "trained": config.trainable,
-             "variant": variant(config), "profile": profile_name, "done": _done(config, results)}
+             "variant": changed(variant(config)), "profile": profile_name, "done": _done(config, results)}
             for profile_name in profiles for config in campaign_configs(profile_name)]
     keys = ["depth", "width", "network", "trained", "variant"]
     return _counted(rows, keys, profiles).reset_index(["network", "trained", "variant"]).reset_index(drop=True)

@@ -1,6 +1,7 @@
 """A step of LBFGS: one batch held fixed, and as many passes over it as the line search asks for."""
 
 import contextlib
+import math
 import os
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlib import data, optim
+from bnlib import data, optim, streaming
 from bnlib.config import InputError
 from bnlib.device import autocast
 
@@ -90,7 +91,7 @@ class HeldStep:
                 layer.momentum = momentum
 
 
-def check_batch(batches: data.TrainingBatches) -> None:
+def check_batch(batches: data.TrainingBatches | streaming.StreamedBatches) -> None:
     """InputError for batches that LBFGS cannot hold: larger than memory, or with a last one too small to fit to."""
     size, images = batches.config.batch_size, len(batches.labels)
     last, number = images % size, -(-images // size)
@@ -98,7 +99,7 @@ def check_batch(batches: data.TrainingBatches) -> None:
         raise InputError(f"batch_size={size}: leaves a last batch of {last} of {images:,} images, too few for LBFGS; "
                          f"{-(-images // number)} or {-(-images // (number - 1))} divide them evenly")
     colours, copies = 3, 2                           # as normalised, and before its crop
-    an_image = colours * copies * batches.images[0, ..., 0].numel() * batches.normalise.dtype.itemsize
+    an_image = colours * copies * math.prod(batches.size) * batches.normalise.dtype.itemsize
     needed, there = min(size, images) * an_image, memory(batches.device)
     if needed > there:
         raise InputError(f"batch_size={size}: LBFGS holds a batch while it steps, {needed / 1e9:.3g} GB of images, and "

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
+from bnlib import models
 from bnlib.config import Config, InputError, options_of
 
 CYCLES = 3         # of cosine_restarts, each twice as long as the one before
@@ -87,6 +88,11 @@ def passes(config: Config) -> int:
         return 1
     options = options_of(config.optimizer, config.optimizer_options)
     return (options["max_eval"] or options["max_iter"] * 5 // 4) + 1         # torch's own bound, and the last look
+
+
+def work(config: Config) -> float:
+    """Multiply–adds of all forward passes of training, the measure by which runs are ordered and time is estimated."""
+    return models.multiply_adds(config.model, config.image_size) * config.images * config.epochs * passes(config)
 
 
 def schedule(optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int) -> LRScheduler:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bnlib import models, optim, store
-from bnlib.config import DATASETS, Config, InputError, resolve
+from bnlib.config import Config, InputError, resolve
 
 
 def measured(results: str | Path = "results") -> dict[str, dict[tuple[str, str], float]]:
@@ -53,8 +53,7 @@ def images_per_second(config: Config, rates: dict[tuple[str, str], float]) -> tu
 
 def hours(config: Config, rates: dict[tuple[str, str], float]) -> float:
     """Hours that a run trains on one device; evaluation, some per cent, comes on top."""
-    images = config.n_train or DATASETS.get(config.dataset, 50_000) - config.n_val
-    return images * config.epochs * optim.passes(config) / images_per_second(config, rates)[0] / 3600
+    return config.images * config.epochs * optim.passes(config) / images_per_second(config, rates)[0] / 3600
 
 
 def table(configs: Iterable[Config], rates: dict[tuple[str, str], float]) -> pd.DataFrame:

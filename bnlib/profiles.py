@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from bnlib.config import (
@@ -286,11 +287,16 @@ def _taken_apart(settings: dict, preset: str) -> dict:
 KEYS = ("dataset", "model", "trainable", "epochs", "seed")
 
 
-def variant(config: Config, kinds: tuple[str, ...] = PROTOCOLS) -> str:
-    """What sets a run apart from its profile's protocol, such as `lr=0.3, bn_init=ones`; empty for a plain run.
+def variant(config: Config, kinds: tuple[str, ...] = PROTOCOLS) -> dict:
+    """What sets a run apart from its profile's protocol, such as `{"bn_init": "ones", "lr": 0.3}`; {} for a plain run.
 
     kinds: the protocols that it may follow; the nearest counts.
     """
+    return {name: getattr(config, name) for name in _differing(dataclasses.replace(config, seed=0), kinds)}
+
+
+@cache
+def _differing(config: Config, kinds: tuple[str, ...]) -> list[str]:
     keys = {key: getattr(config, key) for key in (*KEYS, "optimizer")}      # beside what another optimizer brings along
     protocols = [profile[kind] for profile in PROFILES.values() for kind in kinds]
     protocols += PRESETS.values() if "dissect" in kinds else []
@@ -301,11 +307,15 @@ def variant(config: Config, kinds: tuple[str, ...] = PROTOCOLS) -> str:
                  if not protocol or (protocol.get("dataset", "cifar10") == config.dataset
                                      and protocol.get("optimizer", config.optimizer) == config.optimizer
                                      and protocol.get("trainable", config.trainable) == config.trainable)]
-    return ", ".join(f"{name}={getattr(config, name)}" for name in min(differing, key=len))
+    return min(differing, key=len)
 
 
 def is_trial(config: Config) -> bool:
     """Whether it is a short trial of whether deep networks diverge, of any profile, depth and seed."""
-    return parse_model(config.model).family == "resnet" and any(
-        config == Config(model=config.model, seed=config.seed, **p["stability"] | change)
-        for p in PROFILES.values() for change in p["stability_changes"])
+    return parse_model(config.model).family == "resnet" and dataclasses.replace(
+        config, model=Config.model, seed=Config.seed) in _trials()
+
+
+@cache
+def _trials() -> list[Config]:
+    return [Config(**p["stability"] | change) for p in PROFILES.values() for change in p["stability_changes"]]

@@ -27,12 +27,10 @@ from torch import nn
 
 from bnlib import models
 from bnlib.config import Config, InputError, resolve
-from bnlib.freeze import select
+from bnlib.freeze import BN_PARTS, select
 
 FORMAT = 2               # of the record: raised when its files change
 PROTOCOL = 1             # of the science: raised when a config would give another result
-#: What a record keeps of each batch norm, and its name in `nn.BatchNorm2d`.
-BN_PARTS = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}
 SMALL = 96 * 1024        # bytes of trained tensors, beside batch norm's, that a record still stores
 LITTLE = {"bn", "gamma", "beta", "output", "none"}       # what trains of a run whose checkpoint git may track
 FILES = ("history.csv", "tensors.safetensors", "trajectory.safetensors", "predictions.csv.gz")     # beside run.json
@@ -334,17 +332,11 @@ def keep_weights(config: Config, results: str | Path, tensors: dict[str, np.ndar
     Raises InputError where they cannot be written.
     """
     file, content = weights_file(config, results), save(tensors)
-    partial = file.with_suffix(f".{os.getpid()}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_through(partial, content)
-        os.replace(partial, file)
+        put(file, content)
     except OSError as error:
         raise InputError(f"{file}: the weights cannot be written ({error.strerror}); the trained run waits in its "
                          "checkpoint: mend that and run again") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
     return _sha256(content)
 
 
@@ -380,8 +372,11 @@ def put(file: Path, content: bytes) -> None:
     """A file that is there whole or not at all, in a folder that is made for it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
-    write_through(partial, content)
-    os.replace(partial, file)
+    try:
+        write_through(partial, content)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _sha256(content: bytes) -> str:

@@ -75,7 +75,7 @@ class Images(torch.utils.data.Dataset):
 
     def __init__(self, folder: Folder, part: str, image_size: int | None, augment: str = "none", seed: int = 0):
         from torchvision.transforms import v2
-        size = image_size or IMAGE_SIZE
+        self.size = size = image_size or IMAGE_SIZE
         self.place, self.files, self.labels = folder.place, getattr(folder, part), getattr(folder, f"y_{part}")
         self.augment, self.seed = augment, seed
         middle = [v2.Resize(round(size * 8 / 7)), v2.CenterCrop(size)]
@@ -95,12 +95,15 @@ class Images(torch.utils.data.Dataset):
         return torch.from_numpy(pixels), self.labels[index]
 
 
-def read_image(file: Path):
-    """The image in a file as PIL's RGB image; InputError for a file that is none."""
+def read_image(file: str | Path, keep_grey: bool = False):
+    """The image in a file as PIL's, in RGB or, where it is so and is to stay, grey; InputError for a file that is none.
+
+    Transparency is dropped, palettes are resolved.
+    """
     from PIL import Image
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
+            return image.convert("L" if keep_grey and image.mode in ("1", "L") else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{file} is damaged or no image ({error})".replace("\n", " ")) from None
 
@@ -155,6 +158,7 @@ class StreamedBatches:
         self.config, self.normalise, self.device, self.indices = config, normalise, device, indices
         self.labels = folder.y_train[indices]
         self.images = Images(folder, "train", config.image_size, config.augment, config.seed)
+        self.size = (self.images.size, self.images.size)
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.config.batch_size)

@@ -17,21 +17,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnlib import checkpoint, data, models, optim, parallel, store
-from bnlib.checkpoint import (
-    Progress,
-    Stop,
-    affine,
-    biased_layers,
-    bn_layers,
-    check_log,
-    in_one_row,
-    logged_epochs,
-)
+from bnlib.checkpoint import Progress, affine, check_log, logged_epochs
 from bnlib.config import Config, InputError
 from bnlib.cuda import GraphedStep, graphed
 from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, device_name, keep_memory
-from bnlib.freeze import count, freeze, select, undecayed
+from bnlib.freeze import BN_PARTS, biased_layers, bn_layers, count, freeze, in_one_row, select, undecayed
 from bnlib.lbfgs import HeldStep, check_batch
+from bnlib.stop import Stop
 from bnlib.streaming import Folder, StreamedBatches
 
 
@@ -323,7 +315,7 @@ def write_record(config: Config, results, network: nn.Module, dataset: data.Data
     affine = select(network, "bn")
     others = {name: p for name, p in network.named_parameters() if p.requires_grad and name not in affine}
     complete, weights_sha256 = sum(p.numel() * p.element_size() for p in others.values()) <= store.SMALL, None
-    tensors = {part: in_one_row(network, part).numpy() for part in store.BN_PARTS}
+    tensors = {part: in_one_row(network, part).numpy() for part in BN_PARTS}
     if not config.keep_affine:
         complete, others = False, progress.changing()
         tensors = {part: row[:0] for part, row in tensors.items()}

@@ -34,6 +34,7 @@ MANY = 4           # times as many parameters, which count as many times more
 DEEP = 44          # layers from which depth may harm a plain network: He et al. 2015 compare 20 with 32, 44 and 56
 CHANCE = 10.0      # percent right by guessing among CIFAR-10's classes
 LITTLE = 2.0       # points of accuracy that count as little
+WITH_AND_WITHOUT = ("batch", "none")       # values of `norm`: with batch norm and without
 
 
 def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFrame | None = None,
@@ -235,8 +236,8 @@ def _changed(runs: list[Run], trainable: str, field: str) -> list[tuple[Run, Run
     """Pairs of a run of the protocol and one that differs from it in this field alone, of one seed and epochs."""
     same = {(*model_and_seed(r), r.config.epochs): r for r in plain(runs) if r.config.trainable == trainable}
     return [(same[key], run) for run in runs
-            if run.config.trainable == trainable and variant(run.config).split("=")[0] == field
-            and "," not in variant(run.config) and (key := (*model_and_seed(run), run.config.epochs)) in same]
+            if run.config.trainable == trainable and [*variant(run.config)] == [field]
+            and (key := (*model_and_seed(run), run.config.epochs)) in same]
 
 
 def _differs(title: str, runs: list[Run], trainable: str, field: str, margin: float = 0.0) -> tuple:
@@ -269,7 +270,7 @@ def _shortcuts(runs: list[Run]) -> list[tuple]:
     where, unvaried = "He et al. 2015", [run for run in runs if not variant(run.config)]
     plain_ones, residual = ([run for run in unvaried if parse_model(run.config.model).family == family]
                             for family in ("plain", "resnet"))
-    option_a = [run for run in runs if variant(run.config) == "shortcut=A"]
+    option_a = [run for run in runs if variant(run.config) == {"shortcut": "A"}]
     both = set(map(_place, plain_ones)) & set(map(_place, residual))
 
     def survives(low: float, high: float) -> bool:
@@ -432,7 +433,7 @@ def _four_ways(runs: list[Run]) -> list[dict[tuple[str, str], Run]]:
     found: dict[Config, dict] = {}
     for run in alone_logged(runs):
         c = run.config
-        if c.norm in NORM and c.optimizer in ("adam", "adabound"):
+        if c.norm in WITH_AND_WITHOUT and c.optimizer in ("adam", "adabound"):
             of_one = found.setdefault(dataclasses.replace(
                 c, norm="batch", optimizer="adam", optimizer_options="", lr=None), {})
             best = of_one.setdefault((c.norm, c.optimizer), run)
@@ -442,7 +443,7 @@ def _four_ways(runs: list[Run]) -> list[dict[tuple[str, str], Run]]:
 
 def _of_norms(deep: list[dict[tuple[str, str], Run]]) -> list[tuple[Run, Run]]:
     """Pairs of AdaBound and Adam, with batch norm and without."""
-    return [(four[norm, "adabound"], four[norm, "adam"]) for four in deep for norm in NORM]
+    return [(four[norm, "adabound"], four[norm, "adam"]) for four in deep for norm in WITH_AND_WITHOUT]
 
 
 def _norm_matters_most(deep: list[dict[tuple[str, str], Run]]) -> tuple:
@@ -450,7 +451,7 @@ def _norm_matters_most(deep: list[dict[tuple[str, str], Run]]) -> tuple:
     holds, said, used = [], [], []
     for four in deep:
         loss = {key: last_loss(run) for key, run in four.items()}
-        pairs = [(loss[norm, "adam"], loss[norm, "adabound"]) for norm in NORM]
+        pairs = [(loss[norm, "adam"], loss[norm, "adabound"]) for norm in WITH_AND_WITHOUT]
         between = max(0 if adam == adabound else abs(adam - adabound) for adam, adabound in pairs)
         for optimizer in ("adam", "adabound"):
             holds.append(loss["none", optimizer] - loss["batch", optimizer] > between)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bnlib import data, store
-from bnlib.checkpoint import Interrupted
 from bnlib.config import InputError
-from bnlib.grid import work
+from bnlib.optim import work
+from bnlib.stop import Interrupted
 from bnlib.train import evaluate_on_test_set, run
 
 #: What two trainings must share to end in the same bytes; the commit is not one of them: a change of code that changes

@@ -27,11 +27,11 @@ _CHANGED = {
     "bn_init": {"ones": "γ starts at 1", "beta_one": "β starts at 1", "signed": "γ starts between −1 and 1"}.get,
     "conv_init": {"he_uniform": "He's uniform weights", "orthogonal": "orthogonal weights",
                   "xavier": "Xavier's weights", "binary": "weights of one size, random signs"}.get,
-    "norm": NORM.get, "optimizer": OPTIMIZER.get, "shortcut": "shortcuts of option {}".format,
+    "norm": NORM.get, "optimizer": OPTIMIZER.get, "optimizer_options": str,
+    "shortcut": {"A": "shortcuts of option A", "none": "no shortcut where shapes change"}.get,
     "lr": "learning rate {}".format, "bn_first": "γ and β alone for {} epochs".format,
-    "n_train": lambda n: f"{int(n):,} training images" if n.isdigit() else "all training images",
-    "n_val": lambda n: f"{int(n):,} held out",
-    "warmup_epochs": lambda n: with_warmup(float(n)), "fp32": lambda _: "float32",
+    "n_train": lambda n: f"{n:,} training images" if n else "all training images", "n_val": "{:,} held out".format,
+    "warmup_epochs": lambda epochs: with_warmup(epochs), "fp32": {True: "float32"}.get,
     "decay": {"none": "no weight decay", "gamma": "weight decay on γ alone", "beta": "weight decay on β alone"}.get,
     "positions": lambda letters: "batch norm at " + (", ".join(
         f"layer {layer}" for layer, letter in enumerate(letters.split(","), 1) if letter == "1") or "no layer")}
@@ -58,13 +58,10 @@ def trained(what: str) -> str:
     return " and ".join(named) + ("" if parts[0] in ("all", "weights", "none") else " only")
 
 
-def changed(variant: str) -> str:
-    """A variant (`profiles.variant`) in words: `bn_init=ones, lr=0.3` → `γ starts at 1, learning rate 0.3`."""
-    said = []
-    for part in variant.split(", ") if variant else ():
-        field, _, value = part.partition("=")
-        said.append(_CHANGED.get(field, lambda _: None)(value) or part)
-    return ", ".join(said)
+def changed(variant: dict) -> str:
+    """A variant (`profiles.variant`) in words: bn_init `ones`, lr 0.3 → `γ starts at 1, learning rate 0.3`."""
+    return ", ".join(_CHANGED.get(field, lambda _: None)(value) or f"{field}={value}"
+                     for field, value in variant.items())
 
 
 def setting(config: Config) -> str:

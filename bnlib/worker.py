@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from bnlib import checkpoint, data, store
-from bnlib.checkpoint import Paused
 from bnlib.config import Config, InputError
-from bnlib.grid import work
+from bnlib.optim import work
+from bnlib.stop import Paused
 from bnlib.train import run
 
 TELL_SECONDS = 0.5        # at least, between two reports of a run

@@ -1,5 +1,7 @@
-"""What ruff does not see: notebooks in their shape, no traces of a machine, results and figures within their size."""
+"""What ruff does not see: notebooks in their shape, no traces of a machine, results and figures within their size, and
+files that import only from those before them in the README's chain."""
 
+import ast
 import json
 import re
 import subprocess
@@ -47,9 +49,25 @@ def size_faults() -> list[str]:
     return faults
 
 
+def import_faults() -> list[str]:
+    chain = re.findall(r"`(\w+)/?`", next(
+        row for row in (ROOT / "README.md").read_text().splitlines() if row.startswith("| `bnlib/` |")))[1:]
+    faults = []
+    for file in (ROOT / "bnlib").rglob("*.py"):
+        own = file.relative_to(ROOT / "bnlib").parts[0].removesuffix(".py")
+        before = chain[:chain.index(own) + 1] if own in chain else chain
+        imports = [node for node in ast.walk(ast.parse(file.read_text()))
+                   if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "bnlib"]
+        used = [name for node in imports
+                for name in (node.module.split(".")[1:2] or [each.name for each in node.names])]
+        faults += [f"{file.relative_to(ROOT)}: imports {name}, which comes after it in the README's chain"
+                   for name in used if name in set(chain) - set(before)]
+    return faults
+
+
 def main() -> int:
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    faults = size_faults() + [f for n in notebooks for f in notebook_faults(n)]
+    faults = size_faults() + import_faults() + [f for n in notebooks for f in notebook_faults(n)]
     faults += [f for n in [*notebooks, *ROOT.glob("results/runs/*/run.json")] for f in trace_faults(n)]
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
     faults += [f"{name}: {size / 1e6:.1f} MB; at most 5" for name in tracked

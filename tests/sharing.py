@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bnlib import Config, checkpoint, freeze, models, parallel, run, store, train
+from bnlib import Config, freeze, models, parallel, run, stop, store, train
 from bnlib.profiles import PRESETS, modified
 
 TINY = {"dataset": "digits", "model": "resnet8", "n_train": 93, "epochs": 2, "batch_size": 32, "augment": "crop"}
@@ -27,7 +27,7 @@ CONFIGS = {
 OPTIONS = {"device": "cpu", "precision": "fp32"}
 
 
-class AskedOfOne(checkpoint.Stop):
+class AskedOfOne(stop.Stop):
     """Asks the second process alone to stop, after two steps."""
 
     def __init__(self, deadline):
@@ -78,9 +78,9 @@ def main(folder: Path) -> None:
     try:
         run(CONFIGS["all"], results=stopped, **OPTIONS)
         left = False
-    except checkpoint.Paused:
+    except stop.Paused:
         left = store.checkpoint_file(CONFIGS["all"], stopped).exists()
-    train.Stop = checkpoint.Stop
+    train.Stop = stop.Stop
     run(CONFIGS["all"], results=stopped, **OPTIONS)
     run(dataclasses.replace(CONFIGS["bn"], bn_parts=2), results=folder / "results", **OPTIONS)
     found = {"stopped at a checkpoint": left, "sent": bytes_sent(), "apart": parts_are_apart()}

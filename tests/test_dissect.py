@@ -458,5 +458,5 @@ def test_a_surface_of_a_layer_that_is_not_there_and_a_window_that_cannot_be_are_
 def test_plain_networks_and_those_of_deepobs_are_no_runs_of_the_papers_protocol():
     runs = [fake_run(model="resnet14"), fake_run(model="plain14"), fake_run(**PRESETS["3c3d-cifar10"])]
     assert analysis.plain(runs) == runs[:1]
-    assert variant(runs[2].config) == "" and variant(runs[1].config) == ""
-    assert variant(Config(**PRESETS["3c3d-cifar10"] | {"positions": "first1"})) == "positions=1,0,0,0,0"
+    assert variant(runs[2].config) == {} and variant(runs[1].config) == {}
+    assert variant(Config(**PRESETS["3c3d-cifar10"] | {"positions": "first1"})) == {"positions": "1,0,0,0,0"}

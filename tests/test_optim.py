@@ -13,7 +13,7 @@ import torch
 from bnlib import Config, InputError, analysis, data, lbfgs, models, optim, plots, run, verdicts
 from bnlib.config import OPTIMIZERS, OPTIONS
 from bnlib.freeze import select, undecayed
-from bnlib.grid import work
+from bnlib.optim import work
 from bnlib.profiles import variant
 from bnlib.train import make_step, place
 from tests.test_train import same, stop_after
@@ -64,10 +64,10 @@ def test_sgds_defaults_are_the_papers_and_of_the_others_their_own():
 
 
 def test_a_variant_names_the_optimizer_and_not_what_it_brings_along():
-    assert variant(Config(epochs=16, optimizer="adam")) == "optimizer=adam"
-    assert variant(Config(epochs=16, optimizer="lbfgs", optimizer_options="max_iter=5")) == (
-        "optimizer=lbfgs, optimizer_options=max_iter=5")
-    assert variant(Config(epochs=16, decay="beta")) == "decay=beta"
+    assert variant(Config(epochs=16, optimizer="adam")) == {"optimizer": "adam"}
+    assert variant(Config(epochs=16, optimizer="lbfgs", optimizer_options="max_iter=5")) == {
+        "optimizer": "lbfgs", "optimizer_options": "max_iter=5"}
+    assert variant(Config(epochs=16, decay="beta")) == {"decay": "beta"}
 
 
 def test_options_that_the_optimizer_refuses_are_one_line(tiny, tmp_path):

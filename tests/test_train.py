@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from bnlib import Config, InputError, checkpoint, data, freeze, models, optim, run, store, train
-from bnlib.checkpoint import Paused, Progress, Stop
+from bnlib.checkpoint import Progress
+from bnlib.stop import Paused, Stop
 from bnlib.train import evaluate, evaluate_on_test_set, make_step, place, train_epoch
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from bnlib import data
 from bnlib.config import DEEPOBS, Config, InputError, parse_model
 from bnlib.profiles import OF_THE_PAPER, variant
 from bnlib.store import Run
-from bnlib.wording import SHOWN, Sentences, listed, name, spread, trained
+from bnlib.wording import SHOWN, Sentences, changed, listed, name, spread, trained
 
 PAPER_EPOCHS = Config().epochs      # after which the paper reports its numbers
 
@@ -25,7 +25,7 @@ def plain(runs: Iterable[Run]) -> list[Run]:
 def varied(runs: Iterable[Run], *fields: str) -> list[Run]:
     """The runs of the protocol, and those that vary these fields of `Config` and nothing else."""
     return [run for run in runs
-            if all(part.split("=")[0] in fields for part in variant(run.config).split(", ") if part)]
+            if variant(run.config).keys() <= set(fields)]
 
 
 def pair(runs: Iterable[Run]) -> list[Run]:
@@ -60,7 +60,7 @@ def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame
     keys = ["dataset", "depth", "width", "model", "trainable", "variant", "epochs", "parameters"]
     rows = pd.DataFrame([{
         "dataset": run.config.dataset, "depth": run.config.depth, "width": run.config.width, "model": run.config.model,
-        "trainable": run.config.trainable, "variant": variant(run.config), "epochs": run.config.epochs,
+        "trainable": run.config.trainable, "variant": changed(variant(run.config)), "epochs": run.config.epochs,
         "parameters": run.metrics["parameters_trained"], "seed": run.config.seed,
         "accuracy": 100 * run.metrics[metric] if run.status == "done" else np.nan,
         "diverged": run.status == "diverged", "device": run.provenance["device"],

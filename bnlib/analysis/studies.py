@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bnlib.analysis.accuracies import accuracy, published
-from bnlib.config import DATASETS, choose, parse_model
+from bnlib.config import choose, parse_model
 from bnlib.profiles import PRESETS, modification, variant
 from bnlib.store import Run
 from bnlib.wording import SHOWN, Sentences, name, seeds_of
@@ -85,8 +85,7 @@ def decayed(runs: Iterable[Run]) -> Sentences:
         if c.optimizer != "sgd" or c.schedule != "constant" or c.momentum or not run.gamma or (
                 "gamma" not in c.decay and c.decay != "all"):
             continue
-        images = c.n_train or DATASETS.get(c.dataset, 50_000) - c.n_val
-        left = (1 - c.lr * c.weight_decay) ** (c.epochs * -(-images // c.batch_size))
+        left = (1 - c.lr * c.weight_decay) ** (c.epochs * -(-c.images // c.batch_size))
         means = ", ".join(f"{layer.split('.')[0]} {np.mean(gamma, dtype=float):.3f}"
                           for layer, gamma in run.gamma.items())
         said.append(f"{modification(c)}: mean γ {means}; weight decay alone would leave {left:.3f}.")

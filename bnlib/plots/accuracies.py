@@ -11,7 +11,7 @@ from bnlib.config import Config, parse_model
 from bnlib.config import random_weights as random_weights_of
 from bnlib.plots.style import MARKERS, colour, nothing_yet, once, seeds_stated, smallest_first
 from bnlib.store import Run
-from bnlib.wording import SHOWN, changed, listed, name, trained
+from bnlib.wording import SHOWN, listed, name, trained
 
 
 def history(run: Run) -> Figure:
@@ -101,7 +101,7 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
         axes.margins(x=0.15)
         axes.set_ylim(-0.6, len(settings) - 0.4)
     counts = table.groupby(by)["parameters"].first()
-    labels = {s: changed(s) or "the protocol" if by == "variant" else trained(s) for s in settings}
+    labels = {s: s or "the protocol" if by == "variant" else trained(s) for s in settings}
     if by == "trainable" and len(networks) == 1:
         labels = {s: f"{label}: {counts[s]:,}" for s, label in labels.items()}
     grid[0][0].set_yticks(range(len(settings)), labels.values())
