@@ -15,16 +15,15 @@ from bnlib import data, store
 from bnlib.analysis import DEAD
 from bnlib.bnrelu import BNReLU
 from bnlib.config import InputError
-from bnlib.device import choose_device, device_name
+from bnlib.device import device_name
 from bnlib.freeze import bn_layers
 from bnlib.models import BasicBlock, folded
-from bnlib.store import Run
-from bnlib.train import evaluate, evaluate_on_test_set
+from bnlib.store import Run, about
+from bnlib.train import as_recorded, evaluate, evaluate_on_test_set
 
 #: |γ| below which features are set to zero: from none to what no network survives.
 THRESHOLDS = (0.0, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
-#: What each row of a table says of its run.
-KEYS = ("dataset", "model", "depth", "width", "trainable", "epochs", "seed")
+ROUNDS = 5           # in which two networks take turns when they are timed
 
 
 def with_networks(runs: Iterable[Run]) -> list[Run]:
@@ -41,22 +40,21 @@ def with_networks(runs: Iterable[Run]) -> list[Run]:
 
 # ------------------------------------------------------------------------------------------- thresholds
 
-def thresholds(runs: Iterable[Run], at: Iterable[float] = THRESHOLDS, device: str | None = None) -> pd.DataFrame:
+def thresholds(runs: Iterable[Run], at: Iterable[float] = THRESHOLDS) -> pd.DataFrame:
     """Test accuracy after every γ with |γ| < threshold is set to zero: one row a run and threshold.
 
-    As in Frankle et al. 2021, Sec. 5. Columns: run and what KEYS names, threshold, zeroed (% of all γ), accuracy (%).
+    As in Frankle et al. 2021, Sec. 5. Columns: those of `store.about`, threshold, zeroed (% of all γ), accuracy (%).
     """
     rows = []
     for run in runs:
-        about = {"run": run.id, **{key: getattr(run.config, key) for key in KEYS}}
         gamma = np.abs(np.concatenate(list(run.gamma.values())))
         network, found = run.network(), {}                    # found: by how many γ are zero, since more need not be
         for threshold in sorted(at):
             zeroed = int((gamma < threshold).sum())
             if zeroed not in found:
-                found[zeroed] = evaluate_on_test_set(without_small(network, threshold), run.config, device)
-            rows.append(about | {"threshold": threshold, "zeroed": 100 * zeroed / len(gamma),
-                                 "accuracy": 100 * found[zeroed].accuracy})
+                found[zeroed] = evaluate_on_test_set(without_small(network, threshold), run.config)
+            rows.append(about(run) | {"threshold": threshold, "zeroed": 100 * zeroed / len(gamma),
+                                      "accuracy": 100 * found[zeroed].accuracy})
     return pd.DataFrame(rows)
 
 
@@ -71,7 +69,7 @@ def without_small(network: nn.Module, threshold: float) -> nn.Module:
 # ------------------------------------------------------------------------------------------ activations
 
 @torch.no_grad()
-def activations(run: Run, part: str = "test", device: str | None = None) -> pd.DataFrame:
+def activations(run: Run, part: str = "test") -> pd.DataFrame:
     """How often each ReLU's channels fire on all images of a part of the data, one row a channel.
 
     Columns: layer, number (1 for the first), channel, zero: share of outputs that are 0, over images and pixels.
@@ -79,9 +77,8 @@ def activations(run: Run, part: str = "test", device: str | None = None) -> pd.D
     """
     if run.config.model.startswith("imagenet"):
         raise InputError(f"{run.id}: activations are counted by ReLU, and torchvision's networks use one many times")
-    device, loaded = choose_device(device), data.load(run.config.dataset)
-    network = run.network().to(device, memory_format=torch.channels_last)
-    fired = {}
+    device, loaded, normalise = as_recorded(run.config)
+    network, fired = run.network().to(device, memory_format=torch.channels_last), {}
 
     def count(name):
         def hook(module, inputs, output):
@@ -92,22 +89,20 @@ def activations(run: Run, part: str = "test", device: str | None = None) -> pd.D
     for name, module in network.named_modules():
         if isinstance(module, nn.ReLU) or getattr(module, "relu", None) is True:      # alone, or with a normalisation
             module.register_forward_hook(count(name))
-    size = run.config.image_size
-    images = len(evaluate(network, loaded.in_order(part, device, size),
-                          data.Normalise(loaded, device, torch.float32, size, run.config.inputs), "fp32").predicted)
+    batches = loaded.in_order(part, device, run.config.image_size)
+    images = len(evaluate(network, batches, normalise, "fp32").predicted)
     return pd.concat([pd.DataFrame({"layer": name, "number": number, "channel": range(len(sums)),
                                     "zero": 1 - (sums / images).cpu().numpy()})
                       for number, (name, sums) in enumerate(fired.items(), 1)], ignore_index=True)
 
 
-def activations_by_layer(runs: Iterable[Run], device: str | None = None) -> pd.DataFrame:
+def activations_by_layer(runs: Iterable[Run]) -> pd.DataFrame:
     """For each ReLU of each run, in % on all test images: outputs that are 0, and channels that never fire."""
     rows = []
     for run in runs:
-        about = {"run": run.id, **{key: getattr(run.config, key) for key in KEYS}}
-        for (number, layer), channels in activations(run, "test", device).groupby(["number", "layer"]):
-            rows.append(about | {"number": number, "layer": layer, "zero": 100 * channels["zero"].mean(),
-                                 "silent": 100 * (channels["zero"] == 1).mean()})
+        for (number, layer), channels in activations(run).groupby(["number", "layer"]):
+            rows.append(about(run) | {"number": number, "layer": layer, "zero": 100 * channels["zero"].mean(),
+                                      "silent": 100 * (channels["zero"] == 1).mean()})
     return pd.DataFrame(rows)
 
 
@@ -150,28 +145,27 @@ def _convolution(like: nn.Conv2d, weight: torch.Tensor) -> nn.Conv2d:
     return made
 
 
-def pruning(runs: Iterable[Run], device: str | None = None) -> pd.DataFrame:
+def pruning(runs: Iterable[Run]) -> pd.DataFrame:
     """Each network before and after its silent channels are removed, one row a run.
 
-    A channel is silent if it fires on no training image. Columns: run and what KEYS names, channels, silent (%),
+    A channel is silent if it fires on no training image. Columns: those of `store.about`, channels, silent (%),
     removed (%, those between a block's convolutions), parameters and parameters left; on test images, changed
     (predicted otherwise) and difference (the largest of a predicted probability); images/s before and after; device.
     """
     rows = []
     for run in runs:
-        channels = activations(run, "train", device)
+        channels = activations(run, "train")
         network, dead = folded(run.network()), silent(channels)
         pruned = prune(network, dead)
         inner = [mask for layer, mask in dead.items() if layer.endswith(".bn1")]
-        before, after = (evaluate_on_test_set(n, run.config, device) for n in (network, pruned))
-        rows.append({
-            "run": run.id, **{key: getattr(run.config, key) for key in KEYS},
+        before, after = (evaluate_on_test_set(n, run.config) for n in (network, pruned))
+        rows.append(about(run) | {
             "channels": len(channels), "silent": 100 * float((channels["zero"] == 1).mean()),
             "removed": 100 * sum(mask.sum() for mask in inner) / len(channels),
             "parameters": _parameters(network), "parameters left": _parameters(pruned),
             "changed": int((before.predicted != after.predicted).sum()),
             "difference": float(np.abs(before.confidence - after.confidence).max()),
-            **_speed(network, pruned, run, device)})
+            **_speed(network, pruned, run)})
     return pd.DataFrame(rows)
 
 
@@ -179,13 +173,12 @@ def _parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _speed(network: nn.Module, pruned: nn.Module, run: Run, device: str | None, rounds: int = 5) -> dict:
+def _speed(network: nn.Module, pruned: nn.Module, run: Run) -> dict:
     """Images/s of both networks, which take turns: of the first the median, of the second that by the median ratio."""
-    device, loaded = choose_device(device), data.load(run.config.dataset)
-    normalise = data.Normalise(loaded, device, torch.float32, run.config.image_size, run.config.inputs)
+    device, loaded, normalise = as_recorded(run.config)
     batches = list(islice(loaded.in_order("test", device, run.config.image_size), 2))
     seconds = []
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         took = []
         for each in (network, pruned):
             began = time.perf_counter()
@@ -200,33 +193,31 @@ def _speed(network: nn.Module, pruned: nn.Module, run: Run, device: str | None, 
 # ------------------------------------------------------------------------------------------------- maps
 
 @torch.no_grad()
-def feature_maps(runs: Iterable[Run], images: int = 2, each: int = 3, device: str | None = None) -> pd.DataFrame:
+def feature_maps(runs: Iterable[Run], images: int = 2, each: int = 3) -> pd.DataFrame:
     """What a few channels of a layer put out on a few test images: those of largest |γ| and those of smallest.
 
     The layer: of those between a block's two convolutions, where ReLU follows batch norm and no shortcut is added, and
     of these where maps are largest, the one with most |γ| < 0.01. The images: those predicted right with most
-    confidence, of a class each. One row a run, image and channel; columns: run and what KEYS names, image (number in
+    confidence, of a class each. One row a run, image and channel; columns: those of `store.about`, image (number in
     the test set), class, layer, channel, gamma, beta, values: the map, line by line. An image itself is `layer`
     "image", a row a colour, in 0–255.
     """
     rows = []
     for run in runs:
-        loaded, where, size = data.load(run.config.dataset), choose_device(device), run.config.image_size
+        device, loaded, normalise = as_recorded(run.config)
         chosen = _surest(run, loaded.y_test.numpy(), images)
         shown = loaded.x_test[chosen]
-        normalise = data.Normalise(loaded, where, torch.float32, size, run.config.inputs)
-        seen = _within_blocks(run.network().to(where), normalise(shown.to(where)))
+        seen = _within_blocks(run.network().to(device), normalise(shown.to(device)))
         largest = max(maps.shape[-1] for maps in seen.values())
         layer = max((layer for layer in seen if seen[layer].shape[-1] == largest),
                     key=lambda layer: int((np.abs(run.gamma[layer]) < DEAD).sum()))
         order = np.argsort(-np.abs(run.gamma[layer]), kind="stable")
         for i, image in enumerate(chosen):
-            about = {"run": run.id, **{key: getattr(run.config, key) for key in KEYS}, "image": image,
-                     "class": loaded.classes[loaded.y_test[image]]}
-            rows += [about | {"layer": "image", "channel": channel, "values": _written(values)}
+            pictured = about(run) | {"image": image, "class": loaded.classes[loaded.y_test[image]]}
+            rows += [pictured | {"layer": "image", "channel": channel, "values": _written(values)}
                      for channel, values in enumerate(shown[i].permute(2, 0, 1).numpy())]
-            rows += [about | {"layer": layer, "channel": channel, "gamma": run.gamma[layer][channel],
-                              "beta": run.beta[layer][channel], "values": _written(seen[layer][i, channel])}
+            rows += [pictured | {"layer": layer, "channel": channel, "gamma": run.gamma[layer][channel],
+                                 "beta": run.beta[layer][channel], "values": _written(seen[layer][i, channel])}
                      for channel in (*order[:each], *order[-each:])]
     return pd.DataFrame(rows)
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from bnlib.analysis import DEAD, PAPER_EPOCHS, accuracy, dead_features, plain, published, residual_and_plain
 from bnlib.store import Run
-from bnlib.wording import SHOWN, Sentences, name, seeds_of, spread, trained
+from bnlib.wording import Sentences, name, seeds_of, shown, spread, trained
 
 
 def summary(runs: Iterable[Run], dataset: str | None = None, planned: int | None = None) -> Sentences:
@@ -55,7 +55,7 @@ def _alone(runs: list[Run], longest: pd.DataFrame) -> list[str]:
         share = f"{row.parameters:,} of its {total[row.Index]:,} parameters ({row.parameters / total[row.Index]:.1%})"
         theirs = papers[(papers["model"] == row.Index) & (papers["dataset"] == row.dataset)]["value"].tolist()
         theirs = f" (the paper: {theirs[0]:g} % after {PAPER_EPOCHS})" if theirs else ""
-        said.append(f"{name(row.Index)} on {SHOWN.get(row.dataset, row.dataset)}, training only γ and β, {share}, "
+        said.append(f"{name(row.Index)} on {shown(row.dataset)}, training only γ and β, {share}, "
                     f"reaches {spread(row)} after {row.epochs} epochs{theirs}{rest}.")
     return said
 

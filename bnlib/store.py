@@ -32,7 +32,7 @@ from bnlib.freeze import BN_PARTS, select
 FORMAT = 2               # of the record: raised when its files change
 PROTOCOL = 1             # of the science: raised when a config would give another result
 SMALL = 96 * 1024        # bytes of trained tensors, beside batch norm's, that a record still stores
-LITTLE = {"bn", "gamma", "beta", "output", "none"}       # what trains of a run whose checkpoint git may track
+PORTABLE = {"bn", "gamma", "beta", "output", "none"}       # what trains of a run whose checkpoint git may track
 FILES = ("history.csv", "tensors.safetensors", "trajectory.safetensors", "predictions.csv.gz")     # beside run.json
 UNKNOWN = "0" * 64       # stands in run.json for its own SHA-256 while that is taken
 
@@ -188,6 +188,15 @@ class Run:
         return network.eval()
 
 
+#: What a row of a table says of its run.
+ABOUT = ("run", "dataset", "model", "depth", "width", "trainable", "epochs", "seed")
+
+
+def about(run: Run) -> dict:
+    """What ABOUT names of a run: its id, and of its config the rest."""
+    return {"run": run.id, **{key: getattr(run.config, key) for key in ABOUT[1:]}}
+
+
 def check_science(record: dict) -> None:
     """AssertionError unless the record's accuracy is a count of its test images."""
     metrics = record["metrics"]
@@ -227,7 +236,7 @@ def checkpoint_file(config: Config, results: str | Path = "results") -> Path:
 
     Where little trains it is small and lies among the results, which git tracks, so that another machine can go on.
     """
-    if set(config.trainable.split("+")) <= LITTLE and config.optimizer != "lbfgs":     # whose memory is large
+    if set(config.trainable.split("+")) <= PORTABLE and config.optimizer != "lbfgs":     # whose memory is large
         return resolve(results) / "partial" / config.id / "checkpoint.pt"
     return scratch_folder(results) / "checkpoints" / f"{config.id}.pt"
 

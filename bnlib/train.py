@@ -296,15 +296,19 @@ def check_mode(network: nn.Module, training: bool) -> None:
                              f"{'training' if training else 'evaluation'}")
 
 
-def evaluate_on_test_set(network: nn.Module, config: Config, device: str | None = None) -> Evaluation:
-    """The network on all test images of a run's dataset, as that run sees them.
-
-    In float32, as the record's own numbers are computed.
+def as_recorded(config: Config, device: str | None = None
+                ) -> tuple[torch.device, data.Dataset | Folder, data.Normalise]:
+    """Device, dataset and normalisation as a record's own numbers are computed: in float32, on images as it saw them.
     """
     device, loaded = choose_device(device), data.load(config.dataset)
+    return device, loaded, data.Normalise(loaded, device, torch.float32, config.image_size, config.inputs)
+
+
+def evaluate_on_test_set(network: nn.Module, config: Config, device: str | None = None) -> Evaluation:
+    """The network on all test images of a run's dataset, as its record is computed."""
+    device, loaded, normalise = as_recorded(config, device)
     network = network.to(device, memory_format=torch.channels_last)
-    return evaluate(network, loaded.in_order("test", device, config.image_size),
-                    data.Normalise(loaded, device, torch.float32, config.image_size, config.inputs), "fp32")
+    return evaluate(network, loaded.in_order("test", device, config.image_size), normalise, "fp32")
 
 
 # ---------------------------------------------------------------------------------------------- record

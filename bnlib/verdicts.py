@@ -15,9 +15,9 @@ from bnlib.analysis import (
     alone_logged,
     course,
     dead_features,
-    dead_share,
     last_loss,
     optimizers,
+    percent_dead,
     plain,
     published,
     root_mean_square,
@@ -133,10 +133,6 @@ def networks_or_seeds(pairs: Iterable[tuple[str, int]]) -> set:
 
 def model_and_seed(run: Run) -> tuple[str, int]:
     return run.config.model, run.config.seed
-
-
-def percent_dead(run: Run) -> float:
-    return 100 * dead_share({"all": np.concatenate(list(run.gamma.values()))})["all"]
 
 
 # ------------------------------------------------------------------------------------- published numbers

@@ -14,9 +14,9 @@ class Sentences(list):
         return "\n".join(f"* {sentence}" for sentence in self) or "Nothing to show yet: no finished run."
 
 
-#: How a dataset is called in sentences.
-SHOWN = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "digits": "scikit-learn's digits",
-         "sequences": "synthetic sequences", "imagenet": "ImageNet", "large_digits": "digits of many sizes and colours"}
+_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "digits": "scikit-learn's digits",
+             "sequences": "synthetic sequences", "imagenet": "ImageNet",
+             "large_digits": "digits of many sizes and colours"}
 #: How an optimizer is called.
 OPTIMIZER = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "lbfgs": "LBFGS", "adabound": "AdaBound", "adan": "Adan",
              "lion": "Lion", "prodigy": "Prodigy"}
@@ -45,6 +45,11 @@ def name(model: str) -> str:
         return "ImageNet " + model.replace("wide-resnet", "Wide ResNet-").replace("resnet", "ResNet-")
     model = model.replace("resnet1d", "1-D resnet").replace("resnet", "ResNet-").replace("plain", "plain-")
     return model.replace("x", "-")
+
+
+def shown(dataset: str) -> str:
+    """How a set of images is called in sentences: `cifar10` → `CIFAR-10`, a folder of images by its name."""
+    return _DATASETS.get(dataset, dataset)
 
 
 def trained(what: str) -> str:

@@ -15,7 +15,15 @@ from bnlib.analysis.accuracies import (
     top1_and_top5,
     varied,
 )
-from bnlib.analysis.channels import DEAD, affine, compare_dead, dead_by_layer, dead_features, dead_share
+from bnlib.analysis.channels import (
+    DEAD,
+    affine,
+    compare_dead,
+    dead_by_layer,
+    dead_features,
+    dead_share,
+    percent_dead,
+)
 from bnlib.analysis.optimizing import (
     alone_logged,
     course,
@@ -42,7 +50,7 @@ from bnlib.analysis.studies import (
 
 __all__ = ["DEAD", "PAPER_EPOCHS", "about_images", "accuracy", "affine", "alone_logged", "by_positions", "comparable",
            "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "decayed", "growth",
-           "histories", "last_loss", "layer_means", "machines", "optimizers", "pair", "plain", "provenance",
-           "published", "residual_and_plain", "restrained", "root_mean_square", "searched", "sizes", "speeds",
-           "surface", "taken_apart", "top1_and_top5", "trials", "trials_stated", "varied", "which_half",
+           "histories", "last_loss", "layer_means", "machines", "optimizers", "pair", "percent_dead", "plain",
+           "provenance", "published", "residual_and_plain", "restrained", "root_mean_square", "searched", "sizes",
+           "speeds", "surface", "taken_apart", "top1_and_top5", "trials", "trials_stated", "varied", "which_half",
            "with_and_without"]

@@ -10,7 +10,7 @@ from bnlib import data
 from bnlib.config import DEEPOBS, Config, InputError, parse_model
 from bnlib.profiles import OF_THE_PAPER, variant
 from bnlib.store import Run
-from bnlib.wording import SHOWN, Sentences, changed, listed, name, spread, trained
+from bnlib.wording import Sentences, changed, listed, name, shown, spread, trained
 
 PAPER_EPOCHS = Config().epochs      # after which the paper reports its numbers
 
@@ -128,8 +128,8 @@ def compare(table: pd.DataFrame, published: pd.DataFrame) -> Sentences:
 def about_images(name: str) -> Sentences:
     """Whether a set of images is here, and what to do if it is not."""
     if data.at_hand(name):
-        return Sentences([f"{SHOWN.get(name, name)}: the images are here."])
-    return Sentences([f"{SHOWN.get(name, name)}: the images are not here, so nothing can be trained on them. Put the "
+        return Sentences([f"{shown(name)}: the images are here."])
+    return Sentences([f"{shown(name)}: the images are not here, so nothing can be trained on them. Put the "
                       f"folders `train/` and `val/`, with a folder of images for each class, into `$BNLIB_DATA/{name}` "
                       "and run this notebook again."])
 

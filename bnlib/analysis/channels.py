@@ -7,29 +7,23 @@ import pandas as pd
 
 from bnlib.analysis.accuracies import PAPER_EPOCHS, published
 from bnlib.config import InputError
-from bnlib.store import Run
+from bnlib.store import ABOUT, Run, about
 from bnlib.wording import Sentences, name, seeds_of, trained
 
 DEAD = 0.01            # |γ| below which the paper counts a feature as switched off (Sec. 5)
 
 
 def affine(runs: Iterable[Run]) -> pd.DataFrame:
-    """γ and β of every channel: one row a channel, with run, dataset, model, depth, width, trainable, epochs, seed,
-    number of its layer (1 for the first), layer, channel, gamma and beta. Runs that diverged are left out."""
+    """γ and β of every channel: one row a channel, with what `about` says of its run, number of its layer (1 for the
+    first), layer, channel, gamma and beta. Runs that diverged are left out."""
     parts = []
-    for run in runs:
-        if run.status != "done":
-            continue
-        about = {"run": run.id, "dataset": run.config.dataset, "model": run.config.model, "depth": run.config.depth,
-                 "width": run.config.width, "trainable": run.config.trainable, "epochs": run.config.epochs,
-                 "seed": run.config.seed}
+    for run in (run for run in runs if run.status == "done"):
         gamma, beta = run.gamma, run.beta
-        parts += [pd.DataFrame(about | {"number": number, "layer": layer, "channel": range(len(gamma[layer])),
-                                        "gamma": gamma[layer], "beta": beta[layer]})
+        parts += [pd.DataFrame(about(run) | {"number": number, "layer": layer, "channel": range(len(gamma[layer])),
+                                             "gamma": gamma[layer], "beta": beta[layer]})
                   for number, layer in enumerate(gamma, 1)]
-    columns = ["run", "dataset", "model", "depth", "width", "trainable", "epochs", "seed", "number", "layer", "channel",
-               "gamma", "beta"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    none = pd.DataFrame(columns=[*ABOUT, "number", "layer", "channel", "gamma", "beta"])
+    return pd.concat(parts or [none], ignore_index=True)
 
 
 def dead_share(gamma: dict[str, np.ndarray], below: float = DEAD) -> pd.Series:
@@ -44,11 +38,16 @@ def dead_share(gamma: dict[str, np.ndarray], below: float = DEAD) -> pd.Series:
     return pd.Series({layer: float((np.abs(values) < below).mean()) for layer, values in gamma.items()}, dtype=float)
 
 
+def percent_dead(run: Run, below: float = DEAD) -> float:
+    """Share of all of a run's channels with |γ| < `below`, in %."""
+    return 100 * dead_share({"all": np.concatenate(list(run.gamma.values()))}, below)["all"]
+
+
 def dead_features(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
     """Share of all channels with |γ| < `below`, in %: mean and standard deviation over seeds, one row a setting."""
     keys = ["dataset", "depth", "width", "model", "trainable", "epochs"]
     by_run = pd.DataFrame([{**{key: getattr(run.config, key) for key in keys}, "seed": run.config.seed,
-                            "dead": 100 * dead_share({"all": np.concatenate(list(run.gamma.values()))}, below)["all"]}
+                            "dead": percent_dead(run, below)}
                            for run in runs if run.status == "done" and run.gamma], columns=[*keys, "seed", "dead"])
     return by_run.groupby(keys, as_index=False).agg(mean=("dead", "mean"), std=("dead", "std"), n=("dead", "count"))
 
@@ -56,15 +55,12 @@ def dead_features(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
 def dead_by_layer(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
     """Share of a layer's channels with |γ| < `below`, in %, one row a run and layer.
 
-    Columns: run, dataset, model, depth, width, trainable, epochs, seed, number (of the layer, 1 for the first), layer,
-    dead. Runs that diverged are left out.
+    Columns: those of `about`, number (of the layer, 1 for the first), layer, dead. Runs that diverged are left out.
     """
-    keys = ["dataset", "model", "depth", "width", "trainable", "epochs", "seed"]
-    rows = [{"run": run.id, **{key: getattr(run.config, key) for key in keys}, "number": number, "layer": layer,
-             "dead": 100 * share}
+    rows = [about(run) | {"number": number, "layer": layer, "dead": 100 * share}
             for run in runs if run.status == "done"
             for number, (layer, share) in enumerate(dead_share(run.gamma, below).items(), 1)]
-    return pd.DataFrame(rows, columns=["run", *keys, "number", "layer", "dead"])
+    return pd.DataFrame(rows, columns=[*ABOUT, "number", "layer", "dead"])
 
 
 def compare_dead(table: pd.DataFrame) -> Sentences:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from bnlib.config import OPTIMIZERS
 from bnlib.store import Run
-from bnlib.wording import NORM, OPTIMIZER, SHOWN, Sentences, setting, trained
+from bnlib.wording import NORM, OPTIMIZER, Sentences, setting, shown, trained
 
 
 def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
@@ -134,7 +134,7 @@ def speeds(runs: Iterable[Run]) -> Sentences:
     """Where each run of `with_and_without` has come after its steps, a sentence a run."""
     runs = {run.id: run for run in runs}
     return Sentences(
-        f"{SHOWN.get(last.dataset, last.dataset)}, {NORM[last.norm]}, {OPTIMIZER[last.optimizer]}, {last.setting}: a "
+        f"{shown(last.dataset)}, {NORM[last.norm]}, {OPTIMIZER[last.optimizer]}, {last.setting}: a "
         f"training loss of {last_loss(runs[last.run]):.2f} over the last tenth of {last.step:,} steps, in "
         f"{last.seconds:,.0f} seconds (seed {last.seed}); guessing gives {np.log(last.classes):.2f}."
         for last in with_and_without(runs.values()).drop_duplicates("run", keep="last").itertuples())

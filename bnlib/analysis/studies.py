@@ -9,7 +9,7 @@ from bnlib.analysis.accuracies import accuracy, published
 from bnlib.config import choose, parse_model
 from bnlib.profiles import PRESETS, modification, variant
 from bnlib.store import Run
-from bnlib.wording import SHOWN, Sentences, name, seeds_of
+from bnlib.wording import Sentences, name, seeds_of, shown
 
 
 def taken_apart(runs: Iterable[Run]) -> list[Run]:
@@ -65,7 +65,7 @@ def which_half(runs: Iterable[Run]) -> Sentences:
         order = [m for m in HALVES if m in late.index]
         stated = ", ".join(f"{HALVES[m]} (`{m}`) {late.loc[m, 'mean']:.1f} ± {late.loc[m, 'std']:.1f} %" for m in order)
         if order:
-            said.append(f"{name(model)} on {SHOWN.get(dataset, dataset)}, mean and deviation over the last quarter of "
+            said.append(f"{name(model)} on {shown(dataset)}, mean and deviation over the last quarter of "
                         f"{epochs} epochs, {seeds_of(part['seed'].nunique())}: {stated}.")
         if {"vanilla", "fixed_bn", "trained_bn"} <= set(order):
             none, alone, whole = (late.loc[m, "mean"] for m in ("vanilla", "fixed_bn", "trained_bn"))

@@ -15,8 +15,9 @@ from bnlib.plots.accuracies import (
 )
 from bnlib.plots.activity import activations, thresholds
 from bnlib.plots.channels import affine_by_layer, affine_histograms, dead_share, ridges, trajectories
-from bnlib.plots.optimizing import courses, growth, searched, trials, with_and_without
+from bnlib.plots.optimizing import courses, growth, searched, with_and_without
 from bnlib.plots.reference import deviations, learning
+from bnlib.plots.stability import trials
 from bnlib.plots.style import Saved, colour, described, nothing_yet, save
 from bnlib.plots.tables import equality, optimizers, pruning, side_by_side, speed, table, verdicts
 

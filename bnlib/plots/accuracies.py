@@ -9,9 +9,9 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from bnlib.analysis import comparable
 from bnlib.config import Config, parse_model
 from bnlib.config import random_weights as random_weights_of
-from bnlib.plots.style import MARKERS, colour, nothing_yet, once, seeds_stated, smallest_first
+from bnlib.plots.style import MARKERS, colour, legend_below, note, nothing_yet, seeds_stated, smallest_first
 from bnlib.store import Run
-from bnlib.wording import SHOWN, listed, name, trained
+from bnlib.wording import listed, name, shown, trained
 
 
 def history(run: Run) -> Figure:
@@ -30,7 +30,7 @@ def progress(config: Config, history: pd.DataFrame) -> Figure:
             axes.annotate(part, (epoch, 100 * share), xytext=(5, 0), va="center", color=hue, textcoords="offset points")
     axes.set(xlabel="epoch", ylabel="accuracy (%)", xlim=(0.9, max(config.epochs, 2)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(f"{name(config.model)}, {trained(config.trainable)}, {SHOWN.get(config.dataset, config.dataset)}, "
+    axes.set_title(f"{name(config.model)}, {trained(config.trainable)}, {shown(config.dataset)}, "
                    "one run", loc="left")
     return figure
 
@@ -105,7 +105,7 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
     if by == "trainable" and len(networks) == 1:
         labels = {s: f"{label}: {counts[s]:,}" for s, label in labels.items()}
     grid[0][0].set_yticks(range(len(settings)), labels.values())
-    figure.suptitle(seeds_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    note(figure, seeds_stated(table))
     return figure
 
 
@@ -149,8 +149,7 @@ def top1_and_top5(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
         label.set_fontweight("normal" if trainable else "bold")
     if grid[1].get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower right", fontsize=7.5)
-    figure.suptitle(f"{seeds_stated(table)}; {listed(table['epochs'])} epochs", x=0.01, ha="left", color="#555555",
-                    fontsize=8)
+    note(figure, f"{seeds_stated(table)}; {listed(table['epochs'])} epochs")
     return figure
 
 
@@ -181,7 +180,7 @@ def random_weights(table: pd.DataFrame) -> Figure:
         axes.set_xticks(line["weights"], line["weights"])
         axes.set(xlabel="random weights a channel", title=f"{name(model)}, {listed(line['epochs'])} epochs")
     grid[0][0].set_ylabel("test accuracy (%)")
-    figure.suptitle(seeds_stated(chosen), x=0.01, ha="left", color="#555555", fontsize=8)
+    note(figure, seeds_stated(chosen))
     return figure
 
 
@@ -211,8 +210,8 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
         axes.margins(x=0.25, y=0.14)
     panels[0].set(xlabel="parameters that train", ylabel="test accuracy (%)")
     panels[1].set(xlabel="bytes to store the trained network")
-    figure.legend(*once(panels[0]), loc="outside lower center", ncols=2)
-    figure.suptitle(seeds_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    legend_below(figure, panels[0], ncols=2)
+    note(figure, seeds_stated(table))
     return figure
 
 

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from bnlib.analysis import DEAD, comparable
-from bnlib.plots.style import colour, nothing_yet, runs_stated, smallest_first
+from bnlib.plots.style import colour, legend_below, note, nothing_yet, runs_stated, smallest_first
 from bnlib.wording import listed, name, trained
 
 
@@ -31,10 +31,8 @@ def thresholds(table: pd.DataFrame) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel="|γ| below this set to zero", title=f"{name(model)}, {listed(line['epochs'])} epochs")
     grid[0][0].set_ylabel("test accuracy (%)")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.suptitle(runs_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
-    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
+    legend_below(figure, grid[0][0])
+    note(figure, runs_stated(table))
     return figure
 
 
@@ -59,8 +57,6 @@ def activations(table: pd.DataFrame) -> Figure:
         axes.set_title(f"{name(model)}, {listed(table[table['model'] == model]['epochs'])} epochs")
     for axes in grid[-1]:
         axes.set_xlabel("ReLU, from the image on")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    figure.suptitle(runs_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
-    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=3)
+    legend_below(figure, grid[0][0])
+    note(figure, runs_stated(table))
     return figure

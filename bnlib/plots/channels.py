@@ -7,7 +7,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from bnlib.analysis import DEAD, comparable
-from bnlib.plots.style import COLOURS, SYMBOL, colour, nothing_yet, seeds_stated, smallest_first
+from bnlib.plots.style import COLOURS, SYMBOL, colour, legend_below, nothing_yet, seeds_stated, smallest_first
 from bnlib.store import Run
 from bnlib.wording import name, trained
 
@@ -36,8 +36,7 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
                 axes.plot([0, 0, 1, 1], [0, 1, 1, 0], ":", color="#333333", linewidth=1, label="γ at the start")
                 axes.set_title(_titled(channels, model))
         row[0].set_ylabel("density of channels")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    legend_below(figure, grid[0][0])
     return figure
 
 
@@ -59,8 +58,7 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
         axes.set(xlabel="batch-norm layer, from the image on", title=_titled(channels, model))
         axes.set_ylim(*np.quantile(channels[part].astype(float), [0.001, 0.999]))
     grid[0][0].set_ylabel(SYMBOL[part])
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    legend_below(figure, grid[0][0])
     return figure
 
 
@@ -125,8 +123,7 @@ def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
         axes.grid(axis="y", visible=False)
         axes.axvline(0, color="#333333", linewidth=0.6, linestyle=":")
     grid[0][0].set_ylabel("batch-norm layer")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    legend_below(figure, grid[0][0])
     return figure
 
 

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import course
-from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, colour, nothing_yet, once, runs_stated
+from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, legend_below, note, nothing_yet
 from bnlib.store import Run
-from bnlib.wording import NORM, OPTIMIZER, SHOWN, name, seeds_of, setting, trained, with_warmup
+from bnlib.wording import NORM, OPTIMIZER, name, seeds_of, setting, shown, trained
 
 
 def courses(runs: list[Run], trainable: str) -> Figure:
@@ -38,11 +38,10 @@ def courses(runs: list[Run], trainable: str) -> Figure:
         axes.set_xlabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     config, seeds = runs[0].config, len({run.config.seed for run in runs})
-    figure.legend(*once(grid[0][0]), loc="outside lower center", ncols=2)
-    figure.suptitle(f"{name(config.model)} (option {config.shortcut}), {trained(trainable)}, "
-                    f"{SHOWN.get(config.dataset, config.dataset)}, {seeds} seed{'s' * (seeds > 1)}; "
-                    "solid: test, dashed: training" + "; higher losses are cut off" * cut, x=0.01, ha="left",
-                    color="#555555", fontsize=8)
+    legend_below(figure, grid[0][0], ncols=2)
+    note(figure, f"{name(config.model)} (option {config.shortcut}), {trained(trainable)}, "
+                 f"{shown(config.dataset)}, {seeds_of(seeds)}; "
+                 "solid: test, dashed: training" + "; higher losses are cut off" * cut)
     return figure
 
 
@@ -67,8 +66,8 @@ def searched(table: pd.DataFrame) -> Figure:
         axes.margins(x=0.1)
     grid[0][0].set_yticks(range(len(settings)), [f"{OPTIMIZER[o]}, {what}" for o, what in settings])
     seeds = table["seed"].nunique()
-    figure.suptitle(f"{name(table['model'].iloc[0])}, {SHOWN.get(table['dataset'].iloc[0], table['dataset'].iloc[0])}, "
-                    f"{seeds} seed{'s' * (seeds > 1)}; filled: chosen", x=0.01, ha="left", color="#555555", fontsize=8)
+    note(figure, f"{name(table['model'].iloc[0])}, {shown(table['dataset'].iloc[0])}, "
+                 f"{seeds_of(seeds)}; filled: chosen")
     return figure
 
 
@@ -89,9 +88,9 @@ def growth(table: pd.DataFrame) -> Figure:
         axes.set(xlabel="epoch", ylabel=f"{SYMBOL[part]}, root mean square")
         axes.set_ylim(bottom=0)
     first, seeds = table.iloc[0], table["seed"].nunique()
-    figure.legend(*once(grid[0]), loc="outside lower center", ncols=4, title=f"weight decay {first['weight_decay']:g}")
-    figure.suptitle(f"{name(first['model'])}, BN only, {OPTIMIZER[first['optimizer']]}, {first['setting']}, "
-                    f"{seeds} seed{'s' * (seeds > 1)}", x=0.01, ha="left", color="#555555", fontsize=8)
+    legend_below(figure, grid[0], ncols=4, title=f"weight decay {first['weight_decay']:g}")
+    note(figure, f"{name(first['model'])}, BN only, {OPTIMIZER[first['optimizer']]}, {first['setting']}, "
+                 f"{seeds_of(seeds)}")
     return figure
 
 
@@ -117,46 +116,12 @@ def with_and_without(table: pd.DataFrame) -> Figure:
                 axes.plot(run[against], run["mean"], **style, label=f"{OPTIMIZER[optimizer]} {NORM[norm]}, {what}")
             axes.set(xlabel={"step": f"step, of {part['batch_size'].iloc[0]} images",
                              "seconds": "seconds of training"}[against], xlim=(0, None))
-        row[0].set_ylabel(f"{SHOWN.get(dataset, dataset)}\ntraining loss (nats)" if len(sets) > 1 else
+        row[0].set_ylabel(f"{shown(dataset)}\ntraining loss (nats)" if len(sets) > 1 else
                           "training loss (nats)")
         settled = part["mean"][part["step"] > 0.2 * part["step"].max()]         # the first steps may be far above
         row[0].set_ylim(0.9 * settled.min(), 1.1 * settled.max())
-    figure.legend(*once(grid[0][0]), loc="outside lower center", ncols=2)
-    about = f"{name(table['model'].iloc[0])} on {'/'.join(SHOWN.get(d, d) for d in sets)}"
-    figure.suptitle(f"{about}, all parameters, {seeds_of(table['seed'].nunique())}\n"
-                    "means over a tenth of the steps, losses as measured faint, the highest cut off; dotted: guessing",
-                    x=0.01, ha="left", color="#555555", fontsize=8)
-    return figure
-
-
-def trials(table: pd.DataFrame) -> Figure:
-    """Training loss against epoch, a panel a network: dashed in float32, pale with warm-up; ×: diverged in this epoch.
-
-    table: from `analysis.trials`. Dotted: the loss of guessing.
-    """
-    if not len(table):
-        return nothing_yet()
-    networks = list(dict.fromkeys(table["model"]))
-    figure, grid = plt.subplots(1, len(networks), figsize=(1.8 + 2.8 * len(networks), 3.2), sharey=True, squeeze=False)
-    for axes, model in zip(grid[0], networks, strict=True):
-        part = table[table["model"] == model]
-        guessing = np.log(part["classes"].iloc[0])
-        axes.axhline(guessing, color="#333333", linestyle=":", linewidth=0.9)
-        for _, run in part.groupby("run", sort=False):
-            first, last = run.iloc[0], run.iloc[-1]
-            style = {"color": colour("bn"), "linestyle": "--" if first["precision"] == "fp32" else "-",
-                     "alpha": 0.45 if first["warmup"] else 1}
-            axes.plot(run["epoch"], run["loss"], marker=".", **style,
-                      label=f"{first['precision']}, {with_warmup(first['warmup'])}")
-            if first["status"] == "diverged":          # where the loss was last a number
-                level = run["loss"][np.isfinite(run["loss"])]
-                axes.plot(last["epoch"], level.iloc[-1] if len(level) else guessing, "x", color=style["color"],
-                          markersize=9)
-        axes.set(xlabel=f"epoch, of {part['images'].iloc[0]:,} images", title=name(model))
-        axes.set_xlim(0.7, part["epochs"].iloc[0] + 0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    grid[0][0].set_ylabel("training loss (nats)")
-    figure.legend(*once(*grid[0]), loc="outside lower center", ncols=2)
-    figure.suptitle(f"BN only, {runs_stated(table)}; dotted: guessing; ×: diverged", x=0.01, ha="left",
-                    color="#555555", fontsize=8)
+    legend_below(figure, grid[0][0], ncols=2)
+    about = f"{name(table['model'].iloc[0])} on {'/'.join(shown(d) for d in sets)}"
+    note(figure, f"{about}, all parameters, {seeds_of(table['seed'].nunique())}\n"
+                 "means over a tenth of the steps, losses as measured faint, the highest cut off; dotted: guessing")
     return figure

@@ -10,9 +10,9 @@ from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import DEAD, dead_by_layer, dead_features
 from bnlib.features import as_map
-from bnlib.plots.style import colour, nothing_yet, smallest_first
+from bnlib.plots.style import colour, note, nothing_yet, smallest_first
 from bnlib.store import Run
-from bnlib.wording import SHOWN, listed, name, seeds_of, trained
+from bnlib.wording import listed, name, seeds_of, shown, trained
 
 
 def network(channels: pd.DataFrame) -> Figure:
@@ -51,9 +51,8 @@ def network(channels: pd.DataFrame) -> Figure:
     figure.legend(handles=[Patch(color="black", label=f"|γ| < {DEAD}: switched off")], loc="outside upper right",
                   fontsize=8)
     first = channels.iloc[0]
-    figure.suptitle(f"{name(first['model'])}, {SHOWN.get(first['dataset'], first['dataset'])}, "
-                    f"{listed(channels['epochs'])} epochs; one run a panel", x=0.01, ha="left", color="#555555",
-                    fontsize=8)
+    note(figure, f"{name(first['model'])}, {shown(first['dataset'])}, "
+                 f"{listed(channels['epochs'])} epochs; one run a panel")
     return figure
 
 
@@ -93,9 +92,8 @@ def feature_maps(table: pd.DataFrame) -> Figure:
                        color="#D55E00" if off else "#333333", fontweight="bold" if off else "normal")
     figure.colorbar(drawn, ax=grid[:, 1:], label="output of the ReLU", aspect=15, shrink=0.85)
     first = maps.iloc[0]
-    figure.suptitle(f"{name(first['model'])}, {trained(first['trainable'])}, {first['epochs']} epochs, one run; layer "
-                    f"{first['layer']}: largest and smallest |γ|; in bold: |γ| < {DEAD}", x=0.01, ha="left",
-                    color="#555555", fontsize=8)
+    note(figure, f"{name(first['model'])}, {trained(first['trainable'])}, {first['epochs']} epochs, one run; layer "
+                 f"{first['layer']}: largest and smallest |γ|; in bold: |γ| < {DEAD}")
     return figure
 
 
@@ -152,6 +150,5 @@ def sequences(dataset, each: int = 2) -> Figure:
         column[-1].set_xlabel("step")
     for axes in grid[:, 0]:
         axes.set_ylabel("value (0–255)")
-    figure.suptitle("first training sequences of three classes; a colour a channel", x=0.01, ha="left",
-                    color="#555555", fontsize=8)
+    note(figure, "first training sequences of three classes; a colour a channel")
     return figure

@@ -5,8 +5,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.plots.style import COLOURS
-from bnlib.wording import SHOWN, name
+from bnlib.plots.style import COLOURS, legend_below, note
+from bnlib.wording import name, shown
 
 
 def deviations(table: pd.DataFrame, bar: float) -> Figure:
@@ -29,7 +29,7 @@ def deviations(table: pd.DataFrame, bar: float) -> Figure:
     grid[0][0].annotate(f"counts as equal: {bar:g}", (0, bar), xytext=(4, -3), va="top", textcoords="offset points",
                         xycoords=grid[0][0].get_yaxis_transform(), color="#333333", fontsize=7.5)
     grid[0][0].set_ylabel("largest deviation from torch,\nrelative to the largest value")
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    legend_below(figure, grid[0][0], ncols=4)
     return figure
 
 
@@ -54,7 +54,6 @@ def learning(tables: dict[str, pd.DataFrame], dataset: str) -> Figure:
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes, label in zip(grid[:, 0], ("loss", "accuracy (%)", "F-score (%)"), strict=True):
         axes.set_ylabel(label)
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    figure.suptitle(f"{SHOWN.get(dataset, dataset)}; F-score: mean over the classes", x=0.01, ha="left",
-                    color="#555555", fontsize=8)
+    legend_below(figure, grid[0][0])
+    note(figure, f"{shown(dataset)}; F-score: mean over the classes")
     return figure

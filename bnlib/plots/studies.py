@@ -10,10 +10,10 @@ from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import histories, surface
 from bnlib.config import DEEPOBS, Config, InputError, choose, parse_model
-from bnlib.plots.style import SYMBOL, colour, nothing_yet
+from bnlib.plots.style import SYMBOL, colour, legend_below, note, nothing_yet
 from bnlib.profiles import MODIFICATIONS, modification
 from bnlib.store import Run
-from bnlib.wording import SHOWN, listed, seeds_of, trained
+from bnlib.wording import listed, seeds_of, shown, trained
 from bnlib.wording import name as spelled
 
 
@@ -67,8 +67,7 @@ def courses(table: pd.DataFrame, line: str = "modification", panel: str | None =
     figure.legend([plt.Line2D([], [], **styles[value]) for value in values], labels, loc="outside lower center",
                   ncols=4 if len(panels) > 1 else 2)
     window = min(smooth, int(table.groupby("run")["epoch"].count().min()))
-    figure.suptitle(_stated(table) + f"; smoothed over {window} epochs" * (window > 2), x=0.01, ha="left",
-                    color="#555555", fontsize=8)
+    note(figure, _stated(table) + f"; smoothed over {window} epochs" * (window > 2))
     return figure
 
 
@@ -97,8 +96,8 @@ def by_positions(table: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(masks)), [mask.replace(",", " ") for mask in masks])
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="test accuracy (%)", ylabel="batch norm at", ylim=(-0.5, len(masks) - 0.5))
-    figure.legend(loc="outside lower center", ncols=3)
-    figure.suptitle(_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    figure.legend(loc="outside lower center")
+    note(figure, _stated(table))
     return figure
 
 
@@ -126,9 +125,8 @@ def layer_means(table: pd.DataFrame) -> Figure:
     for axes, part in zip(grid[:, 0], ("gamma", "beta"), strict=True):
         biases = bool(part == "beta" and table["gamma"].isna().any())
         axes.set_ylabel(f"mean {SYMBOL[part]}" + "\n(dotted: bias)" * biases)
-    handles, labels = grid[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(layers))
-    figure.suptitle(_stated(table), x=0.01, ha="left", color="#555555", fontsize=8)
+    legend_below(figure, grid[0][-1], ncols=len(layers))
+    note(figure, _stated(table))
     return figure
 
 
@@ -167,7 +165,7 @@ def surfaces(runs: Iterable[Run], layer: str | None = None, part: str = "gamma")
         below.set(xlabel=table.columns.name, ylabel="channel, by final value" if i == 1 else None)
         below.grid(visible=False)
     figure.colorbar(drawn, ax=figure.axes[1::2], label=f"{SYMBOL[part]} of {layer}", format="%g")
-    figure.suptitle(_stated(histories(runs)), x=0.01, ha="left", color="#555555", fontsize=8)
+    note(figure, _stated(histories(runs)))
     return figure
 
 
@@ -201,9 +199,8 @@ def gamma_against_beta(channels: pd.DataFrame) -> Figure:
         count = channels[channels["layer"] == layer]["channel"].nunique()
         axes.set(xlabel="final β", title=f"{layer.split('.')[0]}: {count} channels")
     grid[0][0].set_ylabel("final γ")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, markerscale=2.5)
-    figure.suptitle(_stated(channels), x=0.01, ha="left", color="#555555", fontsize=8)
+    legend_below(figure, grid[0][0], ncols=4, markerscale=2.5)
+    note(figure, _stated(channels))
     return figure
 
 
@@ -236,15 +233,14 @@ def by_depth(table: pd.DataFrame) -> Figure:
                  xticks=sorted(set(table["depth"])))
         axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     grid[0][0].set_ylabel("test accuracy (%)")
-    figure.suptitle("/".join(SHOWN.get(d, d) for d in table["dataset"].unique()), x=0.01, ha="left", color="#555555",
-                    fontsize=8)
+    note(figure, "/".join(shown(d) for d in table["dataset"].unique()))
     return figure
 
 
 def _stated(table: pd.DataFrame) -> str:
     """What the runs of a table have in common: network, dataset, epochs, seeds."""
     models = "/".join(map(spelled, table["model"].unique()))
-    sets = "/".join(SHOWN.get(d, d) for d in table["dataset"].unique())
+    sets = "/".join(shown(d) for d in table["dataset"].unique())
     epochs = listed(table["epochs"])
     seeds = int(table["n"].max()) if "n" in table else table["seed"].nunique()
     return f"{models} on {sets}, {epochs} epoch{'s' * (epochs != '1')}, {seeds_of(seeds)}"

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bnlib.wording import SHOWN, Sentences, seeds_of
+from bnlib.wording import Sentences, seeds_of, shown
 
 #: One colour a training mode, in every figure (Okabe & Ito's palette, told apart by the colour-blind).
 COLOURS = {"bn": "#0072B2", "all": "#D55E00", "gamma": "#009E73", "beta": "#CC79A7", "output": "#E69F00",
@@ -115,7 +115,7 @@ def smallest_first(table: pd.DataFrame) -> list[str]:
 def seeds_stated(table: pd.DataFrame) -> str:
     """What a figure says of a table of `analysis.accuracy`: its datasets, how many seeds, what the bars are."""
     least, most = table["n"].min(), table["n"].max()
-    datasets = ", ".join(SHOWN.get(d, d) for d in table["dataset"].unique())
+    datasets = ", ".join(shown(d) for d in table["dataset"].unique())
     if most == 1:
         return f"{datasets}; one seed"
     seeds = least if least == most else f"{least} to {most}"
@@ -124,11 +124,16 @@ def seeds_stated(table: pd.DataFrame) -> str:
 
 def runs_stated(table: pd.DataFrame) -> str:
     """The same of a figure with a line a run."""
-    datasets = ", ".join(SHOWN.get(d, d) for d in table["dataset"].unique())
+    datasets = ", ".join(shown(d) for d in table["dataset"].unique())
     return f"{datasets}; a line a run, {seeds_of(table['seed'].nunique())}"
 
 
-def once(*panels) -> tuple[list, list]:
-    """Handles and labels of a legend for these axes, each label once."""
+def note(figure: Figure, text: str) -> None:
+    """What a figure is of, small and grey on top: data, seeds, what the bars are."""
+    figure.suptitle(text, x=0.01, ha="left", color="#555555", fontsize=8)
+
+
+def legend_below(figure: Figure, *panels, ncols: int = 3, **options) -> None:
+    """A legend below all panels of what these hold, each label once. options: of `Figure.legend`."""
     unique = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    return list(unique.values()), list(unique)
+    figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=ncols, **options)

@@ -1,12 +1,12 @@
 """Tables for reading, for `DataFrame.style.pipe`: few digits, units, no index."""
 
 from bnlib.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED
-from bnlib.wording import OPTIMIZER, SHOWN, machine, name, trained
+from bnlib.wording import OPTIMIZER, machine, name, shown, trained
 
 #: How cells of a column are written, in whichever table it is.
 _FORMATS = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
             "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained,
-            "dataset": lambda dataset: SHOWN.get(dataset, dataset), "device": machine,
+            "dataset": shown, "device": machine,
             "optimizer": OPTIMIZER.get, "passes": "{:.0f}"}
 #: What a column is called, in whichever table it is.
 _TITLES = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
