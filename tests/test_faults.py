@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from bnlib import Config, InputError, data, load_runs, models, run, run_all, store, train
 from bnlib.checkpoint import previous
+from bnlib.grid import campaign_configs
 from bnlib.verify import differences, verify
 from tests import workers
 from tests.conftest import FULL, TALLY, TINY
@@ -85,11 +86,11 @@ def test_a_run_killed_while_it_writes_ends_in_the_same_bytes(number, after, tiny
     recovers(tiny, tmp_path / "results", unharmed)
 
 
-def test_a_campaign_killed_at_random_moments_trains_nothing_twice_and_loses_nothing(tmp_path, unharmed):
-    words = ["campaign", "--profile=smoke", f"--results={tmp_path / 'results'}"]
+def test_a_grid_killed_at_random_moments_trains_nothing_twice_and_loses_nothing(tmp_path, unharmed):
+    configs = campaign_configs("smoke", None if FULL else ["01_depth"])
     draws, seen = np.random.default_rng(1), {}
     for _ in range(30 if FULL else 4):
-        process = workers.start(workers.command, *words)
+        process = workers.start(workers.train_all, configs, tmp_path / "results")
         process.join(draws.uniform(0.2, 1.5))
         TALLY["faults injected"] += process.is_alive()
         process.kill()
@@ -97,9 +98,10 @@ def test_a_campaign_killed_at_random_moments_trains_nothing_twice_and_loses_noth
         written = {f.name: f.stat().st_mtime_ns for f in store.folders(tmp_path / "results")}
         assert written.items() >= seen.items()                # what was finished stays, and is not written again
         seen = written
-    assert workers.finish(workers.command, *words) == 0
+    assert workers.finish(workers.train_all, configs, tmp_path / "results") == 0
     runs = store.all_runs(tmp_path / "results")
-    assert len(runs) >= 8 and all(not finding.faults for finding in verify(tmp_path / "results"))
+    assert {run.config for run in runs} == set(configs) and len(runs) >= 8
+    assert all(not finding.faults for finding in verify(tmp_path / "results"))
     assert not differences(runs[0], unharmed(runs[0].config))
 
 
@@ -255,9 +257,9 @@ def test_a_damaged_record_is_always_named_and_never_in_a_table(two_records, tmp_
 
 
 @pytest.mark.parametrize("kind", sorted(DAMAGE))
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, tiny, tmp_path, monkeypatch):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, tiny, unharmed, tmp_path, monkeypatch):
     config, results = dataclasses.replace(tiny, epochs=5), tmp_path / "results"
-    whole = run(config, results=tmp_path / "whole/results")
+    whole = unharmed(config)
     for damaged, said in ((1, "from the one before it, after epoch 2"), (2, "from the start")):
         stop_after(6, config, results, monkeypatch)                # two steps an epoch
         file = store.checkpoint_file(config, results)
@@ -270,9 +272,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, tiny, tmp_path,
         shutil.rmtree(again.folder)
 
 
-def test_a_checkpoint_of_another_config_is_not_gone_on_with(tiny, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_config_is_not_gone_on_with(tiny, unharmed, tmp_path, monkeypatch):
     mine, other = dataclasses.replace(tiny, epochs=5), dataclasses.replace(tiny, epochs=5, seed=1)
-    whole = run(mine, results=tmp_path / "whole/results")
+    whole = unharmed(mine)
     stop_after(6, other, tmp_path / "results", monkeypatch)
     shutil.copytree(store.checkpoint_file(other, tmp_path / "results").parent,
                     store.checkpoint_file(mine, tmp_path / "results").parent)
