@@ -60,6 +60,7 @@ SCHEDULES = ("milestones", "constant", "cosine", "cosine_restarts", "trapezoid")
 DECAYED = ("weights", "gamma", "beta", "biases")
 AUGMENTATIONS = ("crop+flip", "crop", "none", "crop+flip+once")
 INPUTS = ("own", "raw", "unit", "imagenet")
+LEAST_ITERATIONS = 3       # of LBFGS a step: the first goes down the gradient, the second gives the first curvature
 #: The networks of DeepOBS (`bnlib.deepobs`): layers with weights, all but the last of which may have batch norm.
 DEEPOBS = {"3c3d": 6, "allcnnc": 9}
 
@@ -167,7 +168,8 @@ def options_of(optimizer: str, text: str) -> dict:
         try:
             options[name] = _as(default, float(value) if value.lower() in ("inf", "nan") else ast.literal_eval(value))
         except (ValueError, SyntaxError, TypeError, OverflowError):
-            raise InputError(f"optimizer_options={word!r}: must be such as {name}={_plain(default)}") from None
+            raise InputError(f"optimizer_options={word!r}: {name} is {_kind(default)}, such as {_plain(default)}"
+                             ) from None
     return options
 
 
@@ -178,23 +180,30 @@ def canonical_options(optimizer: str, text: str) -> str:
 
 
 def _as(default, value):
-    """`value` as the kind of an option's default: switch, whole number from 1 on, number, numbers; else it raises."""
+    """`value` as the kind of an option's default, as `_kind` says it in words; else it raises."""
     if isinstance(default, bool) or isinstance(value, bool):
         if not (isinstance(default, bool) and isinstance(value, bool)):
             raise ValueError
         return value
     if isinstance(default, tuple):
-        if len(value) != len(default):
+        if len(value) != len(default) or not all(0 <= part < 1 for part in value):
             raise ValueError
-        return tuple(_as(0.0, part) for part in value)
+        return tuple(map(float, value))
     if value is None and default is None:
         return None
     number = float(value)
-    if math.isnan(number) or isinstance(value, str) or (isinstance(default, int) and number % 1):
-        raise ValueError
-    if not isinstance(default, float) and number <= 0:
+    least = 0 if isinstance(default, float) else 1
+    if isinstance(value, str) or not number >= least or (isinstance(default, int) and number % 1):
         raise ValueError
     return int(number) if not isinstance(default, float) and not number % 1 else number
+
+
+def _kind(default) -> str:
+    """What an option takes, by its default."""
+    return ("True or False" if isinstance(default, bool) else
+            f"{len(default)} numbers from 0 to below 1" if isinstance(default, tuple) else
+            "a number from 0 on" if isinstance(default, float) else
+            "a whole number from 1 on" if isinstance(default, int) else "None or a number from 1 on")
 
 
 def _plain(value) -> str:
@@ -315,8 +324,13 @@ class Config:
         self._check("image_size", self.image_size is None or self.image_size >= 8, "at least 8, or None")
         self._check("lr", 0 < self.lr < math.inf, "above 0")
         self._check("momentum", 0 <= self.momentum < 1, "from 0 to below 1")
-        self._check("momentum", self.momentum == 0 or self.optimizer == "sgd", f"0, as {self.optimizer} has none; what "
-                    "SGD's lr, momentum, weight_decay and batch_size were must be given anew, or as None")
+        self._check("momentum", self.momentum == 0 or self.optimizer == "sgd", f"0 or None, as {self.optimizer} has "
+                    "none; nor does it take over SGD's lr, weight_decay and batch_size: give them anew, or as None")
+        if self.optimizer == "lbfgs":
+            options = options_of("lbfgs", self.optimizer_options)
+            if min(options["max_iter"], options["max_eval"] or math.inf) < LEAST_ITERATIONS:
+                raise InputError(f"optimizer_options={self.optimizer_options!r}: max_iter and max_eval must be at "
+                                 f"least {LEAST_ITERATIONS}, or LBFGS learns no curvature within a batch")
         self._check("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0")
         self._check("batch_size", self.batch_size >= 2, "at least 2, since batch norm needs a batch")
         self._check("bn_parts", 1 <= self.bn_parts <= self.batch_size // 2, "from 1 to half of batch_size")

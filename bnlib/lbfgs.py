@@ -18,9 +18,9 @@ class HeldStep:
     """`step(images, labels) -> (mean loss, logits)`, both as they are after the step; `.passes` it took over the batch.
 
     Every pass of a step is the same function of the parameters: the same pixels, augmented once, in the same pieces
-    (`optimizer.piece`, or a few less, all of one size), each normalised by its own batch statistics. Its value is the
-    mean cross-entropy plus ½·weight_decay·Σθ²; running statistics do not move. One more pass, without gradient, sets
-    them to the means over the pieces at the new parameters; it counts as a pass too.
+    (`optimizer.piece`, or a few less, no two differing by more than one), each normalised by its own batch statistics.
+    Its value is the mean cross-entropy plus ½·weight_decay·Σθ²; running statistics do not move. One more pass, without
+    gradient, sets them to the means over the pieces at the new parameters; it counts as a pass too.
     """
 
     def __init__(self, network: nn.Module, optimizer: optim.LBFGS, precision: str, device: torch.device):
@@ -51,7 +51,8 @@ class HeldStep:
         if self.optimizer.weight_decay and self.optimizer.penalised:
             squares = [parameter.square().sum() for parameter in self.optimizer.penalised]
             penalty = self.optimizer.weight_decay / 2 * torch.stack(squares).sum()
-            penalty.backward()
+            if penalty.requires_grad:                # not while γ and β train alone and decay acts on weights
+                penalty.backward()
             loss += penalty.detach()
         for part, labels in pieces:
             with autocast(self.device, self.precision):
@@ -91,19 +92,24 @@ class HeldStep:
                 layer.momentum = momentum
 
 
-def check_batch(batches: data.TrainingBatches | streaming.StreamedBatches) -> None:
-    """InputError for batches that LBFGS cannot hold: larger than memory, or with a last one too small to fit to."""
-    size, images = batches.config.batch_size, len(batches.labels)
-    last, number = images % size, -(-images // size)
-    if 0 < last < size / 2 and number > 1:
-        raise InputError(f"batch_size={size}: leaves a last batch of {last} of {images:,} images, too few for LBFGS; "
-                         f"{-(-images // number)} or {-(-images // (number - 1))} divide them evenly")
+def check_batch(batches: data.TrainingBatches | streaming.StreamedBatches, optimizer: optim.LBFGS) -> None:
+    """InputError for batches that LBFGS cannot hold: larger than memory, together with the pairs of steps and gradients
+    that it remembers, or with a last one too small to fit to."""
+    config, images = batches.config, len(batches.labels)
+    last, number = images % config.batch_size, -(-images // config.batch_size)
+    if 0 < last < config.batch_size / 2 and number > 1:
+        raise InputError(f"batch_size={config.batch_size}: leaves a last batch of {last} of {images:,} images, too few "
+                         f"for LBFGS; {-(-images // number)} or {-(-images // (number - 1))} divide them evenly")
     colours, copies = 3, 2                           # as normalised, and before its crop
-    an_image = colours * copies * math.prod(batches.size) * batches.normalise.dtype.itemsize
-    needed, there = min(size, images) * an_image, memory(batches.device)
+    pixels = config.image_size**2 if config.image_size else math.prod(batches.size)
+    an_image = colours * copies * pixels * batches.normalise.dtype.itemsize
+    group = optimizer.param_groups[0]
+    pairs = 2 * group["history_size"] * sum(4 * parameter.numel() for parameter in group["params"])
+    needed, there = min(config.batch_size, images) * an_image + pairs, memory(batches.device)
     if needed > there:
-        raise InputError(f"batch_size={size}: LBFGS holds a batch while it steps, {needed / 1e9:.3g} GB of images, and "
-                         f"this {batches.device.type} has {there / 1e9:.3g} GB; at most {there // an_image}")
+        raise InputError(f"batch_size={config.batch_size}: LBFGS holds a batch while it steps, and "
+                         f"{group['history_size']} pairs of steps and gradients, {needed / 1e9:.3g} GB; this "
+                         f"{batches.device.type} has {there / 1e9:.3g} GB; at most {max(0, there - pairs) // an_image}")
 
 
 def memory(device: torch.device) -> int:

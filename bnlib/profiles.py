@@ -27,8 +27,12 @@ _STARTS = [*({"bn_init": how} for how in BN_INITS[1:]), *({"conv_init": how} for
 #: What `11_optimizers` compares, on the network that `optimizing` describes: the settings of each optimizer that the
 #: validation images choose among. An epoch of LBFGS is about seven passes, so that 3 of them are 21 beside 16.
 _SEARCH = [*({"optimizer": "sgd", "lr": lr} for lr in (0.03, 0.1, 0.3)),
-           *({"optimizer": name, "lr": lr} for name in ("adam", "adabound") for lr in (0.001, 0.003, 0.01)),
-           *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": f"max_iter=5 {memory}"}
+           *({"optimizer": "adam", "lr": lr} for lr in (0.001, 0.003, 0.01)),
+           # its rate ends near final_lr, whatever it begins with
+           *({"optimizer": "adabound", "lr": lr} for lr in (0.001, 0.003)),
+           *({"optimizer": "adabound", "lr": 0.003, "optimizer_options": f"final_lr={end}"} for end in (0.01, 1.0)),
+           *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": f"max_iter=5 {memory}",
+              "log_every": 15_000 // size}         # nine losses, as three epochs are three points
              for size, memory in ((5000, "history_size=10"), (5000, "history_size=50"), (15000, "history_size=10")))]
 
 #: What an earlier study of the parts of batch norm trained with, on networks of DeepOBS: plain SGD at a constant rate,
@@ -101,7 +105,7 @@ _PAPER = {
     "stability_depths": [218, 434, 866],
     "stability_changes": [{"warmup_epochs": epochs, "fp32": fp32} for epochs in (0.0, 1.0) for fp32 in (False, True)],
     "optimizing": {"model": "resnet32", "shortcut": "A", "n_val": 5000},
-    "optimizers": [o | {"epochs": 20} if "epochs" in o else o for o in _SEARCH],
+    "optimizers": [o | {"epochs": 20, "log_every": 0} if "epochs" in o else o for o in _SEARCH],
     "deep": _DEEP | {"epochs": 10, "log_every": 20},
     "deep_sets": [{"dataset": "cifar10"}, *_CARS],
     "deep_optimizers": _TWO,
@@ -133,7 +137,7 @@ _SHORT = _PAPER | {
     "optimizers": _SEARCH,
     "deep": _DEEP | {"n_train": 6400, "epochs": 1, "log_every": 1},        # 200 steps
     "deep_sets": [{"dataset": "cifar10"}, _CARS[0]],
-    "deep_optimizers": _TWO[:2],                   # at the rate that both document, and one at which the study trained
+    "deep_optimizers": _TWO,                       # at the rate that both document, and one at which the study trained
     "dissect": _PAPER["dissect"] | {"epochs": 16},
     "masks": ["all"],
     "modifications": [m for m in MODIFICATIONS if m != "fixed_bn alone"],
@@ -196,7 +200,7 @@ _SMOKE = _DEMO | {
     "large_modes": ["bn", "output"],
     "optimizing": {"model": "resnet8", "shortcut": "A", "n_val": 100},
     "optimizers": [{"optimizer": "sgd"}, {"optimizer": "adam"}, {"optimizer": "adabound"},
-                   {"optimizer": "lbfgs", "batch_size": 128, "optimizer_options": "max_iter=2"}],
+                   {"optimizer": "lbfgs", "batch_size": 128, "optimizer_options": "max_iter=3"}],
     "deep": _DEMO["deep"] | {"n_train": 64, "epochs": 1},
     "dissect": _DEMO["dissect"] | {"n_train": 64, "epochs": 1},
     "masks": ["all"],

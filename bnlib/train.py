@@ -18,7 +18,7 @@ from torch import nn
 
 from bnlib import checkpoint, data, models, optim, parallel, store
 from bnlib.checkpoint import Progress, affine, check_log, logged_epochs
-from bnlib.config import Config, InputError
+from bnlib.config import Config, InputError, options_of
 from bnlib.cuda import GraphedStep, graphed
 from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, device_name, keep_memory
 from bnlib.freeze import BN_PARTS, biased_layers, bn_layers, count, freeze, in_one_row, select, undecayed
@@ -83,12 +83,19 @@ def place(network: nn.Module, config: Config, device: torch.device, precision: s
 
 
 def check_last_batch(network: nn.Module, images: int, config: Config) -> None:
-    """InputError where an epoch's last batch is too small for batch norm: after a dense layer one image is no batch."""
-    last, least = images % config.batch_size or config.batch_size, 1 + any(
-        isinstance(layer, nn.BatchNorm1d) for layer in network.modules())
-    if last < least * config.bn_parts:
+    """InputError where an epoch's last batch, or a piece of one of LBFGS's, is too small for batch norm: after a dense
+    layer one image is no batch."""
+    last = images % config.batch_size or config.batch_size
+    least = config.bn_parts * (1 + any(isinstance(layer, nn.BatchNorm1d) for layer in network.modules()))
+    if last < least:
         raise InputError(f"batch_size={config.batch_size}: leaves a last batch of {last} of {images:,} images; batch "
-                         f"norm of {config.model} takes at least {least * config.bn_parts}")
+                         f"norm of {config.model} takes at least {least}")
+    if config.optimizer == "lbfgs":
+        piece = options_of("lbfgs", config.optimizer_options)["piece"]
+        smallest = min(size // -(-size // piece) for size in (min(config.batch_size, images), last))
+        if smallest < least:
+            raise InputError(f"optimizer_options={config.optimizer_options!r}: piece={piece} leaves pieces of "
+                             f"{smallest} images; batch norm of {config.model} takes at least {least}")
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -117,13 +124,15 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     in_training, in_validation = data.split(config, dataset.n_train)
     batches = dataset.batches(in_training, config, normalise, device)
     check_last_batch(network, len(batches.labels), config)
-    if config.optimizer == "lbfgs":
-        check_batch(batches)
     held_out = {"test": dataset.in_order("test", device, config.image_size)}
     if config.n_val:
         held_out["val"] = dataset.in_order("train", device, config.image_size, in_validation)
 
     optimizer = optim.optimizer(trainable, config, undecayed(network, config.decay))
+    if config.optimizer == "lbfgs":
+        check_batch(batches, optimizer)
+        if parallel.processes() > 1:
+            raise InputError("optimizer='lbfgs': several processes cannot share its batch; run it in one")
     schedule = optim.schedule(optimizer, config, len(batches))
     progress = Progress(store.checkpoint_file(config, results), network, optimizer, schedule, device, {
         "protocol": store.PROTOCOL, "dataset": dataset.fingerprint, "config": config.id, "frozen": frozen_sha256},

@@ -17,6 +17,7 @@ from bnlib.analysis import (
     dead_features,
     last_loss,
     optimizers,
+    own_decay,
     percent_dead,
     plain,
     published,
@@ -34,6 +35,7 @@ MANY = 4           # times as many parameters, which count as many times more
 DEEP = 44          # layers from which depth may harm a plain network: He et al. 2015 compare 20 with 32, 44 and 56
 CHANCE = 10.0      # percent right by guessing among CIFAR-10's classes
 LITTLE = 2.0       # points of accuracy that count as little
+FASTER = 0.05      # nats of training loss that count as ahead
 WITH_AND_WITHOUT = ("batch", "none")       # values of `norm`: with batch norm and without
 
 
@@ -86,13 +88,10 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
         _beats("On sequences too, γ and β do more than the output layer", "this report", "–", sequences, "output",
                "bn", percent_right, units=networks_or_seeds),
         _narrow_beats(protocol),
-        _fewer_passes(done),
-        _no_better("AdaBound is no better than Adam", _of_two(done, "adabound", "adam"), percent_right,
-                   lambda run: f"{percent_right(run):.1f} %", lambda run: trained(run.config.trainable)),
+        _fewer_passes(runs),
+        _no_more_accurate(runs),
         _norm_matters_most(deep),
-        _no_better("With batch norm or without, AdaBound is no faster than Adam", _of_norms(deep),
-                   lambda run: -last_loss(run), lambda run: f"loss {last_loss(run):.2f}",
-                   lambda run: NORM[run.config.norm], images=True),
+        _no_faster(deep),
         _decay_restrains(done),
         *_shortcuts(done),
         _equal(equality),
@@ -370,7 +369,7 @@ def _thresholds(thresholds: pd.DataFrame | None) -> tuple:
 def _equal(equality: pd.DataFrame | None) -> tuple:
     """NumPy equals torch: reproduced if no deviation is larger than its bar."""
     title, where, claim = "Outputs, gradients and training of the networks in NumPy equal torch's", "this report", "–"
-    if equality is None:
+    if equality is None or not {"outputs", "gradients", "training"} <= set(equality["compared"]):
         return title, where, claim, "–", NOT_RUN
     stated = "; ".join(f"{row.compared} to {row.deviation:.0e} (bar {row.bar:.0e})" for row in equality.itertuples())
     return title, where, claim, stated, REPRODUCED if (equality["deviation"] <= equality["bar"]).all() else NOT
@@ -390,37 +389,55 @@ def _matters_little(runs: list[Run], field: str, title: str) -> tuple:
 # ------------------------------------------------------------------------------------------- optimizers
 
 def _of_two(runs: list[Run], first: str, second: str) -> list[tuple[Run, Run]]:
-    """Pairs of runs of two optimizers, each at what the validation images chose, on the same network and seed."""
-    by_id, table = {run.id: run for run in runs}, optimizers(runs)
-    found = {(row.optimizer, row.model, row.trainable, row.length, row.seed): by_id[row.run]
+    """Pairs of runs of two optimizers, each at what the validation images chose, at the same task and seed."""
+    by_id, table = {run.id: run for run in runs}, optimizers(own_decay(runs))
+    found = {(row.optimizer, row.task, row.length, row.seed): by_id[row.run]
              for row in table[table["chosen"]].itertuples()}
     return [(run, found[second, *key]) for (kind, *key), run in found.items()
             if kind == first and (second, *key) in found]
 
 
 def _fewer_passes(runs: list[Run]) -> tuple:
-    """Whether LBFGS comes in fewer passes to the test loss that both reach, BN only: the higher of their lowest."""
-    holds, said, networks, used = [], [], set(), []
-    for lbfgs, sgd in _of_two([run for run in runs if run.config.trainable == "bn"], "lbfgs", "sgd"):
-        courses = [course(run) for run in (lbfgs, sgd)]
-        level = max(each["test_loss"].min() for each in courses)
+    """Whether LBFGS comes in fewer passes to the test loss that both reach, BN only: the higher of their last."""
+    pairs = _of_two([run for run in runs if run.config.trainable == "bn"], "lbfgs", "sgd")
+    holds, said = [], []
+    for courses in ([course(run) for run in pair] for pair in pairs):
+        level = max(each["test_loss"].iloc[-1] for each in courses)
         took = [each[each["test_loss"] <= level]["passes"].iloc[0] for each in courses]
         holds.append(took[0] < took[1])
         said.append(f"{took[0]:.0f} passes, SGD {took[1]:.0f}, to a test loss of {level:.2f}")
-        networks.add(lbfgs.config.model)
-        used.append(lbfgs)
-    stated = _pairs_stated(holds, "; ".join(said), used)
-    return "LBFGS converges in fewer passes, BN only", "LBFGS study", "faster", stated, _pairs_verdict(holds, networks)
+    stated = _pairs_stated(holds, "; ".join(said), [lbfgs for lbfgs, _ in pairs])
+    verdict = _pairs_verdict(holds, networks_or_seeds(model_and_seed(lbfgs) for lbfgs, _ in pairs))
+    return "LBFGS converges in fewer passes, BN only", "LBFGS study", "faster", stated, verdict
 
 
-def _no_better(title: str, pairs: list[tuple[Run, Run]], measure: Callable[[Run], float], shown: Callable[[Run], str],
-               called: Callable[[Run], str], images: bool = False) -> tuple:
-    """Whether AdaBound measures at most what Adam does, in each pair of both; images: on so many sets of them."""
-    holds = [measure(adabound) <= measure(adam) for adabound, adam in pairs]
+def _no_better(title: str, pairs: list[tuple[Run, Run]], measure: Callable[[Run], float], margin: float,
+               shown: Callable[[Run], str], called: Callable[[Run], str], units: set) -> tuple:
+    """Whether AdaBound measures at most a margin more than Adam does, in each pair of both."""
+    holds = [measure(adabound) <= measure(adam) + margin for adabound, adam in pairs]
     means = "; ".join(f"{called(a)}: {shown(a)}, Adam {shown(b)}" for a, b in pairs)
     stated = _pairs_stated(holds, means, [a for a, _ in pairs])
-    verdict = _pairs_verdict(holds, {a.config.dataset if images else a.config.model for a, _ in pairs})
-    return title, "NumPy ResNet-101 study", "no gain seen", stated, verdict
+    return title, "NumPy ResNet-101 study", "no gain seen", stated, _pairs_verdict(holds, units)
+
+
+def _no_more_accurate(runs: list[Run]) -> tuple:
+    """Whether AdaBound's test accuracy is at most LITTLE above Adam's."""
+    pairs = _of_two(runs, "adabound", "adam")
+    return _no_better(f"AdaBound is no better than Adam (within {LITTLE:g} points)", pairs, percent_right, LITTLE,
+                      lambda run: f"{percent_right(run):.1f} %", lambda run: trained(run.config.trainable),
+                      networks_or_seeds(model_and_seed(run) for run, _ in pairs))
+
+
+def _no_faster(deep: list[dict[tuple[str, str], Run]]) -> tuple:
+    """Whether AdaBound's loss after the same steps is at most FASTER below Adam's, where either is below guessing."""
+    def learns(run: Run) -> bool:
+        return last_loss(run) < np.log(run.record["classes"]) - FASTER
+
+    pairs = [(four[norm, "adabound"], four[norm, "adam"]) for four in deep for norm in WITH_AND_WITHOUT]
+    pairs = [pair for pair in pairs if any(map(learns, pair))]
+    return _no_better(f"AdaBound is no faster than Adam where they learn (within {FASTER:g} nats)", pairs,
+                      lambda run: -last_loss(run), FASTER, lambda run: f"loss {last_loss(run):.2f}",
+                      lambda run: NORM[run.config.norm], {run.config.dataset for run, _ in pairs})
 
 
 def _four_ways(runs: list[Run]) -> list[dict[tuple[str, str], Run]]:
@@ -435,11 +452,6 @@ def _four_ways(runs: list[Run]) -> list[dict[tuple[str, str], Run]]:
             best = of_one.setdefault((c.norm, c.optimizer), run)
             of_one[c.norm, c.optimizer] = min(best, run, key=last_loss)
     return [four for four in found.values() if len(four) == 4]
-
-
-def _of_norms(deep: list[dict[tuple[str, str], Run]]) -> list[tuple[Run, Run]]:
-    """Pairs of AdaBound and Adam, with batch norm and without."""
-    return [(four[norm, "adabound"], four[norm, "adam"]) for four in deep for norm in WITH_AND_WITHOUT]
 
 
 def _norm_matters_most(deep: list[dict[tuple[str, str], Run]]) -> tuple:
@@ -473,5 +485,5 @@ def _decay_restrains(runs: list[Run]) -> tuple:
     means = "; ".join(f"β {with_it:.2f} with decay on {'γ and β' if run.config.decay == 'all' else 'β alone'}, "
                       f"{without:.2f} without" for (run, _), (with_it, without) in zip(pairs, sizes, strict=True))
     stated = _pairs_stated(holds, means, [run for run, _ in pairs])
-    verdict = _pairs_verdict(holds, {run.config.model for run, _ in pairs})
+    verdict = _pairs_verdict(holds, networks_or_seeds(model_and_seed(run) for run, _ in pairs))
     return "Weight decay on β restrains its growth, BN only", "LBFGS study", "β too large", stated, verdict

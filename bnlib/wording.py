@@ -70,10 +70,15 @@ def changed(variant: dict) -> str:
 
 
 def setting(config: Config) -> str:
-    """What was chosen for an optimizer: `lr 0.003`, of LBFGS `batch 5,000, max_iter=5 history_size=10`."""
-    batch = [f"batch {min(config.batch_size, config.n_train or config.batch_size):,}"]
-    first = batch if config.optimizer == "lbfgs" else [f"lr {config.lr:g}"]
-    return ", ".join(first + [config.optimizer_options] * bool(config.optimizer_options))
+    """What was chosen for an optimizer: `lr 0.003`, of LBFGS `batch 5,000, max_iter=5 history_size=10`; and momentum,
+    schedule and warm-up where they are not the protocol's."""
+    batch = f"batch {min(config.batch_size, config.n_train or config.batch_size):,}"
+    usual = Config(optimizer=config.optimizer)
+    others = [f"{field} {value}" for field in ("momentum", "schedule", "milestones")
+              if (value := getattr(config, field)) != getattr(usual, field)]
+    return ", ".join([batch if config.optimizer == "lbfgs" else f"lr {config.lr:g}",
+                      *filter(None, [config.optimizer_options]), *others,
+                      *([with_warmup(config.warmup_epochs)] if config.warmup_epochs else [])])
 
 
 def spread(row) -> str:

@@ -42,7 +42,7 @@ from bnlib.numpy_nn import (
 )
 from bnlib.numpy_nn.convolution import SCRATCH, scratch_for
 from bnlib.numpy_nn.networks import PaddedShortcut
-from bnlib.numpy_nn.training import fit, scores
+from bnlib.numpy_nn.training import evaluate, fit, normalised, scores
 
 nn = torch.nn
 
@@ -323,7 +323,7 @@ X = normal(2, 3, 8, 8)
     (lambda: Linear(6, 3).forward(X), r"Linear\(6, 3\): expected an input \(N, 6\), given \(2, 3, 8, 8\)"),
     (lambda: Conv2d(4, 2, 3).forward(X), r"Conv2d\(4, 2, 3\): expected an input \(N, 4, H, W\), given \(2, 3, 8, 8\)"),
     (lambda: Conv2d(3, 2, 9).forward(X), r"images of at least 9 pixels a side \(kernel 9, padding 0\), given 8×8"),
-    (lambda: Conv2d(3, 2, 3, 0), r"Conv2d: expected .* stride of at least 1 .* given \(3, 2, 3, 0, 0\)"),
+    (lambda: Conv2d(3, 2, 3, 0), r"Conv2d: expected stride as a whole number of at least 1, given 0"),
     (lambda: MaxPool2d(9).forward(X), r"MaxPool2d\(9\): expected images of at least 9 pixels"),
     (lambda: MaxPool2d(2, padding=2), r"expected a padding from 0 to half the kernel, given 2"),
     (lambda: BatchNorm2d(4).forward(X), r"BatchNorm2d\(4\): expected an input \(N, 4, H, W\), given \(2, 3, 8, 8\)"),
@@ -339,6 +339,19 @@ X = normal(2, 3, 8, 8)
     (lambda: Linear(6, 3, False).load_state_dict({"weight": X}), r"weight: expected shape \(3, 6\), given \(2, 3, 8"),
     (lambda: ResNet("resnet15", 10), r"resnet15: depth must be 6n\+2"),
     (lambda: ResNet101(10).forward(X[:1]), r"expected more than 1 value a channel in training, given \(1, 128, 1, 1\)"),
+    (lambda: Conv2d(3, 2, (3, 3)), r"Conv2d: expected kernel as a whole number of at least 1, given \(3, 3\)"),
+    (lambda: Conv2d(3, 2, 3, padding=-1), r"Conv2d: expected padding as a whole number of at least 0, given -1"),
+    (lambda: MaxPool2d(0), r"MaxPool2d: expected kernel as a whole number of at least 1, given 0"),
+    (lambda: Linear(-1, 3), r"Linear: expected inputs as a whole number of at least 1, given -1"),
+    (lambda: Conv2d(3, 2, 3).forward(X[:0]), r"expected lengths of at least 1, given \(0, 3, 8, 8\)"),
+    (lambda: Conv2d(3, 2, 3).forward(torch.zeros(X.shape)), r"expected a NumPy array, given torch.Tensor"),
+    (lambda: Sequential(r := ReLU(), r), r"Sequential: expected layers, each once, given ReLU, ReLU"),
+    (lambda: Sequential(ReLU(), None), r"Sequential: expected layers, each once, given ReLU, None"),
+    (lambda: Residual(ReLU()), r"Residual: expected a path, a shortcut and a last layer, given 1 layers"),
+    (lambda: CrossEntropy().backward(), r"CrossEntropy: expected a forward pass before the backward one"),
+    (lambda: Linear(6, 3, False).load_state_dict({"weight": torch.zeros(3, 6, dtype=torch.bfloat16)}),
+     r"Linear\(6, 3\): expected arrays, or tensors that NumPy can read"),
+    (lambda: SGD({"weight": X}, 0.1), r"optimizer: expected parameters, given ndarray"),
     (lambda: freeze(Linear(6, 3), "bnn"), r"trainable='bnn': not one of .* did you mean 'bn'"),
 ])
 def test_what_does_not_fit_is_named_in_one_line_with_expected_and_given(act, message):
@@ -358,6 +371,37 @@ def test_the_networks_learn_the_digits():
     table = fit(draw(ResNet("resnet8", 10), 0), digits, epochs=1, n_train=128, n_test=20)
     assert np.isfinite(table.drop(columns="part")).all(axis=None)
     assert table.equals(fit(draw(ResNet("resnet8", 10), 0), digits, epochs=1, n_train=128, n_test=20))
+
+
+def test_testing_leaves_a_network_as_it_is():
+    network, digits = draw(ResNet("resnet8", 10), 0), data.load("digits")
+    images = normalised(digits.x_test[:64], digits)
+    for _ in range(3):                                        # running statistics that are not those of a batch
+        network.forward(images)
+    before = {name: array.copy() for name, array in network.state_dict().items()}
+    found = evaluate(network, images, digits.y_test[:64].numpy())
+    assert all(np.array_equal(before[name], array) for name, array in network.state_dict().items())
+    logits = network.train(False).forward(images)
+    assert found["accuracy"] == (logits.argmax(1) == digits.y_test[:64].numpy()).mean()
+
+
+def test_optimizers_take_a_networks_parameters_and_leave_what_has_no_gradient():
+    for kind in (SGD, Adam):
+        network = draw(OneConvolution((8, 8), 10), 0)
+        freeze(network, "none")
+        network.output.weight.requires_grad = True
+        before = {name: array.copy() for name, array in network.state_dict().items()}
+        loss_and_gradients(network, X.astype(np.float32), np.array([0, 1]))
+        kind(network.parameters(), lr=0.1).step()
+        moved = [name for name, array in network.state_dict().items() if not np.array_equal(before[name], array)]
+        assert moved == ["output.weight"]
+
+
+def test_narrow_networks_are_twins_too():
+    x = normal(2, 3, 8, 8)
+    twin = models.build("resnet8c2", 10).double().train()
+    ours = ResNet("resnet8c2", 10).astype(np.float64).load_state_dict(twin.state_dict())
+    np.testing.assert_allclose(ours.forward(x), twin(torch.from_numpy(x)).detach().numpy(), rtol=1e-9, atol=1e-12)
 
 
 def test_scores_count_each_image_the_same():

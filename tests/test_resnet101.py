@@ -18,7 +18,7 @@ from tests.test_train import same, stop_after
 ALL = {"trainable": "all", "optimizer": "adam", "lr": None, "momentum": None, "weight_decay": None, "log_every": 1,
        "keep_affine": False}
 MATTERS = "Batch norm matters more for speed than the choice of Adam or AdaBound"
-NO_FASTER = "With batch norm or without, AdaBound is no faster than Adam"
+NO_FASTER = "AdaBound is no faster than Adam where they learn (within 0.05 nats)"
 
 
 # ------------------------------------------------------------------------------------------ the same start
@@ -104,7 +104,7 @@ def test_the_table_has_each_logged_loss_and_the_seconds_until_then(four):
     for r in four:
         rows = table[table["run"] == r.id].set_index("step")
         assert rows.loc[8, "seconds"] == pytest.approx(r.history["seconds"].sum())
-        assert rows.loc[4, "seconds"] == pytest.approx(r.history["seconds"][0])
+        assert rows.loc[4, "seconds"] == pytest.approx(r.history["seconds"].median())
         assert np.array_equal(rows["loss"], r.trajectory["step_loss"])
     said = analysis.speeds(four)
     assert len(said) == 4 and "with batch norm, Adam, lr 0.001: a training loss of " in said[0]
@@ -129,6 +129,7 @@ def judged(losses: dict, claim: str, sets=("digits",)) -> str:
         for (norm, optimizer, *lr), value in losses.items():
             fields = ALL | {"optimizer": optimizer, "norm": norm, "dataset": dataset, "model": "imagenet_resnet101"}
             runs.append(fake_run(epochs=1, **fields | {"lr": lr[0] if lr else None}))
+            runs[-1].record = {"classes": 10}
             runs[-1].trajectory = {"steps": np.arange(1, 21), "step_loss": np.r_[np.full(18, 9.0), value, value]}
     return verdicts.table(runs, "digits").set_index("claim").loc[claim, "verdict"]
 
@@ -143,9 +144,10 @@ def of(batch_adam, batch_adabound, none_adam, none_adabound) -> dict:
     (of(1.0, 1.2, 1.3, 2.3), "not reproduced", "partly"),        # the optimizers are a whole nat apart without it
     (of(1.2, 1.0, 2.3, 2.2), "partly", "not reproduced"),        # AdaBound is ahead
     (of(1.2, 1.0, 2.3, 2.4), "partly", "not reproduced"),        # ahead in one of two pairs
-    (of(2.4, 2.4, 2.3, 2.3), "not reproduced", "partly"),
+    (of(1.0, 0.97, 2.3, 2.3), "partly", "partly"),               # ahead by next to nothing
+    (of(2.4, 2.4, 2.3, 2.3), "not reproduced", "not yet run"),   # nobody learns
     (of(1.0, 1.0, np.nan, np.nan), "partly", "partly"),          # what diverged did not come anywhere
-    (of(1.0, 1.0, np.nan, 2.3), "not reproduced", "not reproduced")])
+    (of(1.0, 1.0, np.nan, 2.3), "not reproduced", "partly")])
 def test_verdicts_on_speed_follow_their_rules(losses, matters, no_faster):
     assert (judged(losses, MATTERS), judged(losses, NO_FASTER)) == (matters, no_faster)
 

@@ -266,6 +266,15 @@ def test_a_run_stopped_within_an_epoch_ends_as_if_it_had_not_been(small, tmp_pat
     assert same(run(small, results=tmp_path / "stopped/results"), whole)
 
 
+def test_lbfgs_holds_batches_of_streamed_images_too(small, tmp_path, monkeypatch):
+    config = dataclasses.replace(small, optimizer="lbfgs", lr=None, batch_size=30, momentum=None, weight_decay=None,
+                                 milestones=None, optimizer_options="max_iter=3 history_size=2")
+    assert run(config, results=tmp_path / "results").status == "done"
+    monkeypatch.setattr(lbfgs, "memory", lambda device: 10**5)
+    with pytest.raises(InputError, match="LBFGS holds a batch while it steps.* at most 0"):
+        run(dataclasses.replace(config, seed=1), results=tmp_path / "results")
+
+
 def test_validation_images_are_not_trained_on(small, tmp_path):
     config = dataclasses.replace(small, n_val=12, n_train=30)
     trained, held_out = data.split(config, data.load("photos").n_train)

@@ -29,7 +29,9 @@ from bnlib.analysis.optimizing import (
     course,
     growth,
     last_loss,
+    logged_losses,
     optimizers,
+    own_decay,
     restrained,
     root_mean_square,
     searched,
@@ -50,7 +52,7 @@ from bnlib.analysis.studies import (
 
 __all__ = ["DEAD", "PAPER_EPOCHS", "about_images", "accuracy", "affine", "alone_logged", "by_positions", "comparable",
            "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "decayed", "growth",
-           "histories", "last_loss", "layer_means", "machines", "optimizers", "pair", "percent_dead", "plain",
-           "provenance", "published", "residual_and_plain", "restrained", "root_mean_square", "searched", "sizes",
-           "speeds", "surface", "taken_apart", "top1_and_top5", "trials", "trials_stated", "varied", "which_half",
-           "with_and_without"]
+           "histories", "last_loss", "layer_means", "logged_losses", "machines", "optimizers", "own_decay", "pair",
+           "percent_dead", "plain", "provenance", "published", "residual_and_plain", "restrained", "root_mean_square",
+           "searched", "sizes", "speeds", "surface", "taken_apart", "top1_and_top5", "trials", "trials_stated",
+           "varied", "which_half", "with_and_without"]

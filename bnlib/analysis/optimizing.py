@@ -1,47 +1,63 @@
 """Optimizers: what was chosen for each, how training went, what restrains γ and β."""
 
+import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from bnlib.config import OPTIMIZERS
+from bnlib import optim
+from bnlib.config import OPTIMIZERS, Config
+from bnlib.profiles import PROFILES
 from bnlib.store import Run
 from bnlib.wording import NORM, OPTIMIZER, Sentences, setting, shown, trained
 
+#: Passes over the images that the profiles train for on CIFAR-10.
+LENGTHS = tuple(PROFILES[name]["training"].get("epochs", Config.epochs) for name in ("short", "paper"))
+#: What an optimizer brings along, beside its options: two runs that differ in nothing else are of one comparison.
+ITS_OWN = {"optimizer": "sgd", "optimizer_options": "", "lr": None, "momentum": None, "weight_decay": None,
+           "batch_size": None, "schedule": "milestones", "milestones": None, "warmup_epochs": 0.0, "log_every": 0}
+
+
+def own_decay(runs: Iterable[Run]) -> list[Run]:
+    """The runs with the weight decay that their optimizer documents: not those that ask what decay restrains."""
+    return [run for run in runs if run.config.decay == "all"
+            and run.config.weight_decay == OPTIMIZERS[run.config.optimizer]["weight_decay"]]
+
 
 def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
-    """One row a run of the comparison of optimizers: those with validation images and each optimizer's own decay.
+    """One row a run of the comparison of optimizers: those with validation images.
 
-    Columns: run, dataset, model, trainable, optimizer, setting, lr, seed, epochs, passes (over the training images),
-    length (of training: passes to the nearest power of ten, so that no 16 epochs stand beside 160), seconds,
-    val_accuracy, test_accuracy (both %), val_loss, test_loss, beta (root mean square), status, and chosen: whether the
-    setting is, of those its optimizer was given there, the one of the best validation accuracy in the mean over seeds,
-    of equals the one of the lower validation loss. The test images have no say.
+    Columns: run, dataset, model, trainable, task (the config without seed and what is the optimizer's own, as an id),
+    optimizer, setting, lr, seed, epochs, passes (over the training images), length (16 or 160, the profiles' passes,
+    whichever those planned are nearer), seconds, val_accuracy, test_accuracy (both %), val_loss, test_loss, beta (root
+    mean square), status, and chosen: whether the setting is, of those its optimizer was given for a task and length,
+    the one of the best validation accuracy in the mean over seeds, of equals the one of the lower validation loss. One
+    of which a seed diverged is not chosen. The test images have no say.
     """
-    rows = []
-    for run in runs:
-        c = run.config
-        if not c.n_val or c.weight_decay != OPTIMIZERS[c.optimizer]["weight_decay"] or c.decay != "all":
-            continue
-        passed, done = course(run), run.status == "done"
+    rows, settings = [], []
+    for run in (run for run in runs if run.config.n_val):
+        c, passed, done = run.config, course(run), run.status == "done"
+        settings.append(dataclasses.replace(c, seed=0).id)
         rows.append({
-            "run": run.id, "dataset": c.dataset, "model": c.model, "trainable": c.trainable, "optimizer": c.optimizer,
+            "run": run.id, "dataset": c.dataset, "model": c.model, "trainable": c.trainable,
+            "task": dataclasses.replace(c, seed=0, epochs=c.bn_first + 1, **ITS_OWN).id, "optimizer": c.optimizer,
             "setting": setting(c), "lr": c.lr, "seed": c.seed, "epochs": c.epochs,
-            "passes": passed["passes"].iloc[-1], "length": 10 ** round(np.log10(passed["passes"].iloc[-1])),
+            "passes": passed["passes"].iloc[-1], "length": min(LENGTHS, key=lambda n: abs(
+                np.log(c.epochs * optim.passes(c) / n))),
             "seconds": passed["seconds"].iloc[-1], "beta": root_mean_square(run.beta),
             **{f"{part}_accuracy": 100 * run.metrics[f"{part}_accuracy"] if done else np.nan
                for part in ("val", "test")},
             **{f"{part}_loss": run.metrics[f"{part}_loss"] if done else np.nan for part in ("val", "test")},
             "status": run.status})
-    table = pd.DataFrame(rows, columns=["run", "dataset", "model", "trainable", "optimizer", "setting", "lr", "seed",
-                                        "epochs", "passes", "length", "seconds", "val_accuracy", "test_accuracy",
-                                        "val_loss", "test_loss", "beta", "status"])
-    among = ["dataset", "model", "trainable", "optimizer", "length"]
-    keys = [*among, "setting", "epochs"]
-    means = table.groupby(keys, as_index=False, sort=False)[["val_accuracy", "val_loss"]].mean().dropna()
+    table = pd.DataFrame(rows, columns=["run", "dataset", "model", "trainable", "task", "optimizer", "setting", "lr",
+                                        "seed", "epochs", "passes", "length", "seconds", "val_accuracy",
+                                        "test_accuracy", "val_loss", "test_loss", "beta", "status"])
+    among = ["task", "optimizer", "length"]
+    means = table.assign(id=settings).groupby([*among, "id"], as_index=False, sort=False)[["val_accuracy", "val_loss"]]
+    means = means.agg(lambda values: values.mean(skipna=False)).dropna()
     best = means.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).drop_duplicates(among)
-    return table.assign(chosen=pd.MultiIndex.from_frame(table[keys]).isin(pd.MultiIndex.from_frame(best[keys])))
+    return table.assign(chosen=pd.Series(settings, dtype=object).isin(best["id"]))
 
 
 def searched(table: pd.DataFrame) -> Sentences:
@@ -52,16 +68,32 @@ def searched(table: pd.DataFrame) -> Sentences:
         if len(chosen):
             edge = optimizer != "lbfgs" and len(tried) > 1 and rows[rows["chosen"]]["lr"].iloc[0] in (
                 rows["lr"].min(), rows["lr"].max())
-            said.append(f"{OPTIMIZER[optimizer]}, {trained(trainable)}: {'; '.join(tried)} were tried; chosen: "
-                        f"{chosen[0]}" + (", at the edge of what was tried." if edge else "."))
+            said.append(f"{OPTIMIZER[optimizer]}, {trained(trainable)}: tried {'; '.join(tried)}; chosen {chosen[0]}"
+                        + (", at the edge of what was tried." if edge else "."))
     return said
 
 
 def course(run: Run) -> pd.DataFrame:
-    """A run's history with `passes` over the training images and `seconds` of training as they add up."""
+    """A run's history with `passes` over the training images and `seconds` of training as they add up.
+
+    Each pass counts as long as the run's median pass took, since a machine that is busy at times is no optimizer's
+    fault.
+    """
     history = run.history
     passes = history["passes"] if "passes" in history else pd.Series(1.0, history.index)
-    return history.assign(passes=passes.cumsum(), seconds=history["seconds"].cumsum())
+    return history.assign(passes=passes.cumsum(), seconds=(history["seconds"] / passes).median() * passes.cumsum())
+
+
+def logged_losses(run: Run) -> pd.DataFrame:
+    """The training loss of the steps that a run logged, with the epoch, passes and seconds at which each ended.
+
+    Columns: step, epoch, passes, seconds, loss (nats, of the step's batch); steps of an epoch count as equally long.
+    """
+    steps, passed = run.trajectory["steps"], course(run)
+    epoch = steps / steps[-1] * len(passed) if len(steps) else np.zeros(0)
+    table = {"step": steps, "epoch": epoch, "loss": run.trajectory["step_loss"]}
+    return pd.DataFrame(table | {kind: np.interp(epoch, np.r_[0, passed["epoch"]], np.r_[0, passed[kind]])
+                                 for kind in ("passes", "seconds")})
 
 
 def growth(runs: Iterable[Run]) -> pd.DataFrame:
@@ -78,9 +110,9 @@ def growth(runs: Iterable[Run]) -> pd.DataFrame:
         parts.append(pd.DataFrame({
             "run": run.id, "model": c.model, "trainable": c.trainable, "optimizer": c.optimizer, "setting": setting(c),
             "decay": c.decay, "weight_decay": c.weight_decay, "seed": c.seed, "epoch": logged["epochs"], **size}))
-    columns = ["run", "model", "trainable", "optimizer", "setting", "decay", "weight_decay", "seed", "epoch", "gamma",
-               "beta"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    none = pd.DataFrame(columns=["run", "model", "trainable", "optimizer", "setting", "decay", "weight_decay", "seed",
+                                 "epoch", "gamma", "beta"])
+    return pd.concat(parts or [none], ignore_index=True)
 
 
 def restrained(runs: Iterable[Run]) -> Sentences:
@@ -109,18 +141,15 @@ def with_and_without(runs: Iterable[Run]) -> pd.DataFrame:
     Columns: run, dataset, classes, model, norm, optimizer, setting, seed, batch_size, step, seconds (of training until
     then, all steps of an epoch taken as equally long), loss (nats, of the step's batch).
     """
-    parts = []
-    for run in alone_logged(runs):
-        c, history, steps = run.config, course(run), run.trajectory["steps"]
-        epochs = steps / steps[-1] * len(history)
-        parts.append(pd.DataFrame({
-            "run": run.id, "dataset": c.dataset, "classes": run.record["classes"], "model": c.model, "norm": c.norm,
-            "optimizer": c.optimizer, "setting": setting(c), "seed": c.seed, "batch_size": c.batch_size, "step": steps,
-            "seconds": np.interp(epochs, np.r_[0, history["epoch"]], np.r_[0, history["seconds"]]),
-            "loss": run.trajectory["step_loss"]}))
     columns = ["run", "dataset", "classes", "model", "norm", "optimizer", "setting", "seed", "batch_size", "step",
                "seconds", "loss"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    parts = []
+    for run in alone_logged(runs):
+        c = run.config
+        parts.append(logged_losses(run)[["step", "seconds", "loss"]].assign(
+            run=run.id, dataset=c.dataset, classes=run.record["classes"], model=c.model, norm=c.norm,
+            optimizer=c.optimizer, setting=setting(c), seed=c.seed, batch_size=c.batch_size)[columns])
+    return pd.concat(parts or [pd.DataFrame(columns=columns)], ignore_index=True)
 
 
 def last_loss(run: Run) -> float:

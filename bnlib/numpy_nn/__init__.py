@@ -8,7 +8,8 @@
     safetensors.numpy.save_file(network.state_dict(), "resnet14.safetensors")     # which torch can load
 
 `layers` and `convolution` are the layers, `networks` the CIFAR ResNets and ResNet-101, `optim` the optimizers,
-`training` the notebook's loop; `check` compares all of it with torch, and nothing else here imports torch.
+`training` the notebook's loop, on the report's datasets; `check` compares all of it with torch, which no other file
+here computes with.
 """
 
 from bnlib.numpy_nn.convolution import Conv2d, LoopConv2d

@@ -6,8 +6,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from bnlib.config import InputError
-from bnlib.numpy_nn.layers import Layer, Parameter, output_size
+from bnlib.numpy_nn.layers import Layer, Parameter, output_size, whole
 
 SCRATCH = 1 << 22      # bytes of columns at a time: few enough for a cache, enough for BLAS to share out
 
@@ -21,10 +20,9 @@ class Conv2d(Layer):
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: int = 0, bias: bool = True):
+        whole("Conv2d", inputs=inputs, outputs=outputs, kernel=kernel, stride=stride)
+        whole("Conv2d", least=0, padding=padding)
         self.kernel, self.stride, self.padding = kernel, stride, padding
-        if min(inputs, outputs, kernel, stride) < 1 or padding < 0:
-            raise InputError(f"Conv2d: expected channels, kernel and stride of at least 1 and padding of at least 0, "
-                             f"given {(inputs, outputs, kernel, stride, padding)}")
         self.weight = Parameter(np.zeros((outputs, inputs, kernel, kernel), np.float32))
         self.bias = Parameter(np.zeros(outputs, np.float32)) if bias else None
 
@@ -133,7 +131,9 @@ class Scratch:
         return self.image_sums
 
 
-scratch_for = lru_cache(maxsize=32)(Scratch)       # of one geometry there is one, made once
+#: Of one geometry there is one, made once and kept: some hundred MB after a large network; `scratch_for.cache_clear()`
+#: gives that back.
+scratch_for = lru_cache(maxsize=32)(Scratch)
 
 
 class LoopConv2d(Conv2d):
@@ -151,14 +151,14 @@ class LoopConv2d(Conv2d):
 
     def backward(self, gradient):
         self._expect_gradient(gradient)
-        self.weight.grad, spread = np.zeros_like(self.weight.value), np.zeros_like(self.padded)
-        if self.bias is not None:
-            self.bias.grad = np.zeros_like(self.bias.value)
+        spread = np.zeros_like(self.padded)
+        trained = [part for part in (self.weight, self.bias) if part is not None and part.requires_grad]
+        for part in trained:
+            part.grad = np.zeros_like(part.value)
         for at, patch in self._patches():
-            self.weight.grad[at[1]] += gradient[at] * self.padded[patch]
             spread[patch] += gradient[at] * self.weight.value[at[1]]
-            if self.bias is not None:
-                self.bias.grad[at[1]] += gradient[at]
+            for part in trained:
+                part.grad[at[1]] += gradient[at] * (self.padded[patch] if part is self.weight else 1)
         p, (height, width) = self.padding, self.x.shape[2:]
         return spread[:, :, p:p + height, p:p + width]
 

@@ -68,7 +68,11 @@ class Layer:
 
         Raises InputError, before anything is copied, unless names and shapes are those of `state_dict`.
         """
-        own, state = self.state_dict(), {name: np.asarray(array) for name, array in state.items()}
+        own = self.state_dict()
+        try:                                 # torch has its own reasons: bfloat16, a GPU, a gradient
+            state = {name: np.asarray(array) for name, array in state.items()}
+        except (TypeError, RuntimeError) as error:
+            raise InputError(f"{self}: expected arrays, or tensors that NumPy can read: {error}") from None
         for what, names in (("lacks", own.keys() - state.keys()), ("has the unknown", state.keys() - own.keys())):
             if names:
                 raise InputError(f"{self}: the state {what} {', '.join(sorted(names)[:3])} ({len(names)} in all); "
@@ -99,14 +103,26 @@ class Layer:
     # ---- shapes
 
     def _expect(self, x: np.ndarray, *shape) -> None:
-        """InputError unless `x` has this shape; a text stands for any length and names it."""
+        """InputError unless `x` is an array of this shape; a text stands for any length from 1 on and names it."""
+        if not isinstance(x, np.ndarray):
+            raise InputError(f"{self}: expected a NumPy array, given {type(x).__module__}.{type(x).__name__}")
+        if x.size == 0 and x.ndim == len(shape):
+            raise InputError(f"{self}: expected lengths of at least 1, given {x.shape}")
         if x.ndim != len(shape) or any(n != m and not isinstance(m, str) for n, m in zip(x.shape, shape, strict=True)):
             raise InputError(f"{self}: expected an input ({', '.join(map(str, shape))}), given {x.shape}")
 
     def _expect_gradient(self, gradient: np.ndarray) -> None:
+        """InputError unless `gradient` has the shape of the last output."""
         if gradient.shape != self.out_shape:
             raise InputError(f"{self}: expected a gradient {self.out_shape or 'after a forward pass'}, given "
                              f"{gradient.shape}")
+
+
+def whole(layer: str, least: int = 1, **numbers) -> None:
+    """InputError unless each of the numbers that a layer is made with is a whole one, and at least so large."""
+    for name, number in numbers.items():
+        if not isinstance(number, int | np.integer) or number < least:
+            raise InputError(f"{layer}: expected {name} as a whole number of at least {least}, given {number!r}")
 
 
 class Identity(Layer):
@@ -123,6 +139,7 @@ class Linear(Layer):
     """x·Wᵀ + b; (N, inputs) → (N, outputs)."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True):
+        whole("Linear", inputs=inputs, outputs=outputs)
         self.weight = Parameter(np.zeros((outputs, inputs), np.float32))
         self.bias = Parameter(np.zeros(outputs, np.float32)) if bias else None
 
@@ -156,6 +173,7 @@ class BatchNorm2d(Layer):
     buffers = ("running_mean", "running_var", "num_batches_tracked")
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float | None = 0.1):
+        whole("BatchNorm2d", channels=channels)
         self.eps, self.momentum = eps, momentum
         self.weight = Parameter(np.ones(channels, np.float32))           # γ
         self.bias = Parameter(np.zeros(channels, np.float32))            # β
@@ -240,7 +258,8 @@ class MaxPool2d(Layer):
     """
 
     def __init__(self, kernel: int, stride: int | None = None, padding: int = 0):
-        self.kernel, self.stride, self.padding = kernel, stride or kernel, padding
+        self.kernel, self.stride, self.padding = kernel, kernel if stride is None else stride, padding
+        whole("MaxPool2d", kernel=kernel, stride=self.stride)
         if not 0 <= 2 * padding <= kernel:
             raise InputError(f"{self}: expected a padding from 0 to half the kernel, given {padding}")
 
@@ -310,9 +329,15 @@ class Flatten(Layer):
 
 
 class Sequential(Layer):
-    """One layer after another: those given, under the names 0, 1, …, or those that a subclass defines, by its names."""
+    """One layer after another: those given, under the names 0, 1, …, or those that a subclass defines, by its names.
+
+    Raises InputError for what is no layer, and for one given twice: it would keep what `backward` needs of one of them.
+    """
 
     def __init__(self, *layers: Layer):
+        others = [layer for layer in layers if not isinstance(layer, Layer)]
+        if others or len(set(map(id, layers))) < len(layers):
+            raise InputError(f"{self}: expected layers, each once, given {', '.join(map(repr, layers))}")
         for number, layer in enumerate(layers):
             setattr(self, str(number), layer)
 
@@ -330,6 +355,11 @@ class Sequential(Layer):
 class Residual(Sequential):
     """last(path(x) + shortcut(x)) (He et al. 2015, Fig. 2): of the layers defined, the last (a ReLU) follows the sum,
     the last but one is the shortcut, those before are the path."""
+
+    def __init__(self, *layers: Layer):
+        if len(layers) < 3:
+            raise InputError(f"{self}: expected a path, a shortcut and a last layer, given {len(layers)} layers")
+        super().__init__(*layers)
 
     def forward(self, x):
         *path, shortcut, last = self.children()
@@ -353,8 +383,11 @@ class Residual(Sequential):
 class CrossEntropy(Layer):
     """The mean over a batch of −log softmax(logits)[label]; logits (N, classes), labels (N,) of whole numbers."""
 
+    gradient: np.ndarray | None = None
+
     def forward(self, logits: np.ndarray, labels: np.ndarray) -> float:
         self._expect(logits, "N", "classes")
+        labels = np.asarray(labels)
         if labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
             raise InputError(f"{self}: expected {len(logits)} whole numbers as labels, given {labels.dtype} "
                              f"{labels.shape}")
@@ -371,4 +404,6 @@ class CrossEntropy(Layer):
 
     def backward(self) -> np.ndarray:
         """The gradient with respect to the logits, (N, classes)."""
+        if self.gradient is None:
+            raise InputError(f"{self}: expected a forward pass before the backward one")
         return self.gradient

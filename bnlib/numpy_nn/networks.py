@@ -71,7 +71,7 @@ class ResNet(Sequential):
         family, depth, width = parse_model(name)
         choose("network", family, ("resnet",))
         choose("shortcut", shortcut, ("A", "B"))
-        channels = [16 * width, 32 * width, 64 * width]
+        channels = [round(16 * width), round(32 * width), round(64 * width)]
         self.conv = Conv2d(3, channels[0], 3, padding=1, bias=False)
         self.bn = BatchNorm2d(channels[0])
         self.relu = ReLU()

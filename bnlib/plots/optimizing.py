@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import course
+from bnlib.analysis import course, logged_losses
 from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, legend_below, note, nothing_yet
 from bnlib.store import Run
 from bnlib.wording import NORM, OPTIMIZER, name, seeds_of, setting, shown, trained
@@ -15,6 +15,7 @@ from bnlib.wording import NORM, OPTIMIZER, name, seeds_of, setting, shown, train
 def courses(runs: list[Run], trainable: str) -> Figure:
     """Test loss and accuracy (training's dashed) against epochs, passes over the images and seconds, a line a run.
 
+    Where a run logged single steps, as LBFGS does, whose epochs are few and long, the training loss is theirs.
     Losses far above the one that training begins with are cut off, and the figure says so.
     """
     runs = [run for run in runs if run.config.trainable == trainable]
@@ -26,7 +27,9 @@ def courses(runs: list[Run], trainable: str) -> Figure:
         for axes, against in zip(row, xlabels, strict=True):
             for run in runs:
                 table, hue = course(run), OPTIMIZER_COLOURS[run.config.optimizer]
-                axes.plot(table[against], percent * table[f"train_{score}"], "--", color=hue, linewidth=0.8)
+                training = logged_losses(run).rename(columns={"loss": "train_loss"}) if (
+                    score == "loss" and "steps" in run.trajectory) else table
+                axes.plot(training[against], percent * training[f"train_{score}"], "--", color=hue, linewidth=0.8)
                 axes.plot(table[against], percent * table[f"test_{score}"], color=hue, marker=".",
                           label=f"{OPTIMIZER[run.config.optimizer]}, {setting(run.config)}")
         row[0].set_ylabel({"loss": "loss", "accuracy": "accuracy (%)"}[score])

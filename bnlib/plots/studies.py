@@ -213,8 +213,8 @@ def by_depth(table: pd.DataFrame) -> Figure:
     if not len(table):
         return nothing_yet()
     most = table.value_counts(["trained", "epochs"]).reset_index().sort_values(["count", "epochs"])
-    shown = most.drop_duplicates("trained", keep="last").set_index("trained")["epochs"]
-    table = table[table["epochs"] == table["trained"].map(shown)]
+    compared = most.drop_duplicates("trained", keep="last").set_index("trained")["epochs"]
+    table = table[table["epochs"] == table["trained"].map(compared)]
     modes = list(table["trained"].unique())
     figure, grid = plt.subplots(1, len(modes), figsize=(1 + 3.2 * len(modes), 3.4), sharex=True, squeeze=False)
     for axes, mode in zip(grid[0], modes, strict=True):
@@ -229,7 +229,7 @@ def by_depth(table: pd.DataFrame) -> Figure:
                           markerfacecolor="none", color=colour(mode), alpha=0.6,
                           label=f"{kind}, {source}" if len(known) else None)
         seeds = seeds_of(of_mode["seeds"].min())
-        axes.set(xlabel="depth (layers)", title=f"{trained(mode)}, {shown[mode]} epochs, {seeds}",
+        axes.set(xlabel="depth (layers)", title=f"{trained(mode)}, {compared[mode]} epochs, {seeds}",
                  xticks=sorted(set(table["depth"])))
         axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     grid[0][0].set_ylabel("test accuracy (%)")

@@ -20,9 +20,9 @@ def _for_reading(styler, uuid: str, formats: dict, titles: dict, hidden=()):
     """
     data = styler.data
     hidden = [column for column in dict.fromkeys(hidden) if column in data]
-    shown = {column: how for column, how in (_FORMATS | formats).items() if column in data}
+    written = {column: how for column, how in (_FORMATS | formats).items() if column in data}
     sides = {column: "right" if data[column].dtype.kind in "fiu" else "left" for column in data}
-    styler = styler.format(shown, na_rep="–").set_uuid(uuid).hide(axis="index").hide(axis="columns", subset=hidden)
+    styler = styler.format(written, na_rep="–").set_uuid(uuid).hide(axis="index").hide(axis="columns", subset=hidden)
     styler = styler.format_index(lambda column: (_TITLES | titles).get(column, column), axis=1)
     return styler.set_table_styles({column: [{"selector": "", "props": f"text-align: {side}"}]
                                     for column, side in sides.items()})
