@@ -72,7 +72,7 @@ def test_a_variant_names_the_optimizer_and_not_what_it_brings_along():
 
 
 def test_options_that_the_optimizer_refuses_are_one_line(tiny, tmp_path):
-    with pytest.raises(InputError, match="^optimizer_options=.*sgd says:") as error:
+    with pytest.raises(InputError, match=r"^optimizer_options=.*sgd says:") as error:
         run(dataclasses.replace(tiny, optimizer_options="nesterov=True", momentum=0.0), results=tmp_path / "results")
     assert "\n" not in str(error.value)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.metrics import top_k_accuracy_score
 from torchvision.transforms.v2 import functional as tv
 
-from bnlib import Config, InputError, analysis, data, freeze, grid, models, run, store, streaming, verdicts
+from bnlib import Config, InputError, analysis, data, freeze, grid, lbfgs, models, run, store, streaming, verdicts
 from bnlib.config import IMAGENET, resolve
 from bnlib.train import evaluate, evaluate_on_test_set
 from tests.test_analysis import fake_run
@@ -271,7 +271,7 @@ def test_lbfgs_holds_batches_of_streamed_images_too(small, tmp_path, monkeypatch
                                  milestones=None, optimizer_options="max_iter=3 history_size=2")
     assert run(config, results=tmp_path / "results").status == "done"
     monkeypatch.setattr(lbfgs, "memory", lambda device: 10**5)
-    with pytest.raises(InputError, match="LBFGS holds a batch while it steps.* at most 0"):
+    with pytest.raises(InputError, match=r"LBFGS holds a batch while it steps.* at most 0"):
         run(dataclasses.replace(config, seed=1), results=tmp_path / "results")
 
 
