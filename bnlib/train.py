@@ -103,6 +103,8 @@ def check_last_batch(network: nn.Module, images: int, config: Config) -> None:
 def train(config: Config, stop: Stop, *, results: str | Path = "results", device: str | None = None,
           precision: str | None = None, tensorboard: bool = False, bar=None, watch=None) -> store.Run:
     """Trains the config to its end, or until `stop` is asked, and writes its record; arguments as for `run`."""
+    if config.optimizer == "lbfgs" and parallel.processes() > 1:
+        raise InputError("optimizer='lbfgs': several processes cannot share its batch; run it in one")
     if stop.asked():                                 # rather than after a set-up of seconds
         stop.end(config.id)
     began, code = time.time(), commit()
@@ -131,8 +133,6 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     optimizer = optim.optimizer(trainable, config, undecayed(network, config.decay))
     if config.optimizer == "lbfgs":
         check_batch(batches, optimizer)
-        if parallel.processes() > 1:
-            raise InputError("optimizer='lbfgs': several processes cannot share its batch; run it in one")
     schedule = optim.schedule(optimizer, config, len(batches))
     progress = Progress(store.checkpoint_file(config, results), network, optimizer, schedule, device, {
         "protocol": store.PROTOCOL, "dataset": dataset.fingerprint, "config": config.id, "frozen": frozen_sha256},

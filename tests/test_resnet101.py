@@ -49,7 +49,8 @@ def test_the_grid_varies_norm_and_optimizer_and_nothing_else(monkeypatch):
     deep = [c for c in notebook_configs(resolve("notebooks") / "11_optimizers.ipynb", profile_name="short")
             if not c.keep_affine and c.dataset == "cifar10"]
     assert {(c.norm, c.optimizer) for c in deep} == {(n, o) for n in ("batch", "none") for o in ("adam", "adabound")}
-    assert len({dataclasses.replace(c, norm="batch", optimizer="adam") for c in deep}) == 1 and len(deep) == 4
+    assert len(deep) == 8 and len({dataclasses.replace(c, norm="batch", optimizer="adam", lr=1.0) for c in deep}) == 1
+    assert {c.lr for c in deep} == {0.001, 0.0001}
     assert {(c.model, c.image_size) for c in deep} == {("imagenet_resnet101", 96)}
     assert 200 <= deep[0].n_train * deep[0].epochs / deep[0].batch_size <= 999
 
