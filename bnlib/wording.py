@@ -69,11 +69,11 @@ def changed(variant: dict) -> str:
                      for field, value in variant.items())
 
 
-def setting(config: Config) -> str:
+def setting(config: Config, schedule: str = Config.schedule) -> str:
     """What was chosen for an optimizer: `lr 0.003`, of LBFGS `batch 5,000, max_iter=5 history_size=10`; and momentum,
-    schedule and warm-up where they are not the protocol's."""
+    schedule and warm-up where they are not the protocol's. schedule: another one that goes without saying."""
     batch = f"batch {min(config.batch_size, config.n_train or config.batch_size):,}"
-    usual = Config(optimizer=config.optimizer)
+    usual = Config(optimizer=config.optimizer, schedule=schedule)
     others = [f"{field} {value}" for field in ("momentum", "schedule", "milestones")
               if (value := getattr(config, field)) != getattr(usual, field)]
     return ", ".join([batch if config.optimizer == "lbfgs" else f"lr {config.lr:g}",

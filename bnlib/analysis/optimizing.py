@@ -148,7 +148,7 @@ def with_and_without(runs: Iterable[Run]) -> pd.DataFrame:
         c = run.config
         parts.append(logged_losses(run)[["step", "seconds", "loss"]].assign(
             run=run.id, dataset=c.dataset, classes=run.record["classes"], model=c.model, norm=c.norm,
-            optimizer=c.optimizer, setting=setting(c), seed=c.seed, batch_size=c.batch_size)[columns])
+            optimizer=c.optimizer, setting=setting(c, "constant"), seed=c.seed, batch_size=c.batch_size)[columns])
     return pd.concat(parts or [pd.DataFrame(columns=columns)], ignore_index=True)
 
 

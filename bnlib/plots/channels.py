@@ -18,7 +18,7 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
     """
     if not len(channels):
         return nothing_yet()
-    import seaborn as sns                          # a second, for this figure alone
+    import seaborn as sns  # a second, for this figure alone
     channels = comparable(channels)
     networks = smallest_first(channels)
     figure, grid = plt.subplots(2, len(networks), figsize=(1.2 + 2.1 * len(networks), 3.8), sharex="row",
