@@ -11,10 +11,10 @@ its own, so that none profits from another's settings, and waits while another r
 import argparse
 import multiprocessing
 import os
-import platform
-import resource
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -117,7 +117,8 @@ def turn_of(lane: Iterator[None], device: torch.device, turn: float) -> float:
 
 
 def serve(connection, name: str, config: Config) -> None:
-    """A lane in its own process: sends the seconds to its first step, then images/s a turn, at last its peak memory."""
+    """A lane in its own process: sends the seconds to its first step, then images/s a turn, at last the most memory
+    that it held after any."""
     began, device = time.perf_counter(), choose_device()
     if name != "plain":
         keep_memory()
@@ -125,15 +126,27 @@ def serve(connection, name: str, config: Config) -> None:
     next(lane)
     synchronise(device)
     connection.send(time.perf_counter() - began)
+    peak = memory_held()
     while (turn := connection.recv()) is not None:
         connection.send(turn_of(lane, device, turn))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if platform.system() == "Linux" else 1024**2)
+        peak = max(peak, memory_held())
     connection.send(peak)
     lane.close()
 
 
+def memory_held() -> float:
+    """Megabytes that this process and its workers hold, what several hold together shared out among them (Linux's Pss);
+    NaN where the system does not tell."""
+    try:
+        told = [Path(f"/proc/{process}/smaps_rollup").read_text()
+                for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children()))]
+    except OSError:
+        return np.nan
+    return sum(int(re.search(r"^Pss: +(\d+) kB", each, re.MULTILINE)[1]) for each in told) / 1024
+
+
 def compare(config: Config, rounds: int, turn: float) -> pd.DataFrame:
-    """A row a lane: median images/s over its turns, ratio to plain within each round, first step, peak memory."""
+    """A row a lane: median images/s over its turns, ratio to plain within each round, first step, memory."""
     context, ends, processes = multiprocessing.get_context("spawn"), {}, []
     for name in LANES:
         ends[name], other = context.Pipe()
@@ -157,7 +170,7 @@ def compare(config: Config, rounds: int, turn: float) -> pd.DataFrame:
         ratio = np.median(np.divide(turns[name], turns["plain"]))
         rows.append({"network": config.model, "trained": config.trainable, "lane": name,
                      "images/s": round(np.median(turns[name])), "against plain": round(ratio, 2),
-                     "first step, s": round(first, 2), "peak memory, MB": round(end.recv())})
+                     "first step, s": round(first, 2), "memory, MB": np.round(end.recv())})
     for process in processes:
         process.join()
     return pd.DataFrame(rows)
