@@ -18,7 +18,7 @@ TYPES = {(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch
 
 @cache
 def fast_path() -> str:
-    """`""` if the C++ operation can run on this machine, else why not; builds it on the first call (25 s, cached).
+    """`""` if the C++ operation can run on this machine, else why not; builds it on the first call (20 s, cached).
 
     `BNLIB_CPP=0` in the environment forces torch's own modules.
     """

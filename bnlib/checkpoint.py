@@ -165,6 +165,11 @@ def remove(file: Path) -> None:
             file.parent.rmdir()
 
 
+def waits(file: Path) -> bool:
+    """Whether there is a checkpoint to go on from, this one or the one before it."""
+    return file.exists() or previous(file).exists()
+
+
 def previous(file: Path) -> Path:
     """Where the checkpoint before `file` is kept."""
     return file.with_suffix(".previous.pt")

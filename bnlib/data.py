@@ -29,9 +29,6 @@ FINGERPRINTS = {
     "digits": "c7cde17d7f5d3fa719db0a978904c0728c9ec9670d29667f7fb4361735983504",
 }
 
-#: Mean and standard deviation of ImageNet's training images, a colour each, in [0, 1], as torchvision's networks take.
-IMAGENET = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-
 #: Test images that are training images too, as the official files have them; of Stanford Cars that is not known here.
 OVERLAP = {"cifar100": 10, "stanford_cars_64x96": 8_041, "stanford_cars_96x96": 8_041}
 
@@ -332,7 +329,7 @@ class Normalise:
     def __init__(self, dataset: Dataset | streaming.Folder, device: torch.device, dtype: torch.dtype,
                  image_size: int | None = None, inputs: str = "own"):
         self.dtype, self.image_size = dtype, image_size
-        moments = {"own": dataset.moments, "imagenet": IMAGENET, "unit": ([0.0], [1.0]), "raw": ([0.0], [1 / 255])}
+        moments = {"own": dataset.moments, "imagenet": streaming.MOMENTS, "unit": ([0.0], [1.0]), "raw": ([0.0], [1 / 255])}
         channels = len(dataset.moments[0])
         mean, std = ((torch.tensor(moment, device=device) * torch.ones(3, device=device))[:channels]
                      for moment in moments[inputs])

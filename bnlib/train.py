@@ -53,7 +53,7 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
                     return train(config, stop, results=results, device=device, precision=precision,
                                  tensorboard=tensorboard, bar=bar, watch=watch)
     left = store.checkpoint_file(config, results)                       # by a process killed after it wrote the record
-    if left.exists() or checkpoint.previous(left).exists():
+    if checkpoint.waits(left):
         with contextlib.suppress(store.Busy, InputError), store.lock(config, results, wait=False):
             checkpoint.remove(left)
     if config.dataset not in data.FINGERPRINTS and data.at_hand(config.dataset) and (

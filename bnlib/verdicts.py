@@ -27,7 +27,7 @@ from bnlib.config import Config, parse_model, random_weights
 from bnlib.freeze import narrow
 from bnlib.profiles import PROFILES, variant
 from bnlib.store import Run
-from bnlib.wording import NORM, OPTIMIZER, Sentences, changed, listed, name, seeds_of, spread, trained
+from bnlib.wording import DECAY, NORM, OPTIMIZER, Sentences, changed, listed, name, seeds_of, spread, trained
 
 REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
 ENOUGH = 3         # networks, depths, widths, or seeds of one network, on which an ordering must have been seen to hold
@@ -482,7 +482,7 @@ def _decay_restrains(runs: list[Run]) -> tuple:
              if run.config.decay in ("beta", "all") and key(run.config, "none") in found]
     sizes = [[root_mean_square(run.beta) for run in pair] for pair in pairs]
     holds = [with_it < without for with_it, without in sizes]
-    means = "; ".join(f"β {with_it:.2f} with decay on {'γ and β' if run.config.decay == 'all' else 'β alone'}, "
+    means = "; ".join(f"β {with_it:.2f} with decay {DECAY[run.config.decay]}, "
                       f"{without:.2f} without" for (run, _), (with_it, without) in zip(pairs, sizes, strict=True))
     stated = _pairs_stated(holds, means, [run for run, _ in pairs])
     verdict = _pairs_verdict(holds, networks_or_seeds(model_and_seed(run) for run, _ in pairs))

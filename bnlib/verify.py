@@ -117,5 +117,5 @@ def differences(a: store.Run, b: store.Run) -> list[str]:
     if not a.predictions.equals(b.predictions):
         found.append("predictions differ")
     numbers = {key: (a.metrics[key], b.metrics[key]) for key in a.metrics}
-    found += [f"{key}: {x} and {y}" for key, (x, y) in numbers.items() if x != y and not (x is None and y is None)]
+    found += [f"{key}: {x} and {y}" for key, (x, y) in numbers.items() if x != y]
     return found

@@ -10,7 +10,7 @@ from bnlib import optim
 from bnlib.config import OPTIMIZERS, Config
 from bnlib.profiles import PROFILES
 from bnlib.store import Run
-from bnlib.wording import NORM, OPTIMIZER, Sentences, setting, shown, trained
+from bnlib.wording import DECAY, NORM, OPTIMIZER, Sentences, setting, shown, trained
 
 #: Passes over the images that the profiles train for on CIFAR-10.
 LENGTHS = tuple(PROFILES[name]["training"].get("epochs", Config.epochs) for name in ("short", "paper"))
@@ -117,9 +117,8 @@ def growth(runs: Iterable[Run]) -> pd.DataFrame:
 
 def restrained(runs: Iterable[Run]) -> Sentences:
     """What weight decay on γ, on β, on both or on neither leaves of them, a sentence a run."""
-    called = {"all": "on γ and β", "gamma": "on γ alone", "beta": "on β alone", "none": "on neither"}
     return Sentences(
-        f"Weight decay of {run.config.weight_decay:g} {called[run.config.decay]}: root mean square of γ "
+        f"Weight decay of {run.config.weight_decay:g} {DECAY[run.config.decay]}: root mean square of γ "
         f"{root_mean_square(run.gamma):.2f}, of β {root_mean_square(run.beta):.2f}; test accuracy "
         f"{100 * run.metrics['test_accuracy']:.1f} % (seed {run.config.seed}, {run.config.epochs} epochs)."
         for run in runs if run.status == "done")

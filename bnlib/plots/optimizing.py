@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from bnlib.analysis import course, logged_losses
 from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, legend_below, note, nothing_yet
 from bnlib.store import Run
-from bnlib.wording import NORM, OPTIMIZER, name, seeds_of, setting, shown, trained
+from bnlib.wording import DECAY, NORM, OPTIMIZER, name, seeds_of, setting, shown, trained
 
 
 def courses(runs: list[Run], trainable: str) -> Figure:
@@ -81,13 +81,12 @@ def growth(table: pd.DataFrame) -> Figure:
     """
     if not len(table):
         return nothing_yet()
-    called = {"all": "on γ and β", "gamma": "on γ alone", "beta": "on β alone", "none": "none"}
-    hues = dict(zip(called, (COLOURS["bn"], COLOURS["gamma"], COLOURS["beta"], "#333333"), strict=True))
-    styles = dict(zip(called, ("-", "--", "-.", ":"), strict=True))            # γ alone and both lie on each other in γ
+    hues = dict(zip(DECAY, (COLOURS["bn"], COLOURS["gamma"], COLOURS["beta"], "#333333"), strict=True))
+    styles = dict(zip(DECAY, ("-", "--", "-.", ":"), strict=True))            # γ alone and both lie on each other in γ
     figure, grid = plt.subplots(1, 2, figsize=(7, 3.6))
     for axes, part in zip(grid, ("gamma", "beta"), strict=True):
         for (decay, _), line in table.groupby(["decay", "seed"], sort=False):
-            axes.plot(line["epoch"], line[part], styles[decay], color=hues[decay], label=called[decay])
+            axes.plot(line["epoch"], line[part], styles[decay], color=hues[decay], label=DECAY[decay])
         axes.set(xlabel="epoch", ylabel=f"{SYMBOL[part]}, root mean square")
         axes.set_ylim(bottom=0)
     first, seeds = table.iloc[0], table["seed"].nunique()
