@@ -329,7 +329,8 @@ class Normalise:
     def __init__(self, dataset: Dataset | streaming.Folder, device: torch.device, dtype: torch.dtype,
                  image_size: int | None = None, inputs: str = "own"):
         self.dtype, self.image_size = dtype, image_size
-        moments = {"own": dataset.moments, "imagenet": streaming.MOMENTS, "unit": ([0.0], [1.0]), "raw": ([0.0], [1 / 255])}
+        moments = {"own": dataset.moments, "imagenet": streaming.MOMENTS, "unit": ([0.0], [1.0]),
+                   "raw": ([0.0], [1 / 255])}
         channels = len(dataset.moments[0])
         mean, std = ((torch.tensor(moment, device=device) * torch.ones(3, device=device))[:channels]
                      for moment in moments[inputs])

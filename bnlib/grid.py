@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 
 from bnlib import data, freeze, store
-from bnlib.checkpoint import previous
 from bnlib.cluster import train_all
 from bnlib.config import Config, InputError, choose, resolve
 from bnlib.optim import work

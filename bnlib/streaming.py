@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from bnlib.config import Config, InputError, generator
 
 IMAGE_SIZE = 224                                          # pixels a side where no other size is asked for
-MOMENTS = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]    # ImageNet's mean and deviation, as torchvision's networks take
+MOMENTS = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]    # ImageNet's mean and deviation, as torchvision has them
 EVALUATED = 250                                           # images a batch of an evaluation
 
 

@@ -1,4 +1,4 @@
-"""Faults injected, not hoped away: killed, full, damaged, crowded. `make test-faults` runs it in full (8 to 15 minutes).
+"""Faults injected, not hoped away: killed, full, damaged, crowded. In full by `make test-faults`: 8 to 15 minutes.
 
 In each test a run must end in the same bytes as one that nothing happened to, and no damaged record may pass.
 """
