@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bnlib import data, freeze, store
+from bnlib import checkpoint, data, freeze, store
 from bnlib.cluster import train_all
 from bnlib.config import Config, InputError, choose, resolve
 from bnlib.optim import work
@@ -84,8 +84,7 @@ def run_all(configs: Iterable[Config], *, budget: str | float | None = None, mis
 
 def started(config: Config, results: str | Path = "results") -> bool:
     """Whether a checkpoint of this config waits to be gone on with."""
-    file = store.checkpoint_file(config, results)
-    return file.exists() or previous(file).exists()
+    return checkpoint.waits(store.checkpoint_file(config, results))
 
 
 def seconds(budget: str | float) -> float:
