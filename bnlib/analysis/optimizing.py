@@ -76,12 +76,11 @@ def searched(table: pd.DataFrame) -> Sentences:
 def course(run: Run) -> pd.DataFrame:
     """A run's history with `passes` over the training images and `seconds` of training as they add up.
 
-    Each pass counts as long as the run's median pass took, since a machine that is busy at times is no optimizer's
-    fault.
+    Each pass counts as long as the fastest of the run took, since a machine that is busy is no optimizer's fault.
     """
     history = run.history
     passes = history["passes"] if "passes" in history else pd.Series(1.0, history.index)
-    return history.assign(passes=passes.cumsum(), seconds=(history["seconds"] / passes).median() * passes.cumsum())
+    return history.assign(passes=passes.cumsum(), seconds=(history["seconds"] / passes).min() * passes.cumsum())
 
 
 def logged_losses(run: Run) -> pd.DataFrame:
