@@ -24,14 +24,7 @@ def summary(runs: Iterable[Run], dataset: str | None = None, planned: int | None
     if of_bn.empty:
         return Sentences(["No BN-only run is there yet."])
     longest = table.drop_duplicates(["model", "trainable"], keep="last").set_index(["model", "trainable"])
-    said = Sentences([*_alone(runs, longest), *_scaling(of_bn), *_parts(table)])
-    dead = dead_features(runs).sort_values("epochs").drop_duplicates(["model", "trainable"], keep="last")
-    share = {what: dead[dead["trainable"] == what]["mean"] for what in ("bn", "all")}
-    shares = [f"training {trained(what)} leaves {_range(values)} % of all |γ| below {DEAD}"
-              for what, values in share.items() if len(values)]
-    if shares:
-        paper = published("share of features disabled").iloc[0]["value"]
-        said.append(f"Switched off: {'; '.join(shares)}. The paper: {paper:g} %, BN only, {PAPER_EPOCHS} epochs.")
+    said = Sentences([*_alone(runs, longest), *_scaling(of_bn), *_parts(table), *_switched_off(runs)])
     said += _without_shortcuts(everything, dataset)
     if planned is not None:
         epochs = pd.Series([run.config.epochs for run in everything]).value_counts().sort_index()
@@ -81,6 +74,18 @@ def _parts(table: pd.DataFrame) -> list[str]:
     stated = ", ".join(f"{trained(row.trainable)} {row.mean:.1f} %"
                        for row in of_one.sort_values("mean", ascending=False).itertuples())
     return [f"Which half does the work, on {name(model)}, {epochs} epochs: {stated}."]
+
+
+def _switched_off(runs: list[Run]) -> list[str]:
+    """The share of small |γ| after each length of training: from the network with the fewest to that with most."""
+    dead, shares = dead_features(runs), []
+    for what in ("bn", "all"):
+        found = [f"{_range(of_one['mean'])} % after {epochs} epochs"
+                 for epochs, of_one in dead[dead["trainable"] == what].groupby("epochs")]
+        shares += [f"training {trained(what)} leaves {' and '.join(found)}"] if found else []
+    paper = published("share of features disabled").iloc[0]["value"]
+    return [f"Switched off, |γ| below {DEAD}: {'; '.join(shares)}. The paper: {paper:g} %, BN only, {PAPER_EPOCHS} "
+            "epochs."] if shares else []
 
 
 def _without_shortcuts(runs: list[Run], dataset: str | None) -> list[str]:

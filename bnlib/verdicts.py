@@ -27,7 +27,7 @@ from bnlib.config import Config, parse_model, random_weights
 from bnlib.freeze import narrow
 from bnlib.profiles import PROFILES, variant
 from bnlib.store import Run
-from bnlib.wording import DECAY, NORM, OPTIMIZER, Sentences, changed, listed, name, seeds_of, spread, trained
+from bnlib.wording import DECAY, NORM, OPTIMIZER, Sentences, changed, listed, machine, name, seeds_of, spread, trained
 
 REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
 ENOUGH = 3         # networks, depths, widths, or seeds of one network, on which an ordering must have been seen to hold
@@ -149,7 +149,7 @@ def _number(table: pd.DataFrame, claim, epochs: int = PAPER_EPOCHS) -> tuple:
     ours = table[(table["model"] == claim.model) & (table["trainable"] == claim.trainable)].sort_values("epochs")
     at_the_papers = ours[ours["epochs"] == epochs]
     row = next((at_the_papers if len(at_the_papers) else ours.iloc[::-1]).itertuples(), None)
-    stated = f"{spread(row)} after {row.epochs} epochs on {row.devices}" if row else "–"
+    stated = f"{spread(row)} after {row.epochs} epochs on {machine(row.devices)}" if row else "–"
     verdict = _number_verdict(row, claim.value) if len(at_the_papers) else NOT_RUN
     return title, claim.where, f"{claim.value:g} %", stated, verdict
 
