@@ -402,12 +402,6 @@ def test_test_images_among_the_training_images_are_refused(tmp_path, monkeypatch
         data.load("leaky", tmp_path)
 
 
-def test_the_validation_images_are_none_of_the_training_images():
-    for seed in range(5):
-        in_training, in_validation = data.split(Config(n_val=5000, seed=seed), 50_000)
-        assert len(np.intersect1d(in_training, in_validation)) == 0
-
-
 def test_nan_in_gamma_is_a_run_that_diverged_and_never_one_that_is_done(tiny, tiny_run, tmp_path, monkeypatch):
     step = train.train_epoch
 

@@ -110,10 +110,21 @@ def test_setting_gammas_to_zero_is_what_the_network_then_computes(tiny_run):
         assert network(torch.randn(5, 3, 32, 32)).std(0).max() < 1e-6
 
 
-def test_pruning_counts_what_it_removes(tiny_run):
+def test_pruning_counts_what_it_removes(tiny_run, monkeypatch):
+    """Three silent channels of the first block: 16·3·3 weights into each and out of it, its γ and its β."""
+    drawn = tiny_run.network
+
+    def silenced():
+        network = drawn()
+        network.blocks[0].bn1.bias.data[:3] = -1e3
+        return network
+
+    before = features.pruning([tiny_run]).iloc[0]
+    assert before["removed"] == 0 and before["parameters left"] == tiny_run.metrics["parameters"]
+    monkeypatch.setattr(tiny_run, "network", silenced)
     row = features.pruning([tiny_run]).iloc[0]
-    assert row["parameters left"] <= row["parameters"] == tiny_run.metrics["parameters"]
-    assert (row["removed"] == 0) == (row["parameters left"] == row["parameters"]) and row["changed"] <= 4
+    assert row["removed"] == row["silent"] == pytest.approx(100 * 3 / row["channels"])
+    assert row["parameters"] - row["parameters left"] == 3 * (2 * 16 * 9 + 2) and row["changed"] == 0
 
 
 def test_a_kept_table_is_computed_once_and_only_for_what_it_lacks(tiny_run, tmp_path):

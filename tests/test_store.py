@@ -1,13 +1,16 @@
 """Records: whole or absent, readable by name, and no larger than they need be."""
 
 import dataclasses
+import hashlib
+import io
 import json
+import os
 import shutil
 
 import pytest
 import torch
 
-from bnlib import Config, InputError, load_runs, run, store
+from bnlib import Config, InputError, checkpoint, load_runs, run, store
 from bnlib.train import evaluate_on_test_set
 
 
@@ -42,12 +45,6 @@ def test_a_record_of_another_format_is_named(tiny_run, tmp_path):
         store.Run(tmp_path / "old")
 
 
-@pytest.mark.parametrize("run_id", ["../x", "/etc/x", "a/b", "", ".", ".."])
-def test_a_run_id_never_leaves_the_results(run_id, tmp_path):
-    with pytest.raises(InputError, match="must be a plain name"):
-        store.record_folder(tmp_path, run_id)
-
-
 def test_a_network_drawn_from_another_seed_is_refused(tiny_run, monkeypatch):
     monkeypatch.setattr(tiny_run, "config", Config.from_dict(tiny_run.config.to_dict() | {"seed": 7}))
     with pytest.raises(InputError, match="drawn from seed 7 are not those of the record"):
@@ -75,10 +72,14 @@ def test_a_file_that_was_changed_is_named(file, tiny_run, tmp_path):
         getattr(store.Run(copy), file.split(".")[0])
 
 
-def test_reading_a_checkpoint_runs_no_code(tmp_path, tiny):
+def test_reading_a_checkpoint_runs_no_code(tmp_path):
     class Evil:
         def __reduce__(self):
-            return (print, ("run",))
-    torch.save({"x": Evil()}, tmp_path / "x.pt")
-    with pytest.raises(Exception, match=r"weights_only|Weights only"):
-        torch.load(tmp_path / "x.pt", weights_only=True)
+            return (os.mkdir, (str(tmp_path / "ran"),))
+    content = io.BytesIO()
+    torch.save({"x": Evil()}, content)
+    content = content.getvalue()
+    (tmp_path / "x.pt").write_bytes(hashlib.sha256(content).digest() + content)           # as sound as any
+    assert checkpoint.read(tmp_path / "x.pt") is None and not (tmp_path / "ran").exists()
+    torch.load(io.BytesIO(content), weights_only=False)                                   # which would have run it
+    assert (tmp_path / "ran").exists()
