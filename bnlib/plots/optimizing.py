@@ -97,7 +97,8 @@ def growth(table: pd.DataFrame) -> Figure:
 
 
 def with_and_without(table: pd.DataFrame) -> Figure:
-    """Training loss against steps and seconds: a line a run, dashed without batch norm, a row a set of images.
+    """Training loss against steps and seconds: a line a run, dashed without batch norm, thinner at an optimizer's second
+    setting; a row a set of images.
 
     table: from `analysis.with_and_without`. Each line is the mean over a tenth of the run's logged steps and ends at
     `analysis.last_loss`, with the losses as measured faint behind it; dotted: the loss of guessing.
@@ -105,6 +106,7 @@ def with_and_without(table: pd.DataFrame) -> Figure:
     if not len(table):
         return nothing_yet()
     sets = list(dict.fromkeys(table["dataset"]))
+    settings = {optimizer: list(dict.fromkeys(rows["setting"])) for optimizer, rows in table.groupby("optimizer")}
     table = table.assign(mean=table.groupby("run")["loss"].transform(
         lambda losses: losses.rolling(max(1, len(losses) // 10)).mean()))
     figure, grid = plt.subplots(len(sets), 2, figsize=(7.4, 0.9 + 2.7 * len(sets)), sharey="row", squeeze=False)
@@ -113,8 +115,9 @@ def with_and_without(table: pd.DataFrame) -> Figure:
         for axes, against in zip(row, ("step", "seconds"), strict=True):
             axes.axhline(np.log(part["classes"].iloc[0]), color="#333333", linestyle=":", linewidth=0.9)
             for (norm, optimizer, what, _), run in part.groupby(["norm", "optimizer", "setting", "run"], sort=False):
-                style = {"color": OPTIMIZER_COLOURS[optimizer], "linestyle": "-" if norm == "batch" else "--"}
-                axes.plot(run[against], run["loss"], color=style["color"], linewidth=0.5, alpha=0.25)
+                style = {"color": OPTIMIZER_COLOURS[optimizer], "linestyle": "-" if norm == "batch" else "--",
+                         "linewidth": 2.0 / (1 + settings[optimizer].index(what))}
+                axes.plot(run[against], run["loss"], color=style["color"], linewidth=0.5, alpha=0.15)
                 axes.plot(run[against], run["mean"], **style, label=f"{OPTIMIZER[optimizer]} {NORM[norm]}, {what}")
             axes.set(xlabel={"step": f"step, of {part['batch_size'].iloc[0]} images",
                              "seconds": "seconds of training"}[against], xlim=(0, None))
