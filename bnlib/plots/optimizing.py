@@ -97,8 +97,9 @@ def growth(table: pd.DataFrame) -> Figure:
 
 
 def with_and_without(table: pd.DataFrame) -> Figure:
-    """Training loss against steps and seconds: a line a run, dashed without batch norm, thinner at an optimizer's second
-    setting; a row a set of images.
+    """Training loss against steps and seconds: a line a run, dashed without batch norm, a row a set of images.
+
+    An optimizer's second setting has a thinner line than its first.
 
     table: from `analysis.with_and_without`. Each line is the mean over a tenth of the run's logged steps and ends at
     `analysis.last_loss`, with the losses as measured faint behind it; dotted: the loss of guessing.
