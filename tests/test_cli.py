@@ -72,7 +72,7 @@ def test_data_checks_a_dataset(capsys):
     (["verify", "--retrain=-1"], "retrain=-1: must be at least 0"),
     (["verify", "--results=nowhere"], "nowhere: no folder of records"),
     (["train", "resnet14", "--dataset=cifar11"], "did you mean 'cifar10"),
-    (["train", "resnet14", "--device=gpu"], "not one of cuda, mps, cpu"),
+    (["train", "resnet14", "--lr=0.123", "--device=gpu"], "not one of cuda, mps, cpu"),
     (["train", "resnt14"], "nearest: resnet14"),
     (["train", "resnet15x4"], "nearest: resnet14x4"),
     (["test", "nothing"], "not a network"),
