@@ -48,8 +48,11 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
         hue, marker = colour(trainable), MARKERS.get(epochs, "D")
         axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue, marker=marker, capsize=2)
         last = line.iloc[-1]
-        axes.annotate(f"{trained(trainable)}, {epochs} epochs", (last[by], last["mean"]), xytext=(8, -3), va="top",
-                      textcoords="offset points", color=hue)
+        beside = {"xytext": (8, -3), "va": "top"}
+        if len(line) == 1 and len(table) > 1:                    # a point alone, over which longer lines may go
+            beside = {"xytext": (0, 16), "va": "bottom"}
+        axes.annotate(f"{trained(trainable)}, {epochs} epochs", (last[by], last["mean"]), color=hue,
+                      textcoords="offset points", **beside)
     ticks = set(table[by])
     if published is not None:
         ticks |= _hollow(axes, table, by, published)
@@ -194,15 +197,17 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
         return nothing_yet()
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True)
     for axes, by in zip(panels, ("parameters", "bytes"), strict=True):
+        named = set()                                  # once each, however long it was trained
         for (trainable, epochs), line in table.sort_values(by).groupby(["trainable", "epochs"]):
             hue, alone = colour(trainable), trainable == "bn"
             axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue, capsize=2,
                           marker=MARKERS.get(epochs, "D"),
                           label=f"{'BN only' if alone else 'narrow, all parameters'}, {epochs} epochs")
             beside = {"xytext": (4, -11)} if alone else {"xytext": (-6, 3), "ha": "right"}
-            for row in line.itertuples():
+            for row in line[~line["model"].isin(named)].itertuples():
                 axes.annotate(name(row.model), (getattr(row, by), row.mean), color=hue, fontsize=7,
                               textcoords="offset points", **beside)
+            named |= set(line["model"])
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
