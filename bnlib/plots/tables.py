@@ -33,7 +33,8 @@ def table(styler):
 
     Columns that say nothing (no seed diverged, one dataset) or that the provenance table repeats are left out.
     """
-    last = ["epochs", "variant", "parameters", "dataset"] if "mean" in styler.data else []      # what is asked for first
+    # accuracy, which is asked for, stands before them
+    last = ["epochs", "variant", "parameters", "dataset"] if "mean" in styler.data else []
     data = styler.data[[*(c for c in styler.data if c not in last), *(c for c in last if c in styler.data)]]
     hidden = ["depth", "width", "seeds", "devices"] if "mean" in data else []
     hidden += [c for c in ("diverged", "variant") if c in data and not data[c].any()]
