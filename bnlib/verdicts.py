@@ -186,7 +186,8 @@ def _pairs_stated(holds: list[bool], what: str, runs: list[Run]) -> str:
     if not holds:
         return "–"
     seeds, epochs = (listed(getattr(run.config, field) for run in runs) for field in ("seed", "epochs"))
-    return f"in {sum(holds)} of {len(holds)} pairs; {what}; seeds {seeds}; {epochs} epochs"
+    return (f"in {sum(holds)} of {len(holds)} pairs; {what}; seed{'s' * (',' in seeds)} {seeds}; "
+            f"{epochs} epoch{'s' * (epochs != '1')}")
 
 
 def _rises(title: str, where: str, runs: list[Run], by: str, fixed: str) -> tuple:

@@ -24,7 +24,8 @@ def _for_reading(styler, uuid: str, formats: dict, titles: dict, hidden=()):
     sides = {column: "right" if data[column].dtype.kind in "fiu" else "left" for column in data}
     styler = styler.format(written, na_rep="–").set_uuid(uuid).hide(axis="index").hide(axis="columns", subset=hidden)
     styler = styler.format_index(lambda column: (_TITLES | titles).get(column, column), axis=1)
-    return styler.set_table_styles({column: [{"selector": "", "props": f"text-align: {side}"}]
+    wrapped = {"variant": "; white-space: normal; min-width: 11em"}        # long, and not to push numbers off the page
+    return styler.set_table_styles({column: [{"selector": "", "props": f"text-align: {side}" + wrapped.get(column, "")}]
                                     for column, side in sides.items()})
 
 
@@ -33,8 +34,7 @@ def table(styler):
 
     Columns that say nothing (no seed diverged, one dataset) or that the provenance table repeats are left out.
     """
-    # accuracy, which is asked for, stands before them
-    last = ["epochs", "variant", "parameters", "dataset"] if "mean" in styler.data else []
+    last = ["epochs", "parameters", "dataset"] if "mean" in styler.data else []          # what is asked for comes first
     data = styler.data[[*(c for c in styler.data if c not in last), *(c for c in last if c in styler.data)]]
     hidden = ["depth", "width", "seeds", "devices"] if "mean" in data else []
     hidden += [c for c in ("diverged", "variant") if c in data and not data[c].any()]
