@@ -191,9 +191,9 @@ def _as(default, value):
         return tuple(map(float, value))
     if value is None and default is None:
         return None
-    number = float(value)
-    least = 0 if isinstance(default, float) else 1
-    if isinstance(value, str) or not number >= least or (isinstance(default, int) and number % 1):
+    number, whole = float(value), isinstance(default, int)
+    in_range = number > 0 if default is None else number >= (1 if whole else 0)
+    if isinstance(value, str) or not in_range or (whole and number % 1):
         raise ValueError
     return int(number) if not isinstance(default, float) and not number % 1 else number
 
@@ -203,7 +203,7 @@ def _kind(default) -> str:
     return ("True or False" if isinstance(default, bool) else
             f"{len(default)} numbers from 0 to below 1" if isinstance(default, tuple) else
             "a number from 0 on" if isinstance(default, float) else
-            "a whole number from 1 on" if isinstance(default, int) else "None or a number from 1 on")
+            "a whole number from 1 on" if isinstance(default, int) else "None or a number above 0")
 
 
 def _plain(value) -> str:

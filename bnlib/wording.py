@@ -22,7 +22,7 @@ OPTIMIZER = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "lbfgs": "LBFGS", "
              "lion": "Lion", "prodigy": "Prodigy"}
 #: How the presence of batch norm, or what stands in its place, is called.
 NORM = {"batch": "with batch norm", "none": "without batch norm", "group": "group norm", "layer": "layer norm"}
-#: How it is called what weight decay acts on, where γ and β alone train.
+#: What weight decay acts on, in words, where γ and β alone train.
 DECAY = {"all": "on γ and β", "gamma": "on γ alone", "beta": "on β alone", "none": "on neither"}
 #: How a field of another value than the protocol's is called; what is not here is called by its own name.
 _CHANGED = {
@@ -33,7 +33,8 @@ _CHANGED = {
     "shortcut": {"A": "shortcuts of option A", "none": "no shortcut where shapes change"}.get,
     "lr": "learning rate {}".format, "bn_first": "γ and β alone for {} epochs".format,
     "n_train": lambda n: f"{n:,} training images" if n else "all training images", "n_val": "{:,} held out".format,
-    "warmup_epochs": lambda epochs: with_warmup(epochs), "fp32": {True: "float32"}.get,
+    "warmup_epochs": lambda epochs: with_warmup(epochs),                       # which stands further down
+    "fp32": {True: "float32"}.get,
     "decay": lambda on: f"weight decay {DECAY[on]}" if on in DECAY else None,
     "positions": lambda letters: "batch norm at " + (", ".join(
         f"layer {layer}" for layer, letter in enumerate(letters.split(","), 1) if letter == "1") or "no layer")}

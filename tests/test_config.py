@@ -128,6 +128,7 @@ def test_the_id_names_the_experiment_and_differs_with_every_field():
     ({"optimizer": "lbfgs", "optimizer_options": "tolerance_grad=-1"}, "tolerance_grad is a number from 0 on"),
     ({"optimizer": "adam", "optimizer_options": "betas=(0.9,1.5)"}, "betas is 2 numbers from 0 to below 1"),
     ({"optimizer": "adam", "optimizer_options": "amsgrad=1"}, "amsgrad is True or False, such as False"),
+    ({"optimizer": "prodigy", "optimizer_options": "beta3=0"}, "beta3 is None or a number above 0, such as None"),
     ({"optimizer": "adabound", "optimizer_options": "final_lr=-1"}, "final_lr is a number from 0 on, such as 0.1"),
     ({"optimizer": "adam", "momentum": 0.9},
      "momentum=0.9: must be 0 or None, as adam has none; nor does it take over SGD's lr"),

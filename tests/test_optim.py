@@ -54,6 +54,8 @@ def test_an_option_has_one_id_however_it_is_spelled():
     configs = {Config(optimizer="adam", optimizer_options=text) for text in spellings}
     assert {c.optimizer_options for c in configs} == {"betas=(0.5,0.9) eps=1e-06"} and len(configs) == 1
     assert Config(optimizer="adam", optimizer_options="eps=1e-8").id == Config(optimizer="adam").id
+    assert Config(optimizer="prodigy", optimizer_options="beta3=.98").optimizer_options == "beta3=0.98"
+    assert Config(optimizer="lbfgs", optimizer_options="max_eval=50.0").optimizer_options == "max_eval=50"
 
 
 def test_sgds_defaults_are_the_papers_and_of_the_others_their_own():

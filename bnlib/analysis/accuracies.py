@@ -54,8 +54,8 @@ def comparable(table: pd.DataFrame) -> pd.DataFrame:
 def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame:
     """Final test accuracy (or another share among the metrics) in %, a row a setting: mean and deviation over seeds.
 
-    Columns: dataset, model, depth, width, trainable, variant, epochs, parameters (trained), mean, std (of the sample,
-    NaN for one seed), n (finished seeds), diverged (seeds that diverged), seeds, devices.
+    Columns: dataset, model, depth, width, trainable, variant (in words), epochs, parameters (trained), mean, std (of
+    the sample, NaN for one seed), n (finished seeds), diverged (seeds that diverged), seeds, devices.
     """
     keys = ["dataset", "depth", "width", "model", "trainable", "variant", "epochs", "parameters"]
     rows = pd.DataFrame([{

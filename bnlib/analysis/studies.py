@@ -29,7 +29,7 @@ def taken_apart(runs: Iterable[Run]) -> list[Run]:
 
 def histories(runs: Iterable[Run]) -> pd.DataFrame:
     """Loss, and accuracy in %, on training and test images: one row a run and epoch, and what tells runs apart."""
-    parts = [run.history.assign(**_about(run), epoch=run.history["epoch"]) for run in runs]
+    parts = [run.history.assign(**_about(run)) for run in runs]
     if not parts:
         return pd.DataFrame(columns=["modification", "lr", "epoch"])
     table = pd.concat(parts, ignore_index=True)

@@ -81,8 +81,8 @@ def growth(table: pd.DataFrame) -> Figure:
     """
     if not len(table):
         return nothing_yet()
-    hues = dict(zip(DECAY, (COLOURS["bn"], COLOURS["gamma"], COLOURS["beta"], "#333333"), strict=True))
-    styles = dict(zip(DECAY, ("-", "--", "-.", ":"), strict=True))            # γ alone and both lie on each other in γ
+    hues = {"all": COLOURS["bn"], "gamma": COLOURS["gamma"], "beta": COLOURS["beta"], "none": "#333333"}
+    styles = {"all": "-", "gamma": "--", "beta": "-.", "none": ":"}            # γ alone and both lie on each other in γ
     figure, grid = plt.subplots(1, 2, figsize=(7, 3.6))
     for axes, part in zip(grid, ("gamma", "beta"), strict=True):
         for (decay, _), line in table.groupby(["decay", "seed"], sort=False):
