@@ -9,11 +9,10 @@ from bnlib.store import Run
 from bnlib.wording import Sentences, name, seeds_of, shown, spread, trained
 
 
-def summary(runs: Iterable[Run], dataset: str | None = None, planned: int | None = None) -> Sentences:
-    """What the runs say in a few sentences, the longest training of each network and mode; every number computed.
+def summary(runs: Iterable[Run], dataset: str | None = None) -> Sentences:
+    """The answer in at most five sentences, the longest training of each network and mode; every number computed.
 
-    dataset: on which images; None: on all there are. planned: how many runs the report plans, for a last sentence on
-    what is there.
+    dataset: on which images; None: on all there are.
     """
     everything = list(runs)
     runs = [run for run in plain(everything)
@@ -23,46 +22,45 @@ def summary(runs: Iterable[Run], dataset: str | None = None, planned: int | None
     of_bn = table[table["trainable"] == "bn"]
     if of_bn.empty:
         return Sentences(["No BN-only run is there yet."])
-    longest = table.drop_duplicates(["model", "trainable"], keep="last").set_index(["model", "trainable"])
-    said = Sentences([*_alone(runs, longest), *_scaling(of_bn), *_parts(table), *_switched_off(runs)])
-    said += _without_shortcuts(everything, dataset)
-    if planned is not None:
-        epochs = pd.Series([run.config.epochs for run in everything]).value_counts().sort_index()
-        lengths = [f"{n} run{'s' * (n > 1)} of {e} epoch{'s' * (e > 1)}" for e, n in epochs.items()]
-        lengths += [] if PAPER_EPOCHS in epochs else [f"none of the paper's {PAPER_EPOCHS} yet"]
-        hours = sum(run.provenance["seconds"] for run in everything) / 3600
-        said.append(f"{len(everything):,} of {planned:,} planned runs are there: {', '.join(lengths)}; "
-                    f"{hours:.1f} hours.")
-    return said
+    return Sentences([*_alone(runs, table), *_scaling(of_bn), *_parts(table), *_switched_off(runs),
+                      *_without_shortcuts(everything, dataset)])
 
 
-def _alone(runs: list[Run], longest: pd.DataFrame) -> list[str]:
-    """How far BN-only training carries the smallest network and the best one, and full training beside it."""
-    alone = longest.xs("bn", level="trainable").sort_values(["depth", "width"])
+def progress(runs: Iterable[Run], planned: int) -> Sentences:
+    """How many of the planned runs are there, how long each trained, and the hours they took."""
+    runs = list(runs)
+    epochs = pd.Series([run.config.epochs for run in runs], dtype=int).value_counts().sort_index()
+    lengths = [f"{n} run{'s' * (n > 1)} of {e} epoch{'s' * (e > 1)}" for e, n in epochs.items()]
+    lengths += [] if PAPER_EPOCHS in epochs else [f"none of the paper's {PAPER_EPOCHS} yet"]
+    hours = sum(run.provenance["seconds"] for run in runs) / 3600
+    return Sentences([f"{len(runs):,} of {planned:,} planned runs are there: {', '.join(lengths)}; {hours:.1f} hours."])
+
+
+def _alone(runs: list[Run], table: pd.DataFrame) -> list[str]:
+    """How far BN-only training carries the smallest network, and full training beside it."""
+    longest = table.drop_duplicates(["model", "trainable"], keep="last").set_index("trainable")
+    row = next(longest.loc[["bn"]].sort_values(["depth", "width"]).itertuples())
+    full = longest[(longest["model"] == row.model) & (longest.index == "all")]
     papers = published().query("source == 'Frankle et al. 2021' and trainable == 'bn'")
-    total = {run.config.model: run.metrics["parameters"] for run in runs}
-    said = []
-    for row in alone.iloc[sorted({0, alone["mean"].argmax()})].itertuples():
-        full = next(longest[longest.index == (row.Index, "all")].itertuples(), None)
-        rest = f"; training all of them, {spread(full)} after {full.epochs} epochs" if full else ""
-        share = f"{row.parameters:,} of its {total[row.Index]:,} parameters ({row.parameters / total[row.Index]:.1%})"
-        theirs = papers[(papers["model"] == row.Index) & (papers["dataset"] == row.dataset)]["value"].tolist()
-        theirs = f" (the paper: {theirs[0]:g} % after {PAPER_EPOCHS})" if theirs else ""
-        said.append(f"{name(row.Index)} on {shown(row.dataset)}, training only γ and β, {share}, "
-                    f"reaches {spread(row)} after {row.epochs} epochs{theirs}{rest}.")
-    return said
+    theirs = papers[(papers["model"] == row.model) & (papers["dataset"] == row.dataset)]["value"].tolist()
+    theirs = f" (the paper: {theirs[0]:g} % after {PAPER_EPOCHS})" if theirs else ""
+    rest = "".join(f"; training all of them, {spread(f)} after {f.epochs} epochs" for f in full.itertuples())
+    total = next(run.metrics["parameters"] for run in runs if run.config.model == row.model)
+    share = f"{row.parameters:,} of its {total:,} parameters ({row.parameters / total:.1%})"
+    return [f"{name(row.model)} on {shown(row.dataset)}, training only γ and β, {share}, "
+            f"reaches {spread(row)} after {row.epochs} epochs{theirs}{rest}."]
 
 
 def _scaling(of_bn: pd.DataFrame) -> list[str]:
-    """From where to where BN-only accuracy goes with depth, and with width: the longest line there is of each."""
+    """From where to where BN-only accuracy goes with depth and with width: the longest line there is of each."""
     said = []
     for by, fixed in (("depth", "width"), ("width", "depth")):
         line = max((group.sort_values(by) for _, group in of_bn.groupby([fixed, "epochs"])), key=len)
         if len(line) > 1:
             first, last = line.iloc[0], line.iloc[-1]
-            said.append(f"From {by} {first[by]:g} to {by} {last[by]:g} BN-only accuracy goes from {first['mean']:.1f} "
-                        f"to {last['mean']:.1f} % ({first.epochs} epochs).")
-    return said
+            said.append(f"from {by} {first[by]:g} to {by} {last[by]:g} it goes from {first['mean']:.1f} to "
+                        f"{last['mean']:.1f} % ({last['parameters']:,} parameters, {first.epochs} epochs)")
+    return [f"BN-only accuracy against size: {'; '.join(said)}."] if said else []
 
 
 def _parts(table: pd.DataFrame) -> list[str]:

@@ -117,9 +117,11 @@ def test_findings_are_computed_from_the_runs():
 def test_findings_say_which_half_does_the_work_and_how_much_is_there():
     runs = [fake_run(0.45), fake_run(0.4, trainable="gamma"), fake_run(0.3, trainable="beta"),
             fake_run(0.5, norm="group")]
-    said = list(findings.summary(runs, planned=10))
+    said = list(findings.summary(runs))
     assert "Which half does the work, on ResNet-14, 160 epochs: BN only 45.0 %, γ only 40.0 %, β only 30.0 %." in said
-    assert said[-1] == "4 of 10 planned runs are there: 4 runs of 160 epochs; 4.0 hours."
+    assert list(findings.progress(runs, planned=10)) == [
+        "4 of 10 planned runs are there: 4 runs of 160 epochs; 4.0 hours."]
+    assert findings.progress([], 10)[0].startswith("0 of 10 planned runs are there: none of the paper's 160 yet")
 
 
 def test_compute_is_summed_device_by_device():

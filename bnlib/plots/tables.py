@@ -1,15 +1,17 @@
 """Tables for reading, for `DataFrame.style.pipe`: few digits, units, no index."""
 
+import numpy as np
+
 from bnlib.verdicts import NOT, NOT_RUN, PARTLY, REPRODUCED
 from bnlib.wording import OPTIMIZER, machine, name, shown, trained
 
 #: How cells of a column are written, in whichever table it is.
-_FORMATS = {"mean": "{:.1f}", "std": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
+_FORMATS = {"mean": "{:.1f}", "hours": "{:.2f}", "images/s": "{:,.0f}", "parameters": "{:,}",
             "chance": "{:.1f}", "model": name, "network": name, "trainable": trained, "trained": trained,
             "dataset": shown, "device": machine,
             "optimizer": OPTIMIZER.get, "passes": "{:.0f}"}
 #: What a column is called, in whichever table it is.
-_TITLES = {"mean": "test accuracy (%)", "std": "± std", "n": "seeds", "model": "network", "trainable": "trained",
+_TITLES = {"mean": "test accuracy (%)", "n": "seeds", "model": "network", "trainable": "trained",
            "chance": "chance (%)"}
 
 
@@ -24,23 +26,35 @@ def _for_reading(styler, uuid: str, formats: dict, titles: dict, hidden=()):
     sides = {column: "right" if data[column].dtype.kind in "fiu" else "left" for column in data}
     styler = styler.format(written, na_rep="–").set_uuid(uuid).hide(axis="index").hide(axis="columns", subset=hidden)
     styler = styler.format_index(lambda column: (_TITLES | titles).get(column, column), axis=1)
-    wrapped = {"variant": "; white-space: normal; min-width: 11em"}        # long, and not to push numbers off the page
-    return styler.set_table_styles({column: [{"selector": "", "props": f"text-align: {side}" + wrapped.get(column, "")}]
+    return styler.set_table_styles({column: [{"selector": "", "props": f"text-align: {side}"}]
                                     for column, side in sides.items()})
 
 
 def table(styler):
     """A table for reading: few digits, units, no index; for `DataFrame.style.pipe(plots.table)`.
 
-    Columns that say nothing (no seed diverged, one dataset) or that the provenance table repeats are left out.
+    Accuracies come as mean ± standard deviation behind what they are of. Columns that say nothing (no seed diverged,
+    one dataset) or that the provenance table repeats are left out.
     """
-    last = ["epochs", "parameters", "dataset"] if "mean" in styler.data else []          # what is asked for comes first
-    data = styler.data[[*(c for c in styler.data if c not in last), *(c for c in last if c in styler.data)]]
-    hidden = ["depth", "width", "seeds", "devices"] if "mean" in data else []
+    data, hidden = styler.data, []
+    if "mean" in data:
+        results = ["mean", "n", "parameters", "dataset"]
+        data = data[[*(c for c in data if c not in results), *(c for c in results if c in data)]]
+        if "std" in data:
+            data = data.assign(mean=[_spread(*both) for both in zip(data["mean"], data["std"], strict=True)])
+        hidden = ["std", "depth", "width", "seeds", "devices"]
     hidden += [c for c in ("diverged", "variant") if c in data and not data[c].any()]
     hidden += ["dataset"] if "dataset" in data and data["dataset"].nunique() < 2 else []
-    return _for_reading(data.style, "-".join(map(str, data.columns[:4])), {}, {"parameters": "parameters trained"},
+    formats = {"mean": str} if "std" in data else {}
+    return _for_reading(data.style, "-".join(map(str, data.columns[:4])), formats, {"parameters": "parameters trained"},
                         hidden)
+
+
+def _spread(mean: float, std: float) -> str:
+    """`84.9 ± 0.6`, in a line, its tens under the tens of others; `–` where no seed came to an end."""
+    if np.isnan(mean):
+        return "–"
+    return f"{mean:.1f}".rjust(4, "\u2007") + ("" if np.isnan(std) else f"\u00a0±\u00a0{std:.1f}")
 
 
 def verdicts(styler):
