@@ -182,12 +182,14 @@ def _pairs_verdict(holds: list[bool], units: set) -> str:
     return PARTLY if np.mean(holds) > 0.5 else NOT
 
 
-def _pairs_stated(holds: list[bool], what: str, runs: list[Run]) -> str:
+def _judged(holds: list[bool], said: str, runs: list[Run], units: set | None = None) -> tuple[str, str]:
+    """What is stated of pairs and their verdict. runs: one of each pair; units: None for its networks or seeds."""
     if not holds:
-        return "–"
+        return "–", NOT_RUN
     seeds, epochs = (listed(getattr(run.config, field) for run in runs) for field in ("seed", "epochs"))
-    return (f"in {sum(holds)} of {len(holds)} pairs; {what}; seed{'s' * (',' in seeds)} {seeds}; "
-            f"{epochs} epoch{'s' * (epochs != '1')}")
+    stated = (f"in {sum(holds)} of {len(holds)} pairs; {said}; seed{'s' * (',' in seeds)} {seeds}; "
+              f"{epochs} epoch{'s' * (epochs != '1')}")
+    return stated, _pairs_verdict(holds, networks_or_seeds(map(model_and_seed, runs)) if units is None else units)
 
 
 def _rises(title: str, where: str, runs: list[Run], by: str, fixed: str) -> tuple:
@@ -203,8 +205,7 @@ def _rises(title: str, where: str, runs: list[Run], by: str, fixed: str) -> tupl
             holds.append(percent_right(line[high]) > percent_right(line[low]))
             values |= {low, high}
             used += [line[low], line[high]]
-    stated = _pairs_stated(holds, f"{by} {listed(values)}", used)
-    return title, where, "rises", stated, _pairs_verdict(holds, values)
+    return title, where, "rises", *_judged(holds, f"{by} {listed(values)}", used, values)
 
 
 def _beats(title: str, where: str, claim: str, runs: list[Run], lower: str, upper: str,
@@ -224,8 +225,8 @@ def _paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Calla
     models = [low.config.model for low, _ in pairs]
     means = ", ".join(f"{name(model)} {row['high']:.1f} against {row['low']:.1f} %" for model, row in pd.DataFrame(
         {"low": lows, "high": highs}, dtype=float).groupby(models, sort=False).mean().iterrows())
-    stated = _pairs_stated(holds, f"{upper} against {lower}: {means}", [low for low, _ in pairs])
-    return stated, _pairs_verdict(holds, units(model_and_seed(low) for low, _ in pairs))
+    runs = [low for low, _ in pairs]
+    return _judged(holds, f"{upper} against {lower}: {means}", runs, units(map(model_and_seed, runs)))
 
 
 def _changed(runs: list[Run], trainable: str, field: str) -> list[tuple[Run, Run]]:
@@ -298,8 +299,7 @@ def _ends(title: str, where: str, claim: str, runs: list[Run], holds: Callable[[
     ends = [(line[0], line[-1]) for line in used]
     said = "; ".join(f"depth {low.config.depth} {percent_right(low):.1f} %, {high.config.depth} "
                      f"{percent_right(high):.1f} %" for low, high in ends)
-    stated = _pairs_stated(found, said, [low for low, _ in ends])
-    return title, where, claim, stated, _pairs_verdict(found, {low.config.seed for low, _ in ends})
+    return title, where, claim, *_judged(found, said, [low for low, _ in ends], {low.config.seed for low, _ in ends})
 
 
 def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[Run], alike: tuple[str, ...],
@@ -314,9 +314,7 @@ def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[R
     found = [holds(low, high) for low, high in numbers]
     means = np.mean(numbers, 0) if pairs else ()
     said = ", ".join(f"{side} {mean:.1f} %" for side, mean in zip(names, means, strict=False))
-    stated = _pairs_stated(found, f"in the mean {said}", [low for low, _ in pairs])
-    units = networks_or_seeds(model_and_seed(low) for low, _ in pairs)
-    return title, where, claim, stated, _pairs_verdict(found, units)
+    return title, where, claim, *_judged(found, f"in the mean {said}", [low for low, _ in pairs])
 
 
 def _place(run: Run) -> tuple:
@@ -382,9 +380,8 @@ def _matters_little(runs: list[Run], field: str, title: str) -> tuple:
     away = pd.Series({run.id: percent_right(run) - percent_right(same) for same, run in pairs}, dtype=float)
     means = away.groupby([f"{changed(variant(run.config))}, {name(run.config.model)}" for _, run in pairs]).mean()
     said = "; ".join(f"{what} {points:+.1f}" for what, points in means.items()) + " points"
-    stated = _pairs_stated([*(away.abs() < LITTLE)], said, [run for _, run in pairs])
-    return title, "appendix", f"under {LITTLE:g} points", stated, _pairs_verdict(
-        [*(away.abs() < LITTLE)], networks_or_seeds(model_and_seed(run) for _, run in pairs))
+    return title, "appendix", f"under {LITTLE:g} points", *_judged(
+        [*(away.abs() < LITTLE)], said, [run for _, run in pairs])
 
 
 # ------------------------------------------------------------------------------------------- optimizers
@@ -407,26 +404,23 @@ def _fewer_passes(runs: list[Run]) -> tuple:
         took = [each[each["test_loss"] <= level]["passes"].iloc[0] for each in courses]
         holds.append(took[0] < took[1])
         said.append(f"{took[0]:.0f} passes, SGD {took[1]:.0f}, to a test loss of {level:.2f}")
-    stated = _pairs_stated(holds, "; ".join(said), [lbfgs for lbfgs, _ in pairs])
-    verdict = _pairs_verdict(holds, networks_or_seeds(model_and_seed(lbfgs) for lbfgs, _ in pairs))
-    return "LBFGS converges in fewer passes, BN only", "LBFGS study", "faster", stated, verdict
+    return ("LBFGS converges in fewer passes, BN only", "LBFGS study", "faster",
+            *_judged(holds, "; ".join(said), [lbfgs for lbfgs, _ in pairs]))
 
 
 def _no_better(title: str, pairs: list[tuple[Run, Run]], measure: Callable[[Run], float], margin: float,
-               shown: Callable[[Run], str], called: Callable[[Run], str], units: set) -> tuple:
+               shown: Callable[[Run], str], called: Callable[[Run], str], units: set | None = None) -> tuple:
     """Whether AdaBound measures at most a margin more than Adam does, in each pair of both."""
     holds = [measure(adabound) <= measure(adam) + margin for adabound, adam in pairs]
     means = "; ".join(f"{called(a)}: {shown(a)}, Adam {shown(b)}" for a, b in pairs)
-    stated = _pairs_stated(holds, means, [a for a, _ in pairs])
-    return title, "NumPy ResNet-101 study", "no gain seen", stated, _pairs_verdict(holds, units)
+    return title, "NumPy ResNet-101 study", "no gain seen", *_judged(holds, means, [a for a, _ in pairs], units)
 
 
 def _no_more_accurate(runs: list[Run]) -> tuple:
     """Whether AdaBound's test accuracy is at most LITTLE above Adam's."""
     pairs = _of_two(runs, "adabound", "adam")
     return _no_better(f"AdaBound is no better than Adam (within {LITTLE:g} points)", pairs, percent_right, LITTLE,
-                      lambda run: f"{percent_right(run):.1f} %", lambda run: trained(run.config.trainable),
-                      networks_or_seeds(model_and_seed(run) for run, _ in pairs))
+                      lambda run: f"{percent_right(run):.1f} %", lambda run: trained(run.config.trainable))
 
 
 def _no_faster(deep: list[dict[tuple[str, str], Run]]) -> tuple:
@@ -467,10 +461,8 @@ def _norm_matters_most(deep: list[dict[tuple[str, str], Run]]) -> tuple:
             said.append(f"{OPTIMIZER[optimizer]}: loss {loss['batch', optimizer]:.2f}, without batch norm "
                         f"{loss['none', optimizer]:.2f}")
             used.append(four["batch", optimizer])
-    stated = _pairs_stated(holds, "; ".join(said), used)
-    verdict = _pairs_verdict(holds, {run.config.dataset for run in used})
     return ("Batch norm matters more for speed than the choice of Adam or AdaBound", "NumPy ResNet-101 study", "most",
-            stated, verdict)
+            *_judged(holds, "; ".join(said), used, {run.config.dataset for run in used}))
 
 
 def _decay_restrains(runs: list[Run]) -> tuple:
@@ -485,6 +477,5 @@ def _decay_restrains(runs: list[Run]) -> tuple:
     holds = [with_it < without for with_it, without in sizes]
     means = "; ".join(f"β {with_it:.2f} with decay {DECAY[run.config.decay]}, "
                       f"{without:.2f} without" for (run, _), (with_it, without) in zip(pairs, sizes, strict=True))
-    stated = _pairs_stated(holds, means, [run for run, _ in pairs])
-    verdict = _pairs_verdict(holds, networks_or_seeds(model_and_seed(run) for run, _ in pairs))
-    return "Weight decay on β restrains its growth, BN only", "LBFGS study", "β too large", stated, verdict
+    return ("Weight decay on β restrains its growth, BN only", "LBFGS study", "β too large",
+            *_judged(holds, means, [run for run, _ in pairs]))
