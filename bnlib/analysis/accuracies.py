@@ -40,15 +40,15 @@ def pair(runs: Iterable[Run]) -> list[Run]:
             for found in of.values() if found]
 
 
-def comparable(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each network the rows of one number of epochs, so that no figure mixes 16 with 160.
+def comparable(table: pd.DataFrame, of: str = "model", kinds: Iterable[str] = ("trainable", "variant")) -> pd.DataFrame:
+    """Of each network (or another column) the rows of one number of epochs, so that no figure mixes 16 with 160.
 
-    The one of which there is most to compare, settings and what trains; of equals the longest training.
+    The one of which there is most to compare, by default settings and what trains; of equals the longest training.
     """
-    kinds = [column for column in ("trainable", "variant") if column in table]
-    settings = table.drop_duplicates(["model", "epochs", *kinds]).value_counts(["model", "epochs"]).reset_index()
-    best = settings.sort_values(["count", "epochs"]).drop_duplicates("model", keep="last").set_index("model")["epochs"]
-    return table[table["epochs"] == table["model"].map(best)]
+    kinds = [column for column in kinds if column in table]
+    settings = table.drop_duplicates([of, "epochs", *kinds]).value_counts([of, "epochs"]).reset_index()
+    best = settings.sort_values(["count", "epochs"]).drop_duplicates(of, keep="last").set_index(of)["epochs"]
+    return table[table["epochs"] == table[of].map(best)]
 
 
 def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame:

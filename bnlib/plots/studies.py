@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import histories, surface
+from bnlib.analysis import comparable, histories, surface
 from bnlib.config import DEEPOBS, Config, InputError, choose, parse_model
 from bnlib.plots.style import SYMBOL, colour, legend_below, note, nothing_yet
 from bnlib.profiles import MODIFICATIONS, modification
@@ -208,13 +208,11 @@ def by_depth(table: pd.DataFrame) -> Figure:
     """Test accuracy against depth: residual (full lines) and plain (dashed), a panel what trains.
 
     table: from `analysis.residual_and_plain`; hollow marks are published values. Of what trains, the number of epochs
-    with most networks, of equals the longest training, so that no panel mixes 16 and 160.
+    with most depths, of equals the longest training, so that no panel mixes 16 and 160.
     """
     if not len(table):
         return nothing_yet()
-    most = table.value_counts(["trained", "epochs"]).reset_index().sort_values(["count", "epochs"])
-    compared = most.drop_duplicates("trained", keep="last").set_index("trained")["epochs"]
-    table = table[table["epochs"] == table["trained"].map(compared)]
+    table = comparable(table, "trained", ["depth"])
     modes = list(table["trained"].unique())
     figure, grid = plt.subplots(1, len(modes), figsize=(1 + 3.2 * len(modes), 3.4), sharex=True, squeeze=False)
     for axes, mode in zip(grid[0], modes, strict=True):
@@ -229,7 +227,7 @@ def by_depth(table: pd.DataFrame) -> Figure:
                           markerfacecolor="none", color=colour(mode), alpha=0.6,
                           label=f"{kind}, {source}" if len(known) else None)
         seeds = seeds_of(of_mode["seeds"].min())
-        axes.set(xlabel="depth (layers)", title=f"{trained(mode)}, {compared[mode]} epochs, {seeds}",
+        axes.set(xlabel="depth (layers)", title=f"{trained(mode)}, {listed(of_mode['epochs'])} epochs, {seeds}",
                  xticks=sorted(set(table["depth"])))
         axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     grid[0][0].set_ylabel("test accuracy (%)")
