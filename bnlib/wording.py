@@ -35,7 +35,8 @@ _CHANGED = {
     "n_train": lambda n: f"{n:,} training images" if n else "all training images", "n_val": "{:,} held out".format,
     "warmup_epochs": lambda epochs: with_warmup(epochs),                       # which stands further down
     "fp32": {True: "float32"}.get,
-    "decay": lambda on: f"weight decay {DECAY[on]}" if on in DECAY else None,
+    "weight_decay": "weight decay {}".format, "decay": lambda on: f"decay {DECAY[on]}" if on in DECAY else None,
+    "log_every": "logged every {} steps".format,
     "positions": lambda letters: "batch norm at " + (", ".join(
         f"layer {layer}" for layer, letter in enumerate(letters.split(","), 1) if letter == "1") or "no layer")}
 

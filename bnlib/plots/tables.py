@@ -33,13 +33,13 @@ def _for_reading(styler, uuid: str, formats: dict, titles: dict, hidden=()):
 def table(styler):
     """A table for reading: few digits, units, no index; for `DataFrame.style.pipe(plots.table)`.
 
-    Accuracies come as mean ± standard deviation behind what they are of. Columns that say nothing (no seed diverged,
-    one dataset) or that the provenance table repeats are left out.
+    Accuracies come as mean ± standard deviation. Columns that say nothing (no seed diverged, one dataset) or that the
+    provenance table repeats are left out.
     """
     data, hidden = styler.data, []
     if "mean" in data:
-        results = ["mean", "n", "parameters", "dataset"]
-        data = data[[*(c for c in data if c not in results), *(c for c in results if c in data)]]
+        last = ["variant", "n", "parameters", "dataset"]         # what is asked for comes first, as a phone shows it
+        data = data[[*(c for c in data if c not in ("mean", *last)), *(c for c in ("mean", *last) if c in data)]]
         if "std" in data:
             data = data.assign(mean=[_spread(*both) for both in zip(data["mean"], data["std"], strict=True)])
         hidden = ["std", "depth", "width", "seeds", "devices"]
