@@ -71,6 +71,8 @@ def optimizers(styler):
     titles = {"val_accuracy": "validation (%)", "test_accuracy": "test (%)", "test_loss": "test loss",
               "seconds": "seconds of training", "beta": "β, root mean square"}
     hidden = ["run", "dataset", "lr", "length", "val_loss", "status", "chosen"]
+    apart = ["dataset", "model", "trainable", "seed", "length", "optimizer"]
+    hidden += ["task"] if not styler.data.duplicated(apart).any() else []        # an id, which these tell as well
     return _for_reading(styler, "optimizers", formats, titles, hidden)
 
 
