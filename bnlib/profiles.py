@@ -33,7 +33,11 @@ _SEARCH = [*({"optimizer": "sgd", "lr": lr} for lr in (0.03, 0.1, 0.3)),
            *({"optimizer": "adabound", "lr": 0.003, "optimizer_options": f"final_lr={end}"} for end in (0.01, 1.0)),
            *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": f"max_iter=5 {memory}",
               "log_every": 15_000 // size}         # nine losses, as three epochs are three points
-             for size, memory in ((5000, "history_size=10"), (5000, "history_size=50"), (15000, "history_size=10")))]
+             for size, memory in ((5000, "history_size=10"), (5000, "history_size=50"), (15000, "history_size=10"))),
+           # γ and β alone take larger rates: of those above, the largest were the best on the validation images
+           *({"trainable": "bn"} | larger for larger in (
+               {"optimizer": "sgd", "lr": 1.0}, {"optimizer": "adam", "lr": 0.03},
+               {"optimizer": "adabound", "lr": 0.01, "optimizer_options": "final_lr=1.0"}))]
 
 #: What an earlier study of the parts of batch norm trained with, on networks of DeepOBS: plain SGD at a constant rate,
 #: L2 on weights and γ alone (`DissectBatchNorm`; its crops, flips and normalisation are those of all runs here).
