@@ -56,14 +56,16 @@ def figure_links(notebook, place: Callable[[Path], Path]) -> list[Path]:
 
 
 def _as_page(notebook: Path, source: Path, others: list[str] | None) -> None:
-    """A notebook as Sphinx takes it, with its figures. others: on the front page, where code is folded, the pages that
-    it leads to."""
+    """A notebook as Sphinx takes it, with its figures; on an experiment's page what comes before them is folded into one.
+    others: on the front page, where all code is folded, the pages that it leads to."""
     import nbformat
     content = nbformat.read(notebook, as_version=4)
     for svg in figure_links(content, lambda svg: Path("figures", svg.name)):
         if (notebook.parent / svg).exists():
             (source / "figures").mkdir(exist_ok=True)
             shutil.copy(notebook.parent / svg, source / "figures")
+    if others is None:
+        content.cells = _set_up_as_one(content.cells)
     for cell in content.cells:
         if cell.cell_type == "markdown":               # Sphinx copies what a page links to
             cell.source = cell.source.replace(f"(../{TABLES}/", "(tables/")
@@ -76,6 +78,22 @@ def _as_page(notebook: Path, source: Path, others: list[str] | None) -> None:
         pages = "\n".join(others)
         content.cells.append(nbformat.v4.new_markdown_cell(f"```{{toctree}}\n:hidden:\n\n{pages}\n```"))
     nbformat.write(content, source / notebook.name)
+
+
+def _set_up_as_one(cells: list) -> list:
+    """The cells with those that put nothing out (imports, parameters, the list of runs) joined to their neighbours and
+    folded: a reader looks for the figure, and for them only then."""
+    joined: list = []
+    for cell in cells:
+        quiet = cell.cell_type == "code" and not cell.outputs
+        if quiet and joined and "hide-input" in joined[-1].metadata.get("tags", ()):
+            joined[-1].source += f"\n\n{cell.source}"
+            continue
+        if quiet:
+            cell.metadata["tags"] = ["hide-input"]
+            cell.metadata["mystnb"] = dict.fromkeys(("code_prompt_show", "code_prompt_hide"), "Parameters and list of runs")
+        joined.append(cell)
+    return joined
 
 
 def _print_pdf(page: Path, pdf: Path) -> str:
