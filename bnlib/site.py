@@ -12,6 +12,7 @@ from pathlib import Path
 from bnlib.config import InputError, resolve
 
 TABLES = "results/tables"            # what notebooks link to beside pages and figures
+SET_UP = "Parameters and list of runs"        # what stands for the code above an experiment's figures
 
 
 def build(notebooks: Sequence[Path], place: Path, front: str) -> None:
@@ -56,8 +57,8 @@ def figure_links(notebook, place: Callable[[Path], Path]) -> list[Path]:
 
 
 def _as_page(notebook: Path, source: Path, others: list[str] | None) -> None:
-    """A notebook as Sphinx takes it, with its figures; on an experiment's page what comes before them is folded into one.
-    others: on the front page, where all code is folded, the pages that it leads to."""
+    """A notebook as Sphinx takes it, with its figures. others: on the front page, where all code is folded, the pages
+    that it leads to."""
     import nbformat
     content = nbformat.read(notebook, as_version=4)
     for svg in figure_links(content, lambda svg: Path("figures", svg.name)):
@@ -91,7 +92,7 @@ def _set_up_as_one(cells: list) -> list:
             continue
         if quiet:
             cell.metadata["tags"] = ["hide-input"]
-            cell.metadata["mystnb"] = dict.fromkeys(("code_prompt_show", "code_prompt_hide"), "Parameters and list of runs")
+            cell.metadata["mystnb"] = dict.fromkeys(("code_prompt_show", "code_prompt_hide"), SET_UP)
         joined.append(cell)
     return joined
 

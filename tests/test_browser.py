@@ -14,6 +14,7 @@ import pytest
 
 from bnlib import report
 from bnlib.config import resolve
+from bnlib.site import SET_UP
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -82,6 +83,14 @@ def test_every_link_within_the_site_leads_somewhere(site):
             assert aim.exists(), f"{page.name}: {target}"
             if anchor and aim.suffix == ".html":
                 assert f'id="{anchor}"' in aim.read_text(), f"{page.name}: {target}#{anchor}"
+
+
+def test_an_experiments_page_folds_its_parameters_and_opens_them_on_a_click(site, browser):
+    shown, _ = opened(browser, site / "01_depth.html")
+    code, fold = shown.get_by_text("profile_name: str"), shown.get_by_text(SET_UP).first
+    assert not code.is_visible()
+    fold.click()
+    assert code.is_visible()
 
 
 def test_a_figure_is_enlarged_by_a_click_and_shrinks_again(site, browser):

@@ -333,13 +333,19 @@ def test_a_record_that_names_other_files_or_lacks_a_key_is_refused(change, two_r
         assert len(load_runs(results)) == 1
 
 
-def test_a_signal_while_the_record_is_written_is_obeyed_after_it(tiny, tmp_path, monkeypatch):
+@pytest.fixture
+def interruptible():
+    """This process raises KeyboardInterrupt at SIGINT, which a shell's background job ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_while_the_record_is_written_is_obeyed_after_it(tiny, tmp_path, monkeypatch, interruptible):
     write = store.write
     monkeypatch.setattr(store, "write", lambda *record: os.kill(os.getpid(), signal.SIGINT) or write(*record))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell's background job ignores it
     with pytest.raises(KeyboardInterrupt):
         run(tiny, results=tmp_path / "results")
-    signal.signal(signal.SIGINT, before)
     assert store.find(tiny, tmp_path / "results") is not None
 
 
