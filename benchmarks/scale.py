@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from bnlib import grid, plan
+from bnlib import campaign, plan
 from bnlib.cluster import assign, longest_first
 from bnlib.config import Config
 
@@ -58,8 +58,8 @@ def every_mode(configs: list[Config]) -> list[Config]:
 
 def grids() -> dict[str, list[Config]]:
     """The paper profile's grid as the notebooks list it, and its networks by depth and width in every mode."""
-    return {"the notebooks' grid": grid.campaign_configs("paper"),
-            "every mode": every_mode(grid.depth_and_width("paper"))}
+    return {"the notebooks' grid": campaign.profile_configs("paper"),
+            "every mode": every_mode(campaign.depth_and_width("paper"))}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from bnlib import cluster, grid
+from bnlib import campaign, cluster, grid
 from bnlib.config import Config
 
 #: Half a second of training: what is measured with it is the rest.
@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     pd.set_option("display.float_format", "{:,.2f}".format)
     print(overhead(options.runs, options.rounds).to_string(index=False))
-    configs = grid.campaign_configs("demo")[::options.every]
+    configs = campaign.profile_configs("demo")[::options.every]
     print(gained(configs, options.workers, options.rounds).to_string(index=False))
 
 

@@ -15,7 +15,7 @@ import time
 import warnings
 from functools import cache
 
-from bnlib import Config, InputError, data, grid, load_runs, parallel, run, store, streaming, verify
+from bnlib import Config, InputError, campaign, data, grid, load_runs, parallel, run, store, streaming, verify
 from bnlib.config import OPTIONS, choose
 from bnlib.device import choose_device
 from bnlib.profiles import PROFILES
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     add(merge_, "merge ../other/results", folder={"positional": True, "help": "a results folder from elsewhere"},
         results=dict(results), device=device)
     add(data_, "data cifar10", name={"positional": True, "help": ", ".join(data.DATASETS) + ", or an image folder"})
-    add(campaign, "campaign --budget 8h", budget=budget, cluster=cluster,
+    add(campaign_, "campaign --budget 8h", budget=budget, cluster=cluster,
         profile={"default": None, "help": f"its grids alone: {', '.join(PROFILES)}"},
         plan={"action": "store_true", "help": "train nothing; say what it takes, from measured images/s"},
         price={"default": None, "type": float, "metavar": "X", "help": "with --plan: of an hour of a device"},
@@ -184,15 +184,15 @@ def data_(name):
           f"{len(found.classes)} classes, fingerprint {found.fingerprint[:16]}…")
 
 
-def campaign(profile, budget, cluster, plan, price, watts, results):
+def campaign_(profile, budget, cluster, plan, price, watts, results):
     """Train what the report still lacks, what is worth most first; or one profile's notebooks, cheapest first.
 
     Stops cleanly when the budget is spent; the next call goes on, here or wherever results/ is.
     """
     if profile:
-        tiers = {f"profile {profile}": grid.campaign_configs(choose("profile", profile, PROFILES))}
+        tiers = {f"profile {profile}": campaign.profile_configs(choose("profile", profile, PROFILES))}
     else:
-        tiers = grid.campaign_tiers()
+        tiers = campaign.tiers()
     results = results or (PROFILES[profile]["results"] if profile else "results")
     if plan:
         from bnlib import plan

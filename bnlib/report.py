@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 from bnlib import site
+from bnlib.campaign import profile_configs
 from bnlib.config import InputError, choose, resolve
-from bnlib.grid import campaign_configs, run_all
+from bnlib.grid import run_all
 from bnlib.profiles import PROFILES
 
 NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"
@@ -87,7 +88,7 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
     grids = {name: {key: value for key, value in parameters.items() if key in parameters_of(name)} for name in chosen}
     for name, given in grids.items():
         check_parameters(name, given)
-    configs = dict.fromkeys(c for name in chosen for c in campaign_configs(profile, [name], **grids[name]))
+    configs = dict.fromkeys(c for name in chosen for c in profile_configs(profile, [name], **grids[name]))
     missing = run_all(configs, missing="skip", results=results).missing
     print(f"profile {profile}: {len(configs)} runs, {len(missing)} of them to train", flush=True)
     runs = run_all(configs, budget=budget, cluster=cluster, results=results)

@@ -11,7 +11,7 @@ import dask
 from dask_jobqueue import SLURMCluster
 
 from bnlib import run_all
-from bnlib.grid import campaign_configs
+from bnlib.campaign import profile_configs
 from bnlib.profiles import PROFILES
 
 if __name__ == "__main__":
@@ -40,7 +40,7 @@ if __name__ == "__main__":
         scheduler_options={"dashboard_address": bound},
     ) as cluster:
         cluster.scale(jobs=options.jobs)               # a job that is pre-empted or out of time is followed by another
-        runs = run_all(campaign_configs(options.profile), cluster=cluster, budget=options.budget,
+        runs = run_all(profile_configs(options.profile), cluster=cluster, budget=options.budget,
                        results=PROFILES[options.profile]["results"])
     print(f"{len(runs)} runs of profile {options.profile} are there, {len(runs.missing)} are missing")
     for config, reason in runs.failed.items():

@@ -22,8 +22,8 @@ import torch
 
 from benchmarks import scale
 from bnlib import Config, InputError, plan, run, run_all, store
+from bnlib.campaign import profile_configs
 from bnlib.config import resolve
-from bnlib.grid import campaign_configs
 from tests import workers
 from tests.conftest import FULL, TALLY, TINY
 
@@ -438,6 +438,6 @@ def test_a_real_slurm_runs_the_demo_grid_through_the_ready_script(slurm, tmp_pat
                            "--memory=3GB", "--interface=lo", "--walltime=01:00:00"], cwd=tmp_path, env=environment,
                           capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
-    wanted = len(campaign_configs("demo"))
+    wanted = len(profile_configs("demo"))
     assert f"{wanted} runs of profile demo are there, 0 are missing" in done.stdout
     assert len(store.all_runs(tmp_path / "build/demo/results")) == wanted

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bnlib import Config, InputError, analysis, checkpoint, data, freeze, grid, models, optim, plots, run, verdicts
+from bnlib import Config, InputError, analysis, campaign, checkpoint, data, freeze, models, optim, plots, run, verdicts
 from bnlib.deepobs import Dropout, SamePad, SamePool
 from bnlib.profiles import MODIFICATIONS, PRESETS, modification, modified, profile, variant
 from bnlib.train import evaluate_on_test_set
@@ -403,7 +403,7 @@ def test_the_grids_hold_what_the_claims_on_shortcuts_are_judged_by():
     """Every run that `10_residual_vs_plain` plans, as if it had been trained with the result that each claim says."""
     for name in ("short", "paper"):
         runs = []
-        for config in grid.campaign_configs(name, ["10_residual_vs_plain"]):
+        for config in campaign.profile_configs(name, ["10_residual_vs_plain"]):
             loss = config.depth * (0.002 if config.model.startswith("plain") else -0.0001) + 0.01 * (
                 config.shortcut == "A")
             runs.append(fake_run(0.9 - loss, **{f.name: getattr(config, f.name) for f in dataclasses.fields(config)}))

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bnlib import Config, InputError, data, load_runs, models, run, run_all, store, train
+from bnlib.campaign import profile_configs
 from bnlib.checkpoint import previous
-from bnlib.grid import campaign_configs
 from bnlib.verify import differences, verify
 from tests import workers
 from tests.conftest import FULL, TALLY, TINY
@@ -87,7 +87,7 @@ def test_a_run_killed_while_it_writes_ends_in_the_same_bytes(number, after, tiny
 
 
 def test_a_grid_killed_at_random_moments_trains_nothing_twice_and_loses_nothing(tmp_path, unharmed):
-    configs = campaign_configs("smoke", None if FULL else ["01_depth"])
+    configs = profile_configs("smoke", None if FULL else ["01_depth"])
     draws, seen = np.random.default_rng(1), {}
     for _ in range(30 if FULL else 4):
         process = workers.start(workers.train_all, configs, tmp_path / "results")

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from bnlib import Config, InputError, grid, run_all, store
+from bnlib import Config, InputError, campaign, grid, run_all, store
 from bnlib.grid import seconds
 
 
@@ -60,7 +60,7 @@ def test_a_budget_that_is_no_time_is_an_error():
 
 
 def test_the_campaigns_grid_is_the_notebooks_own():
-    configs = grid.campaign_configs("paper")
+    configs = campaign.profile_configs("paper")
     assert len(configs) == len(set(configs))
     assert {c.model for c in configs} >= {"resnet14", "resnet866", "resnet14x32"}
     assert {c.seed for c in configs} == {0, 1, 2, 3, 4}
@@ -70,33 +70,33 @@ def test_the_campaigns_grid_is_the_notebooks_own():
 
 
 def test_a_tweak_beside_the_planned_runs_is_not_part_of_the_report(tmp_path):
-    planned = grid.campaign_configs("smoke")[0]
+    planned = campaign.profile_configs("smoke")[0]
     run_all([planned, dataclasses.replace(planned, lr=0.01)], results=tmp_path / "results")
-    assert [r.config for r in grid.planned_runs(["smoke"], tmp_path / "results")] == [planned]
+    assert [r.config for r in campaign.planned_runs(["smoke"], tmp_path / "results")] == [planned]
 
 
 def test_coverage_counts_finished_seeds(tmp_path):
-    table = grid.coverage(["short", "paper"], tmp_path / "results")
+    table = campaign.coverage(["short", "paper"], tmp_path / "results")
     row = table[(table["network"] == "resnet14") & (table["trained"] == "bn") & (table["variant"] == "")].iloc[0]
     assert (row["short"], row["paper"]) == ("0 of 3", "0 of 5")
 
 
 def test_coverage_by_notebook_counts_the_runs_that_each_lists(tmp_path, monkeypatch):
-    planned = grid.campaign_configs("smoke", ["01_depth"])
+    planned = campaign.profile_configs("smoke", ["01_depth"])
     run_all(planned[:1], results=tmp_path / "results")
     lost = dataclasses.replace(planned[1], lr=1e30)                                 # one that diverged has been run
-    monkeypatch.setattr(grid, "campaign_configs", lambda *_, **__: [lost])
+    monkeypatch.setattr(campaign, "profile_configs", lambda *_, **__: [lost])
     assert run_all([lost], results=tmp_path / "results")[0].status == "diverged"
-    assert grid.coverage(["smoke"], tmp_path / "results")["smoke"].tolist() == ["1 of 1"]
+    assert campaign.coverage(["smoke"], tmp_path / "results")["smoke"].tolist() == ["1 of 1"]
     monkeypatch.undo()
-    table = grid.coverage_by_notebook(["smoke", "paper"], tmp_path / "results").set_index("notebook")
+    table = campaign.coverage_by_notebook(["smoke", "paper"], tmp_path / "results").set_index("notebook")
     assert table.loc["01_depth", "smoke"] == f"1 of {len(planned)}"
-    assert table.loc["02_width", "paper"] == f"0 of {len(grid.campaign_configs('paper', ['02_width']))}"
+    assert table.loc["02_width", "paper"] == f"0 of {len(campaign.profile_configs('paper', ['02_width']))}"
     assert "00_quickstart" not in table.index                                       # it has no grid
 
 
 def test_the_campaign_trains_what_is_worth_most_first_and_each_run_once():
-    tiers = list(grid.campaign_tiers().values())
+    tiers = list(campaign.tiers().values())
     assert {(c.model, c.trainable, c.seed, c.epochs) for c in tiers[0]} == {
         (m, t, 0, 16) for m in ("resnet14", "resnet32", "resnet56", "resnet110", "resnet14x2", "resnet14x4")
         for t in ("bn", "all")}
@@ -105,4 +105,4 @@ def test_the_campaign_trains_what_is_worth_most_first_and_each_run_once():
     assert {c.epochs for c in tiers[1]} == {160}
     every = [c for tier in tiers for c in tier]
     assert len(every) == len(set(every))
-    assert set(every) == {*grid.campaign_configs("short"), *grid.campaign_configs("paper")}
+    assert set(every) == {*campaign.profile_configs("short"), *campaign.profile_configs("paper")}

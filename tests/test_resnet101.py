@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from bnlib import Config, InputError, analysis, data, models, plots, run, verdicts, verify
+from bnlib.campaign import notebook_configs
 from bnlib.config import resolve
-from bnlib.grid import notebook_configs
 from bnlib.train import evaluate_on_test_set
 from tests.test_analysis import fake_run
 from tests.test_train import same, stop_after

@@ -18,8 +18,9 @@ from PIL import Image
 from sklearn.metrics import top_k_accuracy_score
 from torchvision.transforms.v2 import functional as tv
 
-from bnlib import Config, InputError, analysis, data, freeze, grid, lbfgs, models, run, store, streaming, verdicts
+from bnlib import Config, InputError, analysis, campaign, data, freeze, lbfgs, models, run, store, streaming, verdicts
 from bnlib.config import IMAGENET, resolve
+from bnlib.profiles import profile
 from bnlib.train import evaluate, evaluate_on_test_set
 from tests.test_analysis import fake_run
 from tests.test_train import same, stop_after
@@ -450,11 +451,11 @@ def test_cars_train_without_batch_norm(tmp_path, monkeypatch):
 
 def test_the_grid_is_what_can_be_run_here(root, tmp_path, monkeypatch):
     notebook = resolve("notebooks/07_large_images.ipynb")
-    assert grid.notebook_configs(notebook, profile_name="paper") == []
+    assert campaign.notebook_configs(notebook, profile_name="paper") == []
     assert "Put the folders" in analysis.about_images("imagenet")[0]
     monkeypatch.setenv("BNLIB_DATA", str(tmp_path))
     (tmp_path / "imagenet/train").mkdir(parents=True)
-    configs = grid.notebook_configs(notebook, profile_name="paper")
+    configs = campaign.notebook_configs(notebook, profile_name="paper")
     assert {c.model for c in configs} == set(IMAGENET) and {c.epochs for c in configs} == {90}
     assert {c.trainable for c in configs} == {"all", "bn", "output", "random2"}
 
@@ -462,13 +463,13 @@ def test_the_grid_is_what_can_be_run_here(root, tmp_path, monkeypatch):
 def test_a_recorded_run_is_in_the_grid_also_where_its_images_are_not(small, tmp_path, monkeypatch):
     r = run(dataclasses.replace(small, epochs=1), results=tmp_path / "results")
     monkeypatch.setenv("BNLIB_DATA", str(tmp_path))
-    assert grid.possible([r.config, small], tmp_path / "results") == [r.config]
+    assert campaign.possible([r.config, small], tmp_path / "results") == [r.config]
 
 
 @pytest.mark.parametrize(("top5", "epochs", "verdict"), [
     (0.325, 90, "reproduced"), (0.20, 90, "not reproduced"), (0.325, 16, "not yet run")])
 def test_the_papers_number_of_imagenet_is_judged_after_its_epochs(top5, epochs, verdict):
-    protocol = grid.profile("paper").large | {"epochs": epochs}
+    protocol = profile("paper").large | {"epochs": epochs}
     runs = [fake_run(0.1, model="imagenet_resnet200", seed=seed, **protocol) for seed in range(3)]
     for each in runs:
         each.metrics["test_top5_accuracy"] = top5
