@@ -13,6 +13,8 @@ from bnlib import bnrelu
 from bnlib.config import InputError, choose
 
 PRECISIONS = ("bf16", "fp32")
+#: The vector units that processors of one model name differ by, the fastest first: the system's flag → the usual name.
+VECTORS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-bf16", "avx512f": "AVX512", "avx2": "AVX2"}
 
 
 def choose_device(device: str | None = None) -> torch.device:
@@ -49,13 +51,14 @@ def autocast(device: torch.device, precision: str):
 
 
 def device_name(device: torch.device) -> str:
-    """The device's model, such as `NVIDIA H200` or `AMD EPYC, 2 threads`; never the host's name."""
+    """The device's model, such as `NVIDIA H200` or `AMD EPYC (AVX512-bf16), 2 threads`; never the host's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        return f"{model}, {torch.get_num_threads()} threads"
+        unit = next((f" ({VECTORS[flag]})" for flag in VECTORS if flag in bnrelu.processor().split()), "")
+        return f"{model}{unit}, {torch.get_num_threads()} threads"
     return f"{platform.machine()} {device.type}"
 
 

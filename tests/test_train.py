@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from bnlib import Config, InputError, checkpoint, data, freeze, models, optim, run, store, train
+from bnlib import Config, InputError, bnrelu, checkpoint, data, freeze, models, optim, run, store, train
 from bnlib.checkpoint import Progress
+from bnlib.device import VECTORS, choose_precision, device_name
 from bnlib.stop import Paused, Stop
 from bnlib.train import evaluate, evaluate_on_test_set, make_step, place, train_epoch
 
@@ -257,6 +258,19 @@ def test_tensorboard_events_are_written_on_request(tiny, tmp_path):
     events = EventAccumulator(str(tmp_path / "results-scratch/tensorboard" / r.id)).Reload()
     assert [e.step for e in events.Scalars("test_accuracy")] == [1, 2]
     assert events.Scalars("test_accuracy")[-1].value == pytest.approx(r.metrics["test_accuracy"])
+
+
+@pytest.mark.parametrize(("flags", "unit", "precision"), [
+    ("avx avx2 fma", " (AVX2)", "fp32"), ("avx2 avx512f", " (AVX512)", "fp32"),
+    ("avx2 avx512f avx512_bf16", " (AVX512-bf16)", "bf16"), ("amx_bf16 avx2 avx512_bf16 avx512f", " (AMX)", "bf16"),
+    ("asimd", "", "fp32")])
+def test_a_processor_is_named_by_its_vector_unit_which_settles_the_precision(flags, unit, precision, monkeypatch):
+    monkeypatch.setattr(bnrelu, "processor", lambda: f"A Processor {flags}")
+    cpu, threads = torch.device("cpu"), f", {torch.get_num_threads()} threads"
+    if Path("/proc/cpuinfo").exists():
+        name, named = device_name(cpu).removesuffix(threads), [f" ({each})" for each in VECTORS.values()]
+        assert [each for each in named if name.endswith(each)] == ([unit] if unit else [])
+    assert choose_precision(cpu) == precision
 
 
 def test_a_device_that_is_not_there_is_named(tiny, tmp_path):
