@@ -18,9 +18,11 @@ class HeldStep:
     """`step(images, labels) -> (mean loss, logits)`, both as they are after the step; `.passes` it took over the batch.
 
     Every pass of a step is the same function of the parameters: the same pixels, augmented once, in the same pieces
-    (`optimizer.piece`, or a few less, no two differing by more than one), each normalised by its own batch statistics.
-    Its value is the mean cross-entropy plus ½·weight_decay·Σθ²; running statistics do not move. One more pass, without
-    gradient, sets them to the means over the pieces at the new parameters; it counts as a pass too.
+    (`optimizer.piece`, or a few less, no two differing by more than one), each normalised by its own mean and variance.
+    These follow the parameters from pass to pass, as they must if the gradient is to be that of the value; what would
+    make two passes differ, another batch or running statistics, is held. The value is the mean cross-entropy plus
+    ½·weight_decay·Σθ². One more pass, without gradient, sets the running statistics to the means over the pieces at the
+    new parameters; it counts as a pass too.
     """
 
     def __init__(self, network: nn.Module, optimizer: optim.LBFGS, precision: str, device: torch.device):
@@ -106,6 +108,10 @@ def check_batch(batches: data.TrainingBatches | streaming.StreamedBatches, optim
     group = optimizer.param_groups[0]
     pairs = 2 * group["history_size"] * sum(4 * parameter.numel() for parameter in group["params"])
     needed, there = min(config.batch_size, images) * an_image + pairs, memory(batches.device)
+    if pairs > there:
+        raise InputError(f"history_size={group['history_size']}: LBFGS remembers as many pairs of steps and gradients, "
+                         f"{pairs / 1e9:.3g} GB; this {batches.device.type} has {there / 1e9:.3g} GB; at most "
+                         f"{there * group['history_size'] // pairs}")
     if needed > there:
         raise InputError(f"batch_size={config.batch_size}: LBFGS holds a batch while it steps, and "
                          f"{group['history_size']} pairs of steps and gradients, {needed / 1e9:.3g} GB; this "

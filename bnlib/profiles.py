@@ -34,10 +34,12 @@ _SEARCH = [*({"optimizer": "sgd", "lr": lr} for lr in (0.03, 0.1, 0.3)),
            *({"optimizer": "lbfgs", "batch_size": size, "epochs": 3, "optimizer_options": f"max_iter=5 {memory}",
               "log_every": 15_000 // size}         # nine losses, as three epochs are three points
              for size, memory in ((5000, "history_size=10"), (5000, "history_size=50"), (15000, "history_size=10"))),
-           # γ and β alone take larger rates: of those above, the largest were the best on the validation images
-           *({"trainable": "bn"} | larger for larger in (
+           # γ and β alone: of those above, the largest rates and the smallest batch were the best on validation images
+           *({"trainable": "bn"} | further for further in (
                {"optimizer": "sgd", "lr": 1.0}, {"optimizer": "adam", "lr": 0.03},
-               {"optimizer": "adabound", "lr": 0.01, "optimizer_options": "final_lr=1.0"}))]
+               {"optimizer": "adabound", "lr": 0.01, "optimizer_options": "final_lr=1.0"},
+               {"optimizer": "lbfgs", "batch_size": 2500, "epochs": 3,
+                "optimizer_options": "max_iter=5 history_size=50", "log_every": 6}))]
 
 #: What an earlier study of the parts of batch norm trained with, on networks of DeepOBS: plain SGD at a constant rate,
 #: L2 on weights and γ alone (`DissectBatchNorm`; its crops, flips and normalisation are those of all runs here).

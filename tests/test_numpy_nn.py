@@ -67,6 +67,7 @@ def bn(training, momentum=0.1, eps=1e-5):
         for tensor in (twin.weight, twin.bias, twin.running_mean):
             tensor.normal_()
         twin.running_var.uniform_(0.5, 2)
+        twin.num_batches_tracked.fill_(3)                # the mean over all batches takes a quarter of a fourth one
     return BatchNorm2d(4, eps, momentum), twin
 
 
@@ -119,10 +120,11 @@ def test_the_comparison_sees_a_wrong_gradient(monkeypatch, factor):
 
 def test_the_verdict_follows_the_deviations():
     table = pd.DataFrame([{"network": "resnet14", "parameters": 47, "outputs": 1e-12, "input gradient": 1e-12,
-                           "parameter gradients": 1e-9}])
+                           "parameter gradients": 1e-9, "running statistics": 1e-12}])
     history = pd.DataFrame({"loss (NumPy)": [1.0, 2.0], "loss (torch)": [1.0, 2.0], "deviation": [0.0, 1e-9]})
     assert check.verdict(check.bars(table, history))[0].startswith("**NumPy equals torch**")
-    for column, value in (("outputs", 1e-7), ("input gradient", 1e-5), ("parameter gradients", np.inf)):
+    for column, value in (("outputs", 1e-7), ("running statistics", 1e-7), ("input gradient", 1e-5),
+                          ("parameter gradients", np.inf)):
         assert "does not equal" in check.verdict(check.bars(table.assign(**{column: value}), history))[0]
     assert "does not equal" in check.verdict(check.bars(table, history.assign(deviation=1e-3)))[0]
 
@@ -151,11 +153,11 @@ def test_any_max_pool_is_torchs_and_of_equal_values_the_first_wins(kernel, strid
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.booleans())
 def test_any_batch_norm_is_torchs(n, channels, height, width, training):
-    if training and n * height * width == 1:
+    if training and n * height * width < 3:              # of two values the gradient is 0, but for eps and rounding
         return
     twin = nn.BatchNorm2d(channels).train(training)
     table = check.compare(BatchNorm2d(channels), twin, normal(n, channels, height, width) + 1)
-    assert table["deviation"].max() < 1e-8          # of two nearly equal values the small difference is divided by
+    assert table["deviation"].max() < 1e-10, table
 
 
 def central_differences(loss, array, step=1e-6):
@@ -173,7 +175,7 @@ def central_differences(loss, array, step=1e-6):
 
 @pytest.mark.parametrize("layer", [
     Linear(3, 2), Conv2d(2, 2, 3, 2, 1), LoopConv2d(2, 2, 2), BatchNorm2d(2), ReLU(), Sigmoid(), MaxPool2d(2, 1),
-    GlobalAvgPool2d(), Flatten(),
+    MaxPool2d(3, 2, 1), GlobalAvgPool2d(), Flatten(), BatchNorm2d(2).train(False), PaddedShortcut(2, 3, 2),
     Residual(Conv2d(2, 2, 3, padding=1), BatchNorm2d(2), Conv2d(2, 2, 1), ReLU()),
     Sequential(Conv2d(2, 3, 2), BatchNorm2d(3), ReLU(), GlobalAvgPool2d(), Flatten(), Linear(3, 2)),
 ], ids=repr)
@@ -198,6 +200,13 @@ def test_cross_entropy_and_its_gradient_are_torchs_even_where_exponentials_overf
     loss = CrossEntropy()
     assert loss.forward(logits, labels) == pytest.approx(expected.item(), rel=1e-12)
     assert check.relative(loss.backward(), theirs.grad) < 1e-12
+
+
+def test_the_gradient_of_cross_entropy_is_the_central_difference():
+    logits, labels, loss = normal(3, 4), np.array([0, 3, 1]), CrossEntropy()
+    loss.forward(logits, labels)
+    slope = central_differences(lambda: CrossEntropy().forward(logits, labels), logits)
+    assert np.abs(loss.backward() - slope).max() < 1e-8
 
 
 def test_sigmoid_does_not_overflow():
@@ -291,6 +300,16 @@ def test_frozen_weights_have_no_gradient_and_keep_their_bits():
     assert {name for name, p in network.parameters().items() if p.grad is not None} == expected
 
 
+def test_what_is_frozen_after_training_stays_though_the_optimizer_holds_it():
+    network = draw(ResNet("resnet8", 10), 0)
+    freeze(network, "all")
+    loss_and_gradients(network, normal(4, 3, 8, 8), np.arange(4))
+    freeze(network, "bn")
+    before = network.conv.weight.value.copy()
+    SGD(network.parameters(), lr=0.1).step()
+    assert np.array_equal(network.conv.weight.value, before)
+
+
 @pytest.mark.parametrize("name", ["resnet14", "resnet101"])
 def test_torch_loads_the_state_from_safetensors_and_it_holds_nothing_else(name, tmp_path):
     from torchvision.models import resnet101
@@ -348,6 +367,14 @@ X = normal(2, 3, 8, 8)
     (lambda: Sequential(r := ReLU(), r), r"Sequential: expected layers, each once, given ReLU, ReLU"),
     (lambda: Sequential(ReLU(), None), r"Sequential: expected layers, each once, given ReLU, None"),
     (lambda: Residual(ReLU()), r"Residual: expected a path, a shortcut and a last layer, given 1 layers"),
+    (lambda: Flatten().forward(X[:0]), r"Flatten: expected lengths of at least 1, given \(0, 3, 8, 8\)"),
+    (lambda: ReLU().forward([1.0]), r"ReLU: expected a NumPy array, given builtins.list"),
+    (lambda: [p := ReLU(), p.forward(X), p.backward([1.0])], r"ReLU: expected a NumPy array, given builtins.list"),
+    (lambda: MaxPool2d(2).forward(X.astype(int)), r"MaxPool2d\(2\): expected float32 or float64, given int64"),
+    (lambda: MaxPool2d(3, padding=0.5), r"MaxPool2d: expected padding as a whole number of at least 0, given 0.5"),
+    (lambda: MaxPool2d(3, padding=2), r"MaxPool2d\(3\): expected a padding from 0 to half the kernel, given 2"),
+    (lambda: PaddedShortcut(5, 3, 1), r"PaddedShortcut: expected outputs as a whole number of at least 5, given 3"),
+    (lambda: Linear(6, 3).astype(np.float16), r"Linear\(6, 3\): expected float32 or float64, given float16"),
     (lambda: CrossEntropy().backward(), r"CrossEntropy: expected a forward pass before the backward one"),
     (lambda: Linear(6, 3, False).load_state_dict({"weight": torch.zeros(3, 6, dtype=torch.bfloat16)}),
      r"Linear\(6, 3\): expected arrays, or tensors that NumPy can read"),
@@ -410,9 +437,10 @@ def test_scores_count_each_image_the_same():
     assert found == pytest.approx({"loss": 2.0, "accuracy": 2 / 3, "F-score": 2 / 3})
 
 
-def test_a_matrix_product_takes_at_most_as_long_as_the_bars_say():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_matrix_product_takes_at_most_as_long_as_the_bars_say(threads):
     for _ in range(3):                                      # a busy machine is given three tries
-        ratio = check.speed(rounds=5).set_index(["shape", "how"])["× torch"]
+        ratio = check.speed(rounds=5, threads=threads).set_index(["shape", "how"])["× torch"]
         if ratio["the study's shape", "im2col"] <= 1.2 and ratio["a real layer", "im2col"] <= 6:
             break
     assert ratio["the study's shape", "im2col"] <= 1.2

@@ -216,9 +216,12 @@ def test_an_lbfgs_run_whose_loss_is_no_number_is_recorded_as_diverged(tiny, tmp_
 @pytest.mark.parametrize(("changed", "said"), [
     ({"batch_size": 90}, "batch_size=90: leaves a last batch of 38 of 128 images, too few for LBFGS; 64 or 128 divide "
                          "them evenly"),
-    # 128 images of 3·32·32 numbers, twice, of 2 bytes; two pairs of γ and β, 480 numbers of 4 bytes
+    # 128 images of 3·32·32 numbers, twice, of 2 bytes; two pairs of γ and β, 672 numbers of 4 bytes
     ({"batch_size": 128}, "batch_size=128: LBFGS holds a batch while it steps, and 2 pairs of steps and gradients, "
                           "0.00158 GB; this cpu has 0.001 GB; at most 80"),
+    ({"optimizer_options": "max_iter=3 history_size=500"},
+     "history_size=500: LBFGS remembers as many pairs of steps and gradients, 0.00269 GB; this cpu has 0.001 GB; at "
+     "most 186"),
     ({"model": "imagenet_resnet18", "image_size": 64, "optimizer_options": "max_iter=3 history_size=2"},
      "batch_size=64: LBFGS holds a batch while it steps, and 2 pairs of steps and gradients, 0.0033 GB; this cpu has "
      "0.001 GB; at most 17")])
@@ -311,7 +314,12 @@ def test_a_setting_is_chosen_among_those_of_its_task_and_length():
 def test_only_the_smallest_and_the_largest_rate_are_at_the_edge_of_what_was_tried():
     for best, edge in ((0.03, True), (0.1, False), (0.3, True)):
         runs = [tried(0.6 if lr == best else 0.5, lr=lr) for lr in (0.03, 0.1, 0.3)]
-        assert ("edge" in analysis.searched(analysis.optimizers(runs))[0]) == edge
+        said, = analysis.searched(analysis.optimizers(runs))
+        assert said.endswith(", at the edge of what was tried in lr.") == edge
+    of_lbfgs = [tried(right, optimizer="lbfgs", batch_size=size, epochs=3, optimizer_options=f"history_size={memory}")
+                for right, size, memory in ((0.5, 1000, 10), (0.6, 5000, 50), (0.5, 15000, 10))]
+    said, = analysis.searched(analysis.optimizers(of_lbfgs))
+    assert said.endswith(", at the edge of what was tried in history_size.")
 
 
 def test_choosing_does_not_look_at_the_test_images(compared, monkeypatch):

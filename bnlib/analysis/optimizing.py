@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bnlib import optim
-from bnlib.config import OPTIMIZERS, Config
+from bnlib.config import OPTIMIZERS, Config, options_of
 from bnlib.profiles import PROFILES
 from bnlib.store import Run
 from bnlib.wording import DECAY, NORM, OPTIMIZER, Sentences, setting, shown, trained
@@ -29,11 +29,11 @@ def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
     """One row a run of the comparison of optimizers: those with validation images.
 
     Columns: run, dataset, model, trainable, task (the config without seed and what is the optimizer's own, as an id),
-    optimizer, setting, lr, seed, epochs, passes (over the training images), length (16 or 160, the profiles' passes,
-    whichever those planned are nearer), seconds, val_accuracy, test_accuracy (both %), val_loss, test_loss, beta (root
-    mean square), status, and chosen: whether the setting is, of those its optimizer was given for a task and length,
-    the one of the best validation accuracy in the mean over seeds, of equals the one of the lower validation loss. One
-    of which a seed diverged is not chosen. The test images have no say.
+    optimizer, setting, options (the numbers that it sets), seed, epochs, passes (over the training images), length (16
+    or 160, the profiles' passes, whichever those planned are nearer), seconds, val_accuracy, test_accuracy (both %),
+    val_loss, test_loss, beta (root mean square), status, and chosen: whether the setting is, of those its optimizer was
+    given for a task and length, the one of the best validation accuracy in the mean over seeds, of equals the one of
+    the lower validation loss. One of which a seed diverged is not chosen. The test images have no say.
     """
     rows, settings = [], []
     for run in (run for run in runs if run.config.n_val):
@@ -42,7 +42,7 @@ def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
         rows.append({
             "run": run.id, "dataset": c.dataset, "model": c.model, "trainable": c.trainable,
             "task": dataclasses.replace(c, seed=0, epochs=c.bn_first + 1, **ITS_OWN).id, "optimizer": c.optimizer,
-            "setting": setting(c), "lr": c.lr, "seed": c.seed, "epochs": c.epochs,
+            "setting": setting(c), "options": _numbers(c), "seed": c.seed, "epochs": c.epochs,
             "passes": passed["passes"].iloc[-1], "length": min(LENGTHS, key=lambda n: abs(
                 np.log(c.epochs * optim.passes(c) / n))),
             "seconds": passed["seconds"].iloc[-1], "beta": root_mean_square(run.beta),
@@ -50,8 +50,8 @@ def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
                for part in ("val", "test")},
             **{f"{part}_loss": run.metrics[f"{part}_loss"] if done else np.nan for part in ("val", "test")},
             "status": run.status})
-    table = pd.DataFrame(rows, columns=["run", "dataset", "model", "trainable", "task", "optimizer", "setting", "lr",
-                                        "seed", "epochs", "passes", "length", "seconds", "val_accuracy",
+    table = pd.DataFrame(rows, columns=["run", "dataset", "model", "trainable", "task", "optimizer", "setting",
+                                        "options", "seed", "epochs", "passes", "length", "seconds", "val_accuracy",
                                         "test_accuracy", "val_loss", "test_loss", "beta", "status"])
     among = ["task", "optimizer", "length"]
     means = table.assign(id=settings).groupby([*among, "id"], as_index=False, sort=False)[["val_accuracy", "val_loss"]]
@@ -60,17 +60,29 @@ def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
     return table.assign(chosen=pd.Series(settings, dtype=object).isin(best["id"]))
 
 
+def _numbers(config: Config) -> dict[str, float]:
+    """What may be searched over of an optimizer: rate and batch size, and those of its options that are numbers."""
+    own = options_of(config.optimizer, config.optimizer_options)
+    return {"lr": config.lr, "batch size": config.batch_size} | {
+        name: value for name, value in own.items() if type(value) in (int, float)}
+
+
 def searched(table: pd.DataFrame) -> Sentences:
     """What was tried of each optimizer and what the validation images chose, from `optimizers`."""
     said = Sentences()
     for (trainable, optimizer), rows in table.groupby(["trainable", "optimizer"], sort=False):
         chosen, tried = rows[rows["chosen"]]["setting"].unique(), list(dict.fromkeys(rows["setting"]))
         if len(chosen):
-            edge = optimizer != "lbfgs" and len(tried) > 1 and rows[rows["chosen"]]["lr"].iloc[0] in (
-                rows["lr"].min(), rows["lr"].max())
+            edges = _edges(rows[rows["chosen"]]["options"].iloc[0], rows["options"])
             said.append(f"{OPTIMIZER[optimizer]}, {trained(trainable)}: tried {'; '.join(tried)}; chosen {chosen[0]}"
-                        + (", at the edge of what was tried." if edge else "."))
+                        + (f", at the edge of what was tried in {' and '.join(edges)}." if edges else "."))
     return said
+
+
+def _edges(chosen: dict[str, float], tried: Iterable[dict[str, float]]) -> list[str]:
+    """The options of which several values were tried and the smallest or the largest was chosen."""
+    values = {name: {options[name] for options in tried} for name in chosen}
+    return [name for name, found in values.items() if len(found) > 1 and chosen[name] in (min(found), max(found))]
 
 
 def course(run: Run) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """NumPy against torch: layer by layer, whole networks, training, and speed. Comparisons are in float64.
 
-A relative deviation is max |ours − torch's| / max |torch's| over one array. They run on one thread: NumPy's threads and
-torch's would wait for each other's turn on a core, and beside another busy process that takes a hundred times as long.
+A relative deviation is max |ours − torch's| / max |torch's| over one array. Equality is looked at on one thread:
+NumPy's threads and torch's would wait for each other's turn on a core, and beside another busy process that takes a
+hundred times as long.
 """
 
 import time
@@ -158,7 +159,8 @@ def bars(table: pd.DataFrame, history: pd.DataFrame) -> pd.DataFrame:
     """
     networks = " and ".join(shown(network) for network in table["network"])
     losses = relative(history["loss (NumPy)"], history["loss (torch)"])
-    rows = [("outputs", networks, table["outputs"].max(), OUTPUTS),
+    rows = [("outputs", f"and running statistics of {networks}",
+             table[["outputs", "running statistics"]].max().max(), OUTPUTS),
             ("gradients", f"input and {table['parameters'].sum()} parameter arrays of {networks}",
              table[["input gradient", "parameter gradients"]].max().max(), GRADIENTS),
             ("training", f"{len(history)} steps, BN only", max(losses, history["deviation"].max()), HISTORIES)]
@@ -193,7 +195,7 @@ PUBLISHED = {"im2col": "1000 iterations NumPy as matrix product", "loops": "1000
              "torch": "1000 iterations torch"}
 
 
-def speed(rounds: int = 9, threads: int = 1) -> pd.DataFrame:
+def speed(rounds: int = 9, threads: int = 2) -> pd.DataFrame:
     """Seconds for 1000 backward passes of a convolution, float32, with bias: im2col, loops and torch.
 
     Timings are interleaved in one process, `rounds` of each, all with so many threads; the median is reported. Fewer

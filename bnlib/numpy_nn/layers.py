@@ -10,6 +10,8 @@ import numpy as np
 
 from bnlib.config import InputError
 
+FLOATS = (np.float32, np.float64)
+
 
 class Parameter:
     """An array that an optimizer may change; `grad` has its shape once a backward pass has set it."""
@@ -85,7 +87,12 @@ class Layer:
         return self
 
     def astype(self, dtype) -> "Layer":
-        """Casts parameters and running statistics to float32 or float64; returns the network."""
+        """Casts parameters and running statistics to float32 or float64; returns the network.
+
+        Raises InputError for another dtype.
+        """
+        if np.dtype(dtype) not in FLOATS:
+            raise InputError(f"{self}: expected float32 or float64, given {np.dtype(dtype)}")
         for _, layer in self.walk():
             for name, part in vars(layer).items():
                 if isinstance(part, Parameter):
@@ -102,17 +109,24 @@ class Layer:
 
     # ---- shapes
 
-    def _expect(self, x: np.ndarray, *shape) -> None:
-        """InputError unless `x` is an array of this shape; a text stands for any length from 1 on and names it."""
+    def _expect_array(self, x: np.ndarray) -> None:
+        """InputError unless `x` is an array of float32 or float64 with a value in it."""
         if not isinstance(x, np.ndarray):
             raise InputError(f"{self}: expected a NumPy array, given {type(x).__module__}.{type(x).__name__}")
-        if x.size == 0 and x.ndim == len(shape):
+        if x.dtype not in FLOATS:
+            raise InputError(f"{self}: expected float32 or float64, given {x.dtype}")
+        if x.size == 0 or x.ndim == 0:
             raise InputError(f"{self}: expected lengths of at least 1, given {x.shape}")
+
+    def _expect(self, x: np.ndarray, *shape) -> None:
+        """InputError unless `x` is such an array of this shape; a text stands for any length from 1 on and names it."""
+        self._expect_array(x)
         if x.ndim != len(shape) or any(n != m and not isinstance(m, str) for n, m in zip(x.shape, shape, strict=True)):
             raise InputError(f"{self}: expected an input ({', '.join(map(str, shape))}), given {x.shape}")
 
     def _expect_gradient(self, gradient: np.ndarray) -> None:
-        """InputError unless `gradient` has the shape of the last output."""
+        """InputError unless `gradient` is an array of the shape of the last output."""
+        self._expect_array(gradient)
         if gradient.shape != self.out_shape:
             raise InputError(f"{self}: expected a gradient {self.out_shape or 'after a forward pass'}, given "
                              f"{gradient.shape}")
@@ -230,6 +244,7 @@ class ReLU(Layer):
     """max(x, 0); its gradient at 0 is 0, as in torch. Any shape."""
 
     def forward(self, x):
+        self._expect_array(x)
         self.positive, self.out_shape = x > 0, x.shape
         return np.maximum(x, 0)
 
@@ -242,6 +257,7 @@ class Sigmoid(Layer):
     """1/(1 + e⁻ˣ), without overflow at either end. Any shape."""
 
     def forward(self, x):
+        self._expect_array(x)
         small = np.exp(-np.abs(x))
         self.y, self.out_shape = np.where(x >= 0, 1, small) / (1 + small), x.shape
         return self.y
@@ -260,7 +276,8 @@ class MaxPool2d(Layer):
     def __init__(self, kernel: int, stride: int | None = None, padding: int = 0):
         self.kernel, self.stride, self.padding = kernel, kernel if stride is None else stride, padding
         whole("MaxPool2d", kernel=kernel, stride=self.stride)
-        if not 0 <= 2 * padding <= kernel:
+        whole("MaxPool2d", least=0, padding=padding)
+        if 2 * padding > kernel:
             raise InputError(f"{self}: expected a padding from 0 to half the kernel, given {padding}")
 
     def __repr__(self):
@@ -320,6 +337,7 @@ class Flatten(Layer):
     """(N, …) → (N, product of the rest)."""
 
     def forward(self, x):
+        self._expect_array(x)
         self.in_shape, self.out_shape = x.shape, (len(x), x[0].size)
         return x.reshape(self.out_shape)
 

@@ -19,6 +19,7 @@ from bnlib.numpy_nn.layers import (
     ReLU,
     Residual,
     Sequential,
+    whole,
 )
 
 
@@ -26,6 +27,8 @@ class PaddedShortcut(Layer):
     """Every s-th pixel, and zeros for the channels that are not there (He et al. 2015, option A)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
+        whole("PaddedShortcut", inputs=inputs, stride=stride)
+        whole("PaddedShortcut", least=inputs, outputs=outputs)
         self.inputs, self.more, self.stride = inputs, outputs - inputs, stride
 
     def forward(self, x):
@@ -147,13 +150,15 @@ def draw(network: Layer, seed: int) -> Layer:
 def freeze(network: Layer, what: str) -> list[Parameter]:
     """Lets `all`, `bn` (γ and β of every batch norm) or `none` train and freezes the rest; returns what trains.
 
-    By the type of the layer, never by a name, as `bnlib.freeze` does.
+    By the type of the layer, never by a name, as `bnlib.freeze` does. What is frozen loses its gradient of before, so
+    that an optimizer over all parameters leaves it as it is.
     """
     choose("trainable", what, ("all", "bn", "none"))
     for _, layer in network.walk():
         for part in vars(layer).values():
             if isinstance(part, Parameter):
                 part.requires_grad = what == "all" or (what == "bn" and isinstance(layer, BatchNorm2d))
+                part.grad = part.grad if part.requires_grad else None
     return [parameter for parameter in network.parameters().values() if parameter.requires_grad]
 
 

@@ -44,7 +44,8 @@ def courses(runs: list[Run], trainable: str) -> Figure:
     legend_below(figure, grid[0][0], ncols=2)
     note(figure, f"{name(config.model)} (option {config.shortcut}), {trained(trainable)}, "
                  f"{shown(config.dataset)}, {seeds_of(seeds)}; "
-                 "solid: test, dashed: training" + "; higher losses are cut off" * cut)
+                 "solid: test, dashed: training (LBFGS after each step, the others before)"
+                 + "; higher losses are cut off" * cut)
     return figure
 
 

@@ -70,7 +70,7 @@ def optimizers(styler):
                "beta": "{:.2f}"}
     titles = {"val_accuracy": "validation (%)", "test_accuracy": "test (%)", "test_loss": "test loss",
               "seconds": "seconds of training", "beta": "β, root mean square"}
-    hidden = ["run", "dataset", "lr", "length", "val_loss", "status", "chosen"]
+    hidden = ["run", "dataset", "options", "length", "val_loss", "status", "chosen"]
     apart = ["dataset", "model", "trainable", "seed", "length", "optimizer"]
     hidden += ["task"] if not styler.data.duplicated(apart).any() else []        # an id, which these tell as well
     return _for_reading(styler, "optimizers", formats, titles, hidden)
