@@ -29,7 +29,7 @@ from bnlib.profiles import PROFILES, variant
 from bnlib.store import Run
 from bnlib.wording import DECAY, NORM, OPTIMIZER, Sentences, changed, listed, machine, name, seeds_of, spread, trained
 
-REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
+REPRODUCED, PARTLY, NOT, UNDECIDED, NOT_RUN = "reproduced", "partly", "not reproduced", "undecided", "not yet run"
 ENOUGH = 3         # networks, depths, widths, or seeds of one network, on which an ordering must have been seen to hold
 MANY = 4           # times as many parameters, which count as many times more
 DEEP = 44          # layers from which depth may harm a plain network: He et al. 2015 compare 20 with 32, 44 and 56
@@ -47,8 +47,10 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
     standard errors plus two points; partly, within twice that, or of fewer seeds. An ordering is reproduced if it holds
     in every pair of runs of one seed and one number of epochs, on three networks or more; where the report asks it of
     one network, in three seeds or more; partly, in more than half of the pairs, or on fewer; else it is not, be it by
-    one pair. That something matters little, or changes nothing, is an ordering with a margin. Of speed, the training
-    loss after the same steps decides, on one network; sets of images count there as networks do.
+    one pair. That something matters little, or changes nothing, is an ordering with a margin. It is undecided, whatever
+    the pairs say, where their mean distance in accuracy from the line between yes and no is within two standard errors
+    of such a mean, by the deviation of runs that differ in seed alone. Of speed, the training loss after the same steps
+    decides, on one network; sets of images count there as networks do.
     The paper's numbers are those of CIFAR-10, and one of ImageNet, which is judged from the runs on ImageNet, after the
     90 epochs of its protocol; on another dataset only the orderings are judged.
     thresholds: from `features.thresholds`, for the claim that needs the networks and the images. equality: from
@@ -96,9 +98,11 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
         *_shortcuts(done),
         _equal(equality),
     ]
+    noise = seed_noise(done)
+    rows = [row if len(row) == 5 else (*row[:3], *_decided(*row[3:], noise)) for row in rows]
     table = pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
-    decided_first = table.sort_values("verdict", key=lambda v: v.map([REPRODUCED, PARTLY, NOT, NOT_RUN].index),
-                                      kind="stable")
+    decided_first = table.sort_values(
+        "verdict", key=lambda v: v.map([REPRODUCED, PARTLY, NOT, UNDECIDED, NOT_RUN].index), kind="stable")
     return decided_first[["claim", "verdict", "ours", "published", "where"]].reset_index(drop=True)
 
 
@@ -106,7 +110,7 @@ def open_questions(table: pd.DataFrame) -> Sentences:
     """The claims that the verdict table does not call reproduced, each with what there is on it; last, in one sentence,
     those on which there is nothing yet."""
     nothing = table["ours"] == "–"
-    said = Sentences(f"**{row.claim}**: {row.verdict}; {row.ours}." for verdict in (NOT, PARTLY, NOT_RUN)
+    said = Sentences(f"**{row.claim}**: {row.verdict}; {row.ours}." for verdict in (NOT, PARTLY, UNDECIDED, NOT_RUN)
                      for row in table[(table["verdict"] == verdict) & ~nothing].itertuples())
     if nothing.any():
         said.append(f"**Nothing yet on**: {'; '.join(table['claim'][nothing])}.")
@@ -187,14 +191,57 @@ def _judged(holds: list[bool], said: str, runs: list[Run], units: set | None = N
     if not holds:
         return "–", NOT_RUN
     seeds, epochs = (listed(getattr(run.config, field) for run in runs) for field in ("seed", "epochs"))
+    images = {run.config.n_train for run in runs}
     stated = (f"in {sum(holds)} of {len(holds)} pairs; {said}; seed{'s' * (',' in seeds)} {seeds}; "
-              f"{epochs} epoch{'s' * (epochs != '1')}")
+              f"{epochs} epoch{'s' * (epochs != '1')}" + (f" of {min(images):,} images" if all(images) else ""))
     return stated, _pairs_verdict(holds, networks_or_seeds(map(model_and_seed, runs)) if units is None else units)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """By how many points of accuracy a pair of runs is on the side of a claim, below 0 on the other; and what of each
+    run trained."""
+
+    points: float
+    trained: tuple[str, str]
+
+
+def _judged_by_accuracy(distances: list[float], said: str, pairs: list[tuple[Run, Run]],
+                        units: set | None = None) -> tuple[str, str, list[Distance]]:
+    """`_judged`, and the distances, by which `_decided` says whether they are more than what seeds make."""
+    stated, verdict = _judged([distance >= 0 for distance in distances], said, [first for first, _ in pairs], units)
+    return stated, verdict, [Distance(distance, (a.config.trainable, b.config.trainable))
+                             for distance, (a, b) in zip(distances, pairs, strict=True)]
+
+
+def seed_noise(runs: Iterable[Run]) -> dict[str, float]:
+    """What trains → the standard deviation of test accuracy, in points, between runs that differ in seed alone, pooled
+    over all configs that have several; under "" over all of these."""
+    of_config: dict[Config, list[float]] = {}
+    for run in runs:
+        of_config.setdefault(dataclasses.replace(run.config, seed=0), []).append(percent_right(run))
+    several = [(config.trainable, len(right) - 1, np.var(right, ddof=1))
+               for config, right in of_config.items() if len(right) > 1]
+    pooled = pd.DataFrame([(what, *found) for trainable, *found in several for what in (trainable, "")],
+                          columns=["trainable", "weight", "variance"])
+    return {what: float(np.sqrt(np.average(part["variance"], weights=part["weight"])))
+            for what, part in pooled.groupby("trainable")}
+
+
+def _decided(stated: str, verdict: str, distances: list[Distance], noise: dict[str, float]) -> tuple[str, str]:
+    """The same, or undecided: the mean distance is within two standard errors of a mean of so many differences."""
+    if not distances or not noise:
+        return stated, verdict
+    variances = [noise.get(what, noise[""]) ** 2 for distance in distances for what in distance.trained]
+    allowed = 2 * np.sqrt(np.sum(variances)) / len(distances)
+    if abs(np.mean([distance.points for distance in distances])) > allowed:
+        return stated, verdict
+    return f"{stated}; seeds alone make {allowed:.1f} points", UNDECIDED
 
 
 def _rises(title: str, where: str, runs: list[Run], by: str, fixed: str) -> tuple:
     """Whether BN-only accuracy rises with `by` from value to value, at one value of `fixed`, epochs and seed."""
-    holds, values, used = [], set(), []
+    rises, values, pairs = [], set(), []
     lines: dict[tuple, dict] = {}
     for run in runs:
         if run.config.trainable == "bn":
@@ -202,10 +249,10 @@ def _rises(title: str, where: str, runs: list[Run], by: str, fixed: str) -> tupl
             lines.setdefault(key, {})[getattr(run.config, by)] = run
     for line in lines.values():
         for low, high in pairwise(sorted(line)):
-            holds.append(percent_right(line[high]) > percent_right(line[low]))
+            rises.append(percent_right(line[high]) - percent_right(line[low]))
             values |= {low, high}
-            used += [line[low], line[high]]
-    return title, where, "rises", *_judged(holds, f"{by} {listed(values)}", used, values)
+            pairs.append((line[low], line[high]))
+    return title, where, "rises", *_judged_by_accuracy(rises, f"{by} {listed(values)}", pairs, values)
 
 
 def _beats(title: str, where: str, claim: str, runs: list[Run], lower: str, upper: str,
@@ -218,15 +265,17 @@ def _beats(title: str, where: str, claim: str, runs: list[Run], lower: str, uppe
 
 
 def _paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Callable[[Run], float],
-            margin: float = 0.0, units: Callable[[Iterable], set] = networks) -> tuple[str, str]:
+            margin: float = 0.0, units: Callable[[Iterable], set] = networks) -> tuple:
     """What is stated and the verdict, on whether the second run of each pair measures more than the first."""
     lows, highs = ([measure(run) for run in side] for side in (zip(*pairs, strict=True) if pairs else ((), ())))
-    holds = [high > low - margin for low, high in zip(lows, highs, strict=True)]
+    ahead = [high - low + margin for low, high in zip(lows, highs, strict=True)]
     models = [low.config.model for low, _ in pairs]
     means = ", ".join(f"{name(model)} {row['high']:.1f} against {row['low']:.1f} %" for model, row in pd.DataFrame(
         {"low": lows, "high": highs}, dtype=float).groupby(models, sort=False).mean().iterrows())
-    runs = [low for low, _ in pairs]
-    return _judged(holds, f"{upper} against {lower}: {means}", runs, units(map(model_and_seed, runs)))
+    runs, said = [low for low, _ in pairs], f"{upper} against {lower}: {means}"
+    if measure is percent_right:
+        return _judged_by_accuracy(ahead, said, pairs, units(map(model_and_seed, runs)))
+    return _judged([points > 0 for points in ahead], said, runs, units(map(model_and_seed, runs)))
 
 
 def _changed(runs: list[Run], trainable: str, field: str) -> list[tuple[Run, Run]]:
@@ -270,51 +319,57 @@ def _shortcuts(runs: list[Run]) -> list[tuple]:
     option_a = [run for run in runs if variant(run.config) == {"shortcut": "A"}]
     both = set(map(_place, plain_ones)) & set(map(_place, residual))
 
-    def survives(low: float, high: float) -> bool:
-        return low - CHANCE >= (high - CHANCE) / 2
+    def survives(low: float, high: float) -> float:
+        return low - CHANCE - (high - CHANCE) / 2
 
     return [
         _ends("Full training of plain networks: the deepest loses to the shallowest", where, "loses",
-              [run for run in plain_ones if _place(run) in both], lambda shallow, deep: deep < shallow),
+              [run for run in plain_ones if _place(run) in both], lambda shallow, deep: shallow - deep),
         _ends("Full training of residual networks: the deepest does not lose to it", where, "does not",
-              [run for run in residual if _place(run) in both], lambda shallow, deep: deep >= shallow),
+              [run for run in residual if _place(run) in both], lambda shallow, deep: deep - shallow),
         _matched("Shortcuts with a convolution (B) do at least as well as with zeros (A)",
                  "He et al. 2015, on ImageNet", "B ≥ A", option_a,
-                 residual, ("model", "trainable"), ("A", "B"), lambda a, b: b >= a),
+                 residual, ("model", "trainable"), ("A", "B"), lambda a, b: b - a),
         _matched("BN only survives without shortcuts", "this report", "–",
                  *([r for r in side if r.config.trainable == "bn"] for side in (plain_ones, residual)),
                  ("depth", "width"), ("plain", "residual"), survives),
     ]
 
 
-def _ends(title: str, where: str, claim: str, runs: list[Run], holds: Callable[[float, float], bool]) -> tuple:
-    """Whether a claim on the shallowest and the deepest network holds, of width 1, at one seed and number of epochs."""
+def _ends(title: str, where: str, claim: str, runs: list[Run], ahead: Callable[[float, float], float]) -> tuple:
+    """Whether a claim on the shallowest and the deepest network holds, of width 1, at one seed and number of epochs.
+
+    ahead: by how many points the two accuracies are on the side of the claim.
+    """
     lines: dict[tuple, list[Run]] = {}
     for run in runs:
         if run.config.trainable == "all" and run.config.width == 1:
             lines.setdefault((run.config.epochs, run.config.seed), []).append(run)
     ordered = [sorted(line, key=lambda run: run.config.depth) for line in lines.values()]
     used = [line for line in ordered if line[0].config.depth < DEEP <= line[-1].config.depth]
-    found = [holds(percent_right(line[0]), percent_right(line[-1])) for line in used]
+    found = [ahead(percent_right(line[0]), percent_right(line[-1])) for line in used]
     ends = [(line[0], line[-1]) for line in used]
     said = "; ".join(f"depth {low.config.depth} {percent_right(low):.1f} %, {high.config.depth} "
                      f"{percent_right(high):.1f} %" for low, high in ends)
-    return title, where, claim, *_judged(found, said, [low for low, _ in ends], {low.config.seed for low, _ in ends})
+    return title, where, claim, *_judged_by_accuracy(found, said, ends, {low.config.seed for low, _ in ends})
 
 
 def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[Run], alike: tuple[str, ...],
-             names: tuple[str, str], holds: Callable[[float, float], bool]) -> tuple:
-    """Whether a claim holds on each pair of runs, a lower and an upper, that are `alike`, of one seed and epochs."""
+             names: tuple[str, str], ahead: Callable[[float, float], float]) -> tuple:
+    """Whether a claim holds on each pair of runs, a lower and an upper, that are `alike`, of one seed and epochs.
+
+    ahead: as of `_ends`.
+    """
     def key(run: Run) -> tuple:
         return tuple(getattr(run.config, field) for field in (*alike, "epochs", "seed"))
 
     others = {key(run): run for run in upper}
     pairs = [(run, others[key(run)]) for run in lower if key(run) in others]
     numbers = [tuple(map(percent_right, pair)) for pair in pairs]
-    found = [holds(low, high) for low, high in numbers]
+    found = [ahead(low, high) for low, high in numbers]
     means = np.mean(numbers, 0) if pairs else ()
     said = ", ".join(f"{side} {mean:.1f} %" for side, mean in zip(names, means, strict=False))
-    return title, where, claim, *_judged(found, f"in the mean {said}", [low for low, _ in pairs])
+    return title, where, claim, *_judged_by_accuracy(found, f"in the mean {said}", pairs)
 
 
 def _place(run: Run) -> tuple:
@@ -343,8 +398,9 @@ def _random_weights_to_match(runs: list[Run]) -> tuple:
         if skipped or (not matching and tried[-1] < MANY * 2):
             continue
         many.append(not matching or matching[0] >= MANY * 2)
-        said.append(f"{name(model)}, seed {seed}: {matching[0] if matching else f'more than {tried[-1]}'} a channel, "
-                    f"{epochs} epochs")
+        less = [k for k in tried if not matching or k < matching[0]]
+        bounds = [f"more than {less[-1]}"] * bool(less) + [f"at most {k}" for k in matching[:1]]
+        said.append(f"{name(model)}, seed {seed}: {', '.join(bounds)} a channel, {epochs} epochs")
         units.add((model, seed))
     return title, where, claim, "; ".join(said) or "–", _pairs_verdict(many, networks_or_seeds(units))
 
@@ -380,8 +436,8 @@ def _matters_little(runs: list[Run], field: str, title: str) -> tuple:
     away = pd.Series({run.id: percent_right(run) - percent_right(same) for same, run in pairs}, dtype=float)
     means = away.groupby([f"{changed(variant(run.config))}, {name(run.config.model)}" for _, run in pairs]).mean()
     said = "; ".join(f"{what} {points:+.1f}" for what, points in means.items()) + " points"
-    return title, "appendix", f"under {LITTLE:g} points", *_judged(
-        [*(away.abs() < LITTLE)], said, [run for _, run in pairs])
+    return title, "appendix", f"under {LITTLE:g} points", *_judged_by_accuracy(
+        [*(LITTLE - away.abs())], said, pairs)
 
 
 # ------------------------------------------------------------------------------------------- optimizers
@@ -408,19 +464,14 @@ def _fewer_passes(runs: list[Run]) -> tuple:
             *_judged(holds, "; ".join(said), [lbfgs for lbfgs, _ in pairs]))
 
 
-def _no_better(title: str, pairs: list[tuple[Run, Run]], measure: Callable[[Run], float], margin: float,
-               shown: Callable[[Run], str], called: Callable[[Run], str], units: set | None = None) -> tuple:
-    """Whether AdaBound measures at most a margin more than Adam does, in each pair of both."""
-    holds = [measure(adabound) <= measure(adam) + margin for adabound, adam in pairs]
-    means = "; ".join(f"{called(a)}: {shown(a)}, Adam {shown(b)}" for a, b in pairs)
-    return title, "NumPy ResNet-101 study", "no gain seen", *_judged(holds, means, [a for a, _ in pairs], units)
-
-
 def _no_more_accurate(runs: list[Run]) -> tuple:
-    """Whether AdaBound's test accuracy is at most LITTLE above Adam's."""
+    """Whether AdaBound's test accuracy is at most LITTLE above Adam's, each at what the validation images chose."""
     pairs = _of_two(runs, "adabound", "adam")
-    return _no_better(f"AdaBound is no better than Adam (within {LITTLE:g} points)", pairs, percent_right, LITTLE,
-                      lambda run: f"{percent_right(run):.1f} %", lambda run: trained(run.config.trainable))
+    ahead = [percent_right(adam) + LITTLE - percent_right(adabound) for adabound, adam in pairs]
+    said = "; ".join(f"{trained(a.config.trainable)}: {percent_right(a):.1f} %, Adam {percent_right(b):.1f} %"
+                     for a, b in pairs)
+    return (f"AdaBound is no better than Adam (within {LITTLE:g} points)", "NumPy ResNet-101 study", "no gain seen",
+            *_judged_by_accuracy(ahead, said, pairs))
 
 
 def _no_faster(deep: list[dict[tuple[str, str], Run]]) -> tuple:
@@ -430,9 +481,10 @@ def _no_faster(deep: list[dict[tuple[str, str], Run]]) -> tuple:
 
     pairs = [(four[norm, "adabound"], four[norm, "adam"]) for four in deep for norm in WITH_AND_WITHOUT]
     pairs = [pair for pair in pairs if any(map(learns, pair))]
-    return _no_better(f"AdaBound is no faster than Adam where they learn (within {FASTER:g} nats)", pairs,
-                      lambda run: -last_loss(run), FASTER, lambda run: f"loss {last_loss(run):.2f}",
-                      lambda run: NORM[run.config.norm], {run.config.dataset for run, _ in pairs})
+    holds = [last_loss(adabound) >= last_loss(adam) - FASTER for adabound, adam in pairs]
+    said = "; ".join(f"{NORM[a.config.norm]}: loss {last_loss(a):.2f}, Adam {last_loss(b):.2f}" for a, b in pairs)
+    return (f"AdaBound is no faster than Adam where they learn (within {FASTER:g} nats)", "NumPy ResNet-101 study",
+            "no gain seen", *_judged(holds, said, [a for a, _ in pairs], {a.config.dataset for a, _ in pairs}))
 
 
 def _four_ways(runs: list[Run]) -> list[dict[tuple[str, str], Run]]:

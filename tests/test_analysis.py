@@ -243,9 +243,32 @@ def test_starts_that_matter_little_stay_within_two_points():
 ])
 def test_claims_beyond_the_paper_are_judged_seed_by_seed(claim, fields, accuracy, expected):
     runs = [fake_run(0.45), fake_run(0.45, trainable="all"), fake_run(accuracy, **fields),
-            fake_run(0.99, **fields | {"seed": 7})]                    # without a partner of its seed: no pair
+            fake_run(accuracy, **fields | {"seed": 7})]                    # without a partner of its seed: no pair
     row = verdicts.table(runs).set_index("claim").loc[claim]
     assert row["verdict"] == expected and "of 1 pairs" in row["ours"]
+
+
+@pytest.mark.parametrize(("ahead", "expected"), [(1.1, "undecided"), (1.2, "partly"), (-1.1, "undecided"),
+                                                 (-1.2, "not reproduced")])
+def test_a_difference_that_seeds_alone_make_is_undecided(ahead, expected):
+    """Three differences of runs that deviate by 1 and by 0 points: two standard errors are 2·√(3·1)/3 = 1.15."""
+    full = [fake_run(0.85 + 0.01 * s, seed=s, trainable="all") for s in (0, 1, 2)]
+    alone = [fake_run(0.86 - 0.01 * ahead, seed=s) for s in (0, 1, 2)]
+    row = verdicts.table(full + alone).set_index("claim").loc["Training all parameters beats BN only"]
+    assert row["verdict"] == expected
+    assert ("seeds alone make 1.2 points" in row["ours"]) == (expected == "undecided")
+    one_seed = verdicts.table([full[1], alone[1]]).set_index("claim")["verdict"]        # no noise is known of
+    assert one_seed["Training all parameters beats BN only"] == ("partly" if ahead > 0 else "not reproduced")
+
+
+def test_the_noise_between_seeds_is_pooled_over_what_differs_in_nothing_else():
+    """Sums of squares 2 (of three runs) and 0.5 (of two), over 2 + 1 degrees of freedom."""
+    runs = [*(fake_run(a, seed=s) for s, a in enumerate((0.44, 0.45, 0.46))), fake_run(0.9, epochs=300),
+            *(fake_run(a, seed=s, model="resnet32") for s, a in enumerate((0.5, 0.51))),
+            fake_run(0.8, trainable="all"), fake_run(0.8, trainable="all", seed=1)]
+    noise = verdicts.seed_noise(runs)
+    assert noise == {"bn": pytest.approx((2.5 / 3) ** 0.5), "all": 0, "": pytest.approx((2.5 / 4) ** 0.5)}
+    assert verdicts.seed_noise(runs[:1]) == {}
 
 
 def test_open_questions_say_what_there_is_on_each_and_last_on_what_there_is_nothing():

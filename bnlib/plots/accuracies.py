@@ -9,7 +9,17 @@ from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 from bnlib.analysis import comparable
 from bnlib.config import Config, parse_model
 from bnlib.config import random_weights as random_weights_of
-from bnlib.plots.style import MARKERS, colour, legend_below, note, nothing_yet, seeds_stated, smallest_first
+from bnlib.plots.style import (
+    MARKERS,
+    colour,
+    legend_below,
+    mark_seeds,
+    note,
+    nothing_yet,
+    of_seeds,
+    seeds_stated,
+    smallest_first,
+)
 from bnlib.store import Run
 from bnlib.wording import listed, name, shown, trained
 
@@ -47,6 +57,7 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     for (trainable, epochs), line in lines:
         hue, marker = colour(trainable), MARKERS.get(epochs, "D")
         axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue, marker=marker, capsize=2)
+        mark_seeds(axes, line, by, table)
         last = line.iloc[-1]
         beside = {"xytext": (8, -3), "va": "top"}
         if len(line) == 1 and len(table) > 1:                    # a point alone, over which longer lines may go
@@ -61,7 +72,7 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(t) for t in ticks], rotation=45 if len(ticks) > 8 else 0)
-    axes.margins(x=0.05, y=0.14)
+    axes.margins(x=0.05, y=0.18)
     axes.set_xlabel({"depth": "depth (layers)", "width": "width (multiple of 16, 32, 64 channels)"}[by])
     axes.set_ylabel("test accuracy (%)")
     axes.set_title(seeds_stated(table), loc="left", color="#555555", fontsize=8)
@@ -96,8 +107,8 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
                                   ha="right", va="center", textcoords="offset points", fontsize=7.5, color=hue)
             axes.errorbar(row.mean, y, xerr=row.std, color=hue, capsize=2,
                           marker=MARKERS.get(row.epochs, "D"))
-            axes.annotate(f"{row.mean:.1f}", (row.mean + np.nan_to_num(row.std), y), xytext=(7, 0), va="center",
-                          textcoords="offset points", fontsize=7.5, color="#555555")
+            axes.annotate(f"{row.mean:.1f}  {of_seeds(row, table)}", (row.mean + np.nan_to_num(row.std), y),
+                          xytext=(7, 0), va="center", textcoords="offset points", fontsize=7.5, color="#555555")
         epochs = listed(table[table["model"] == model]["epochs"])
         axes.set(xlabel="test accuracy (%)", title=f"{name(model)}, {epochs} epochs")
         axes.grid(axis="y", visible=False)
@@ -173,6 +184,7 @@ def random_weights(table: pd.DataFrame) -> Figure:
         line = chosen[chosen["model"] == model].sort_values("weights")
         axes.errorbar(line["weights"], line["mean"], yerr=line["std"], color=colour("random2"),
                       marker=MARKERS.get(line["epochs"].iloc[0], "D"), capsize=2)
+        mark_seeds(axes, line, "weights", chosen)
         for row in table[(table["model"] == model) & (table["trainable"] == "bn")].itertuples():
             axes.axhline(row.mean, color=colour("bn"), linestyle="--")
             axes.axhspan(row.mean - np.nan_to_num(row.std), row.mean + np.nan_to_num(row.std), color=colour("bn"),
@@ -181,6 +193,7 @@ def random_weights(table: pd.DataFrame) -> Figure:
                           textcoords="offset points", color=colour("bn"), fontsize=7.5)
         axes.set_xscale("log", base=2)
         axes.set_xticks(line["weights"], line["weights"])
+        axes.margins(y=0.14)
         axes.set(xlabel="random weights a channel", title=f"{name(model)}, {listed(line['epochs'])} epochs")
     grid[0][0].set_ylabel("test accuracy (%)")
     note(figure, seeds_stated(chosen))
@@ -205,8 +218,8 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
                           label=f"{'BN only' if alone else 'narrow, all parameters'}, {epochs} epochs")
             beside = {"xytext": (4, -11)} if alone else {"xytext": (-6, 3), "ha": "right"}
             for row in line[~line["model"].isin(named)].itertuples():
-                axes.annotate(name(row.model), (getattr(row, by), row.mean), color=hue, fontsize=7,
-                              textcoords="offset points", **beside)
+                axes.annotate(f"{name(row.model)} {of_seeds(row, table)}", (getattr(row, by), row.mean), color=hue,
+                              fontsize=7, textcoords="offset points", **beside)
             named |= set(line["model"])
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -6,7 +6,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from bnlib.analysis import DEAD, comparable
-from bnlib.plots.style import COLOURS, SYMBOL, colour, legend_below, nothing_yet, seeds_stated, smallest_first
+from bnlib.plots.style import COLOURS, SYMBOL, colour, legend_below, nothing_yet, of_seeds, seeds_stated, smallest_first
 from bnlib.store import Run
 from bnlib.wording import name, trained
 
@@ -63,28 +63,28 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
 
 
 def dead_share(table: pd.DataFrame) -> Figure:
-    """Share of switched-off features, |γ| < 0.01, a group a network, a colour a training mode.
+    """Share of switched-off features, |γ| < 0.01, a group a network and length of training, a colour a training mode.
 
     table: from `analysis.dead_features`. Bars are one standard deviation over seeds.
     """
     if not len(table):
         return nothing_yet()
-    table = comparable(table).sort_values(["depth", "width"])
-    networks = table["model"].drop_duplicates().tolist()
+    table = table.sort_values(["depth", "width", "epochs"])
+    networks = list(dict.fromkeys(zip(table["model"], table["epochs"], strict=True)))
     modes = [mode for mode in COLOURS if mode in set(table["trainable"])]
-    figure, axes = plt.subplots(figsize=(1.8 + 1.1 * len(networks), 3.2))
+    figure, axes = plt.subplots(figsize=(1.8 + 1.1 * len(networks), 3.4))
     width = 0.8 / len(modes)
     for i, mode in enumerate(modes):
-        rows = table[table["trainable"] == mode].set_index("model").reindex(networks)
+        rows = table[table["trainable"] == mode].set_index(["model", "epochs"]).reindex(networks)
         at = np.arange(len(networks)) + (i - (len(modes) - 1) / 2) * width
         axes.bar(at, rows["mean"], width * 0.92, color=colour(mode), label=trained(mode),
                  yerr=rows["std"], error_kw={"elinewidth": 1, "capsize": 2})
         for x, row in zip(at, rows.itertuples(), strict=True):
             if np.isfinite(row.mean):
                 beside = {"xytext": (0, 2), "ha": "center"} if np.isnan(row.std) else {"xytext": (3, 2)}
-                axes.annotate(f"{row.mean:.1f}", (x, row.mean), textcoords="offset points", fontsize=7.5,
-                              color=colour(mode), **beside)
-    axes.set_xticks(range(len(networks)), [name(model) for model in networks])
+                axes.annotate("\n".join(filter(None, (of_seeds(row, table), f"{row.mean:.1f}"))), (x, row.mean),
+                              textcoords="offset points", fontsize=7.5, color=colour(mode), **beside)
+    axes.set_xticks(range(len(networks)), [f"{name(model)}\n{epochs} epochs" for model, epochs in networks])
     axes.grid(axis="x", visible=False)
     axes.set_ylabel(f"channels with |γ| < {DEAD} (%)")
     axes.set_title(seeds_stated(table), loc="left", color="#555555", fontsize=8)
@@ -134,7 +134,7 @@ def trajectories(runs: list[Run], part: str = "gamma", channels: int = 24) -> Fi
     """
     if not runs:
         return nothing_yet()
-    figure, grid = plt.subplots(len(runs), 3, figsize=(7, 0.8 + 1.7 * len(runs)), sharex="row", sharey="row",
+    figure, grid = plt.subplots(len(runs), 3, figsize=(7, 0.8 + 1.7 * len(runs)), sharex="row", sharey=True,
                                 squeeze=False)
     for row, run in zip(grid, runs, strict=True):
         layers = list(run.trajectory[part])

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -114,18 +116,35 @@ def smallest_first(table: pd.DataFrame) -> list[str]:
 
 def seeds_stated(table: pd.DataFrame) -> str:
     """What a figure says of a table of `analysis.accuracy`: its datasets, how many seeds, what the bars are."""
-    least, most = table["n"].min(), table["n"].max()
     datasets = ", ".join(shown(d) for d in table["dataset"].unique())
-    if most == 1:
+    if table["n"].max() == 1:
         return f"{datasets}; one seed"
-    seeds = least if least == most else f"{least} to {most}"
-    return f"{datasets}; mean over {seeds} seeds; bars: ± 1 standard deviation"
+    seeds = "one run, or the mean over n seeds" if _mixed(table) else f"mean over {table['n'].max()} seeds"
+    return f"{datasets}; {seeds}; bars: ± 1 standard deviation"
+
+
+def of_seeds(row, table: pd.DataFrame) -> str:
+    """`n=3` for a row of the table that is a mean where others are not, or of another number of runs; else nothing."""
+    return f"n={row.n:.0f}" if _mixed(table) and row.n > 1 else ""
+
+
+def mark_seeds(axes: Axes, rows: pd.DataFrame, by: str, table: pd.DataFrame) -> None:
+    """The same below the mark of each of the rows, drawn against the column `by`."""
+    for row in rows.itertuples():
+        axes.annotate(of_seeds(row, table), (getattr(row, by), row.mean - np.nan_to_num(row.std)), xytext=(0, -4),
+                      textcoords="offset points", ha="center", va="top", fontsize=7, color="#555555")
+
+
+def _mixed(table: pd.DataFrame) -> bool:
+    return table["n"].nunique() > 1
 
 
 def runs_stated(table: pd.DataFrame) -> str:
     """The same of a figure with a line a run."""
     datasets = ", ".join(shown(d) for d in table["dataset"].unique())
-    return f"{datasets}; a line a run, {seeds_of(table['seed'].nunique())}"
+    seeds = table.groupby([c for c in ("model", "trainable", "epochs") if c in table])["seed"].nunique()
+    few = f"{seeds.min()} to " if seeds.min() < seeds.max() else ""
+    return f"{datasets}; a line a run, {few}{seeds_of(seeds.max())}"
 
 
 def note(figure: Figure, text: str) -> None:
