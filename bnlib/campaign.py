@@ -14,7 +14,7 @@ from bnlib.wording import changed
 
 
 def notebook_configs(notebook: Path, **parameters) -> list[Config]:
-    """The grid that a notebook lists: its cells tagged `parameters` and `grid`, run with these parameters.
+    """The grid that a notebook lists, each config once: its cells tagged `parameters` and `grid`, with these parameters.
 
     So the list a reader sees in the notebook is the one that `campaign` trains. Empty where no cell is tagged `grid`.
     Raises InputError where the parameters make no grid.
@@ -30,7 +30,7 @@ def notebook_configs(notebook: Path, **parameters) -> list[Config]:
                     raise InputError(f"{Path(notebook).stem}: no grid comes of these parameters: {error}") from None
         if tag == "parameters":
             names.update(parameters)
-    return names.get("configs", [])
+    return list(dict.fromkeys(names.get("configs", [])))
 
 
 def possible(configs: Iterable[Config], results: str | Path = "results") -> list[Config]:

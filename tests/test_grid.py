@@ -91,7 +91,8 @@ def test_coverage_by_notebook_counts_the_runs_that_each_lists(tmp_path, monkeypa
     monkeypatch.undo()
     table = campaign.coverage_by_notebook(["smoke", "paper"], tmp_path / "results").set_index("notebook")
     assert table.loc["01_depth", "smoke"] == f"1 of {len(planned)}"
-    assert table.loc["02_width", "paper"] == f"0 of {len(campaign.profile_configs('paper', ['02_width']))}"
+    for name in ("02_width", "04_what_trains", "09_dissect_batchnorm"):                # the latter list some runs twice
+        assert table.loc[name, "paper"] == f"0 of {len(campaign.profile_configs('paper', [name]))}"
     assert "00_quickstart" not in table.index                                       # it has no grid
 
 
