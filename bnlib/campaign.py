@@ -14,7 +14,7 @@ from bnlib.wording import changed
 
 
 def notebook_configs(notebook: Path, **parameters) -> list[Config]:
-    """The grid that a notebook lists, each config once: its cells tagged `parameters` and `grid`, with these parameters.
+    """The grid that a notebook lists, each config once: its cells tagged `parameters` and `grid`, run with these.
 
     So the list a reader sees in the notebook is the one that `campaign` trains. Empty where no cell is tagged `grid`.
     Raises InputError where the parameters make no grid.
