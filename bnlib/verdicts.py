@@ -399,7 +399,7 @@ def _random_weights_to_match(runs: list[Run]) -> tuple:
             continue
         many.append(not matching or matching[0] >= MANY * 2)
         less = [k for k in tried if not matching or k < matching[0]]
-        bounds = [f"more than {less[-1]}"] * bool(less) + [f"at most {k}" for k in matching[:1]]
+        bounds = [f"more than {k}" for k in less[-1:]] + [f"at most {k}" for k in matching[:1]]
         said.append(f"{name(model)}, seed {seed}: {', '.join(bounds)} a channel, {epochs} epochs")
         units.add((model, seed))
     return title, where, claim, "; ".join(said) or "–", _pairs_verdict(many, networks_or_seeds(units))
