@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -99,7 +99,7 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
         _equal(equality),
     ]
     noise = seed_noise(done)
-    rows = [row if len(row) == 5 else (*row[:3], *_decided(*row[3:], noise)) for row in rows]
+    rows = [(*row[:3], *_decided(*row[3:], noise=noise)) for row in rows]
     table = pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
     decided_first = table.sort_values(
         "verdict", key=lambda v: v.map([REPRODUCED, PARTLY, NOT, UNDECIDED, NOT_RUN].index), kind="stable")
@@ -228,8 +228,10 @@ def seed_noise(runs: Iterable[Run]) -> dict[str, float]:
             for what, part in pooled.groupby("trainable")}
 
 
-def _decided(stated: str, verdict: str, distances: list[Distance], noise: dict[str, float]) -> tuple[str, str]:
-    """The same, or undecided: the mean distance is within two standard errors of a mean of so many differences."""
+def _decided(stated: str, verdict: str, distances: Sequence[Distance] = (), *,
+             noise: dict[str, float]) -> tuple[str, str]:
+    """What is stated and the verdict as they are, or undecided: the mean of the distances, where accuracy judged, is
+    within two standard errors of a mean of so many differences."""
     if not distances or not noise:
         return stated, verdict
     variances = [noise.get(what, noise[""]) ** 2 for distance in distances for what in distance.trained]
