@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from bnlib import InputError, run, store
+from bnlib.device import PRECISIONS
 from bnlib.merge import merge
 from bnlib.verify import differences
 from tests.test_train import stop_after
@@ -25,7 +26,8 @@ def test_records_that_are_lacking_are_taken_in_once_and_whole(tiny_run, tmp_path
 
 
 def test_a_record_of_the_same_id_that_differs_is_a_fault_and_ours_stays(tiny, tiny_run, tmp_path):
-    ours = run(tiny, results=tmp_path / "ours", precision="fp32")
+    another = next(p for p in PRECISIONS if p != tiny_run.provenance["precision"])
+    ours = run(tiny, results=tmp_path / "ours", precision=another)
     assert "the one here stays, and is another: history differs" in taken(
         tiny_run.folder.parent.parent, tmp_path / "ours")[tiny.id]
     assert not differences(store.find(tiny, tmp_path / "ours"), ours)

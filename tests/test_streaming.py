@@ -271,9 +271,11 @@ def test_lbfgs_holds_batches_of_streamed_images_too(small, tmp_path, monkeypatch
     config = dataclasses.replace(small, optimizer="lbfgs", lr=None, batch_size=30, momentum=None, weight_decay=None,
                                  milestones=None, optimizer_options="max_iter=3 history_size=2")
     assert run(config, results=tmp_path / "results").status == "done"
-    monkeypatch.setattr(lbfgs, "memory", lambda device: 10**5)
-    with pytest.raises(InputError, match=r"LBFGS holds a batch while it steps.* at most 0"):
-        run(dataclasses.replace(config, seed=1), results=tmp_path / "results")
+    pairs = 2 * 2 * 4 * 9600                         # two pairs of float32 for each γ and β of ImageNet's ResNet-18
+    for memory, what in ((pairs - 1, "history_size=2: .* at most 1"), (pairs, "batch_size=30: .* at most 0")):
+        monkeypatch.setattr(lbfgs, "memory", lambda device, memory=memory: memory)
+        with pytest.raises(InputError, match=what):
+            run(dataclasses.replace(config, seed=1), results=tmp_path / "results")
 
 
 def test_validation_images_are_not_trained_on(small, tmp_path):
