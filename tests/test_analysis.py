@@ -213,7 +213,7 @@ def test_small_gammas_that_may_go_are_judged_by_their_change(change, expected):
     assert verdict() == expected and verdict(zeroed=0) == "not yet run"
 
 
-@pytest.mark.parametrize(("deviation", "expected"), [(1e-12, "reproduced"), (1e-5, "not reproduced")])
+@pytest.mark.parametrize(("deviation", "expected"), [(1e-12, "holds"), (1e-5, "does not hold")])
 def test_numpy_equals_torch_up_to_the_bars(deviation, expected):
     equality = pd.DataFrame({"compared": ["outputs", "gradients", "training"], "deviation": [1e-12, deviation, 1e-12],
                              "bar": 1e-6})
@@ -236,9 +236,9 @@ def test_starts_that_matter_little_stay_within_two_points():
     ("Training γ and β first, then everything, beats training everything", {"trainable": "all", "bn_first": 20}, 0.46,
      "partly"),                                                        # one network is not three
     ("Training γ and β first, then everything, beats training everything", {"trainable": "all", "bn_first": 20}, 0.44,
-     "not reproduced"),
+     "does not hold"),
     ("γ and β of group or layer norm alone do as well (within 2 points)", {"norm": "group"}, 0.44, "partly"),
-    ("γ and β of group or layer norm alone do as well (within 2 points)", {"norm": "layer"}, 0.42, "not reproduced"),
+    ("γ and β of group or layer norm alone do as well (within 2 points)", {"norm": "layer"}, 0.42, "does not hold"),
     ("At about as many trained parameters, a narrow network trained in full beats BN only",
      {"model": freeze.narrow("resnet14"), "trainable": "all"}, 0.46, "partly"),
 ])
@@ -280,7 +280,7 @@ def test_open_questions_say_what_there_is_on_each_and_last_on_what_there_is_noth
 
 
 @pytest.mark.parametrize(("models", "seeds", "expected"), [
-    (("resnet14",), 3, "reproduced"), (("resnet14", "resnet20", "resnet32"), 1, "reproduced"),
+    (("resnet14",), 3, "holds"), (("resnet14", "resnet20", "resnet32"), 1, "holds"),
     (("resnet14", "resnet20"), 2, "partly"),
 ])
 def test_an_ordering_takes_three_networks_or_one_in_three_seeds(models, seeds, expected):

@@ -1,0 +1,157 @@
+"""Claims judged by pairs of runs: of two depths or widths, of two things trained, or with and without one change."""
+
+import re
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+
+import pandas as pd
+
+from bnlib.analysis import DEAD, percent_dead, plain
+from bnlib.config import random_weights
+from bnlib.freeze import narrow
+from bnlib.profiles import variant
+from bnlib.store import Run
+from bnlib.verdicts.rules import (
+    LITTLE,
+    NOT_RUN,
+    OURS,
+    judged_by_accuracy,
+    model_and_seed,
+    networks,
+    networks_or_seeds,
+    of_pairs,
+    paired,
+    percent_right,
+)
+from bnlib.wording import changed, listed, name, trained
+
+MANY = 4           # times as many parameters, which count as many times more
+
+
+def claims(done: list[Run], sequences: list[Run], thresholds: pd.DataFrame | None) -> list[tuple]:
+    """done: finished runs on the paper's images; sequences: those on sequences, where one claim is asked again."""
+    protocol = plain(done)
+    return [
+        _rises("BN only: deeper is better", "Fig. 2", protocol, "depth", fixed="width"),
+        _rises("BN only: wider is better", "Fig. 3", protocol, "width", fixed="depth"),
+        _beats("Training all parameters beats BN only", "Fig. 2", "everywhere", protocol, "bn", "all", percent_right),
+        _beats("BN only beats two random weights a channel, as many parameters", "Sec. 4.2", "everywhere", protocol,
+               "random2", "bn", percent_right),
+        _random_weights_to_match(protocol),
+        _beats(f"Freezing γ and β costs full training little (under {LITTLE:g} points)", "Sec. 4", "everywhere",
+               protocol, "all", "weights", percent_right, margin=LITTLE),
+        _beats("γ alone does more than β alone", OURS, "–", protocol, "beta", "gamma", percent_right,
+               units=networks_or_seeds),
+        _beats("Full training switches off fewer features", "Sec. 5", "fewer", protocol, "all", "bn", percent_dead),
+        _thresholds(thresholds),
+        _matters_little(done, "bn_init", "How γ and β start matters little"),
+        _matters_little(done, "conv_init", "How convolutions start matters little"),
+        _differs("Training γ and β first, then everything, beats training everything", done, "all", "bn_first"),
+        _differs(f"γ and β of group or layer norm alone do as well (within {LITTLE:g} points)", done, "bn", "norm",
+                 margin=LITTLE),
+        _beats("On sequences too, γ and β do more than the output layer", OURS, "–", plain(sequences), "output", "bn",
+               percent_right, units=networks_or_seeds),
+        _narrow_beats(protocol),
+    ]
+
+
+def _rises(title: str, where: str, runs: list[Run], by: str, fixed: str) -> tuple:
+    """Whether BN-only accuracy rises with `by` from value to value, at one value of `fixed`, epochs and seed."""
+    gains, values, pairs = [], set(), []
+    lines: dict[tuple, dict] = {}
+    for run in runs:
+        if run.config.trainable == "bn":
+            key = (getattr(run.config, fixed), run.config.epochs, run.config.seed)
+            lines.setdefault(key, {})[getattr(run.config, by)] = run
+    for line in lines.values():
+        for low, high in pairwise(sorted(line)):
+            gains.append(percent_right(line[high]) - percent_right(line[low]))
+            values |= {low, high}
+            pairs.append((line[low], line[high]))
+    return title, where, "rises", *judged_by_accuracy(gains, f"{by} {listed(values)}", pairs, values)
+
+
+def _beats(title: str, where: str, claim: str, runs: list[Run], lower: str, upper: str,
+           measure: Callable[[Run], float], margin: float = 0.0, units: Callable[[Iterable], set] = networks) -> tuple:
+    """Whether training `upper` measures more than training `lower` less a margin, by network, seed and epochs."""
+    found = {(r.config.trainable, r.config.model, r.config.epochs, r.config.seed): r for r in runs}
+    pairs = [(run, found[upper, *key]) for (what, *key), run in found.items()
+             if what == lower and (upper, *key) in found]
+    return title, where, claim, *paired(pairs, trained(lower), trained(upper), measure, margin, units)
+
+
+def _narrow_beats(runs: list[Run]) -> tuple:
+    """Whether a narrow network of which all trains beats BN-only training of about as many parameters."""
+    full = {(r.config.model, r.config.epochs, r.config.seed): r for r in runs if r.config.trainable == "all"}
+    pairs = [(run, full[key]) for run in runs
+             if run.config.trainable == "bn" and run.config.width == 1
+             and (key := (narrow(run.config.model), run.config.epochs, run.config.seed)) in full]
+    return ("At about as many trained parameters, a narrow network trained in full beats BN only", OURS, "–",
+            *paired(pairs, "BN only", "narrow", percent_right))
+
+
+def _random_weights_to_match(runs: list[Run]) -> tuple:
+    """How many random weights a channel reach BN only of the same seed: four times its two, or more.
+
+    Told only where half as many were tried and did not; or where none matches and four times two were tried.
+    """
+    title, where, claim = "Matching BN only takes many times more random weights", "Sec. 4.2", "many times"
+    of_seed: dict[tuple, dict[str, float]] = {}
+    for run in runs:
+        of_seed.setdefault((*model_and_seed(run), run.config.epochs), {})[run.config.trainable] = percent_right(run)
+    many, said, units = [], [], set()
+    for (model, seed, epochs), right in of_seed.items():
+        tried = sorted(random_weights(what) for what in right if re.fullmatch(r"random\d+", what))
+        if "bn" not in right or not tried:
+            continue
+        matching = [k for k in tried if right[f"random{k}"] >= right["bn"]]
+        skipped = matching and matching[0] > 2 and matching[0] // 2 not in tried
+        if skipped or (not matching and tried[-1] < MANY * 2):
+            continue
+        many.append(not matching or matching[0] >= MANY * 2)
+        less = [k for k in tried if not matching or k < matching[0]]
+        bounds = [f"more than {k}" for k in less[-1:]] + [f"at most {k}" for k in matching[:1]]
+        said.append(f"{name(model)}, seed {seed}: {', '.join(bounds)} a channel, {epochs} epochs")
+        units.add((model, seed))
+    return title, where, claim, "; ".join(said) or "–", of_pairs(many, networks_or_seeds(units))
+
+
+def _thresholds(thresholds: pd.DataFrame | None) -> tuple:
+    """Whether no BN-only network that has |γ| < 0.01 gains or loses over half a point when these are set to zero."""
+    title, where = f"BN only: setting |γ| < {DEAD} to zero changes nothing", "Sec. 5"
+    if thresholds is None or not len(thresholds):
+        return title, where, "no change", "–", NOT_RUN
+    of_bn = thresholds[thresholds["trainable"] == "bn"].set_index("run")
+    without = of_bn[(of_bn["threshold"] == DEAD) & (of_bn["zeroed"] > 0)]
+    change = (without["accuracy"] - of_bn[of_bn["threshold"] == 0]["accuracy"]).dropna().abs()
+    if change.empty:
+        return title, where, "no change", "–", NOT_RUN
+    models = without["model"].unique()
+    stated = (f"at most {change.max():.2f} points, over {len(change)} runs of {', '.join(map(name, models))}; "
+              f"{listed(without['epochs'])} epochs")
+    return title, where, "no change", stated, of_pairs([*(change <= 0.5)], set(models))
+
+
+def _changed(runs: list[Run], trainable: str, field: str) -> list[tuple[Run, Run]]:
+    """Pairs of a run of the protocol and one that differs from it in this field alone, of one seed and epochs."""
+    same = {(*model_and_seed(r), r.config.epochs): r for r in plain(runs) if r.config.trainable == trainable}
+    return [(same[key], run) for run in runs
+            if run.config.trainable == trainable and [*variant(run.config)] == [field]
+            and (key := (*model_and_seed(run), run.config.epochs)) in same]
+
+
+def _differs(title: str, runs: list[Run], trainable: str, field: str, margin: float = 0.0) -> tuple:
+    """Whether runs that differ from the protocol in one field measure more than it, less a margin, seed by seed."""
+    pairs = _changed(runs, trainable, field)
+    values = listed(changed(variant(run.config)) for _, run in pairs)
+    return title, OURS, "–", *paired(pairs, "the protocol", values, percent_right, margin, networks_or_seeds)
+
+
+def _matters_little(runs: list[Run], field: str, title: str) -> tuple:
+    """Whether BN-only accuracy stays within a margin of the protocol's, seed by seed, when one field is varied."""
+    pairs = _changed(runs, "bn", field)
+    away = pd.Series({run.id: percent_right(run) - percent_right(same) for same, run in pairs}, dtype=float)
+    means = away.groupby([f"{changed(variant(run.config))}, {name(run.config.model)}" for _, run in pairs]).mean()
+    said = "; ".join(f"{what} {points:+.1f}" for what, points in means.items()) + " points"
+    return title, "appendix", f"under {LITTLE:g} points", *judged_by_accuracy(
+        [*(LITTLE - away.abs())], said, pairs)

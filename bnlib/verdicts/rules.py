@@ -1,0 +1,126 @@
+"""The rules by which runs decide a claim: against a number, by pairs of runs, and within the noise that seeds make."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from bnlib.config import Config
+from bnlib.store import Run
+from bnlib.wording import listed, name
+
+REPRODUCED, PARTLY, NOT, UNDECIDED, NOT_RUN = "reproduced", "partly", "not reproduced", "undecided", "not yet run"
+VERDICTS = [REPRODUCED, PARTLY, NOT, UNDECIDED, NOT_RUN]       # as the table sorts them
+OURS = "this report"       # where a claim is made that is nobody else's
+#: What a claim of our own is called where another's would be reproduced or not.
+OF_OUR_OWN = {REPRODUCED: "holds", NOT: "does not hold"}
+ENOUGH = 3         # networks, depths, widths, or seeds of one network, on which an ordering must have been seen to hold
+LITTLE = 2.0       # points of accuracy that count as little
+
+
+def percent_right(run: Run) -> float:
+    return 100 * run.metrics["test_accuracy"]
+
+
+def networks(pairs: Iterable[tuple[str, int]]) -> set:
+    """The networks of pairs of network and seed."""
+    return {model for model, _ in pairs}
+
+
+def networks_or_seeds(pairs: Iterable[tuple[str, int]]) -> set:
+    """The networks, or the seeds of one network, whichever are more: two networks in two seeds are neither three
+    networks nor three seeds."""
+    pairs = set(pairs)
+    seeds = [{seed for other, seed in pairs if other == model} for model in networks(pairs)]
+    return max(networks(pairs), *seeds, key=len) if pairs else set()
+
+
+def model_and_seed(run: Run) -> tuple[str, int]:
+    return run.config.model, run.config.seed
+
+
+def against_number(row, value: float) -> str:
+    if not row.n:                                      # all seeds diverged
+        return NOT
+    allowed = 2 * (0 if np.isnan(row.std) else row.std / np.sqrt(row.n)) + 2
+    away = abs(row.mean - value)
+    return REPRODUCED if away <= allowed and row.n >= ENOUGH else PARTLY if away <= 2 * allowed else NOT
+
+
+def of_pairs(holds: list[bool], units: set) -> str:
+    """units: networks, or seeds, in which the pairs differ."""
+    if not holds:
+        return NOT_RUN
+    if all(holds) and len(units) >= ENOUGH:
+        return REPRODUCED
+    return PARTLY if np.mean(holds) > 0.5 else NOT
+
+
+def judged(holds: list[bool], said: str, runs: list[Run], units: set | None = None) -> tuple[str, str]:
+    """What is stated of pairs and their verdict. runs: one of each pair; units: None for its networks or seeds."""
+    if not holds:
+        return "–", NOT_RUN
+    seeds, epochs = (listed(getattr(run.config, field) for run in runs) for field in ("seed", "epochs"))
+    images = {run.config.n_train for run in runs}
+    stated = (f"in {sum(holds)} of {len(holds)} pairs; {said}; seed{'s' * (',' in seeds)} {seeds}; "
+              f"{epochs} epoch{'s' * (epochs != '1')}" + (f" of {min(images):,} images" if all(images) else ""))
+    return stated, of_pairs(holds, networks_or_seeds(map(model_and_seed, runs)) if units is None else units)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """By how many points of accuracy a pair of runs is on the side of a claim, below 0 on the other; and what of each
+    run trained."""
+
+    points: float
+    trained: tuple[str, str]
+
+
+def judged_by_accuracy(distances: list[float], said: str, pairs: list[tuple[Run, Run]],
+                        units: set | None = None) -> tuple[str, str, list[Distance]]:
+    """`judged`, and the distances, by which `decided` says whether they are more than what seeds make."""
+    stated, verdict = judged([distance >= 0 for distance in distances], said, [first for first, _ in pairs], units)
+    return stated, verdict, [Distance(distance, (a.config.trainable, b.config.trainable))
+                             for distance, (a, b) in zip(distances, pairs, strict=True)]
+
+
+def seed_noise(runs: Iterable[Run]) -> dict[str, float]:
+    """What trains → the standard deviation of test accuracy, in points, between runs that differ in seed alone, pooled
+    over all configs that have several; under "" over all of these."""
+    of_config: dict[Config, list[float]] = {}
+    for run in runs:
+        of_config.setdefault(dataclasses.replace(run.config, seed=0), []).append(percent_right(run))
+    several = [(config.trainable, len(right) - 1, np.var(right, ddof=1))
+               for config, right in of_config.items() if len(right) > 1]
+    pooled = pd.DataFrame([(what, *found) for trainable, *found in several for what in (trainable, "")],
+                          columns=["trainable", "weight", "variance"])
+    return {what: float(np.sqrt(np.average(part["variance"], weights=part["weight"])))
+            for what, part in pooled.groupby("trainable")}
+
+
+def decided(stated: str, verdict: str, distances: Sequence[Distance] = (), *,
+             noise: dict[str, float]) -> tuple[str, str]:
+    """What is stated and the verdict as they are, or undecided: the mean of the distances, where accuracy judged, is
+    within two standard errors of a mean of so many differences."""
+    if not distances or not noise:
+        return stated, verdict
+    variances = [noise.get(what, noise[""]) ** 2 for distance in distances for what in distance.trained]
+    allowed = 2 * np.sqrt(np.sum(variances)) / len(distances)
+    if abs(np.mean([distance.points for distance in distances])) > allowed:
+        return stated, verdict
+    return f"{stated}; seeds alone make {allowed:.1f} points", UNDECIDED
+
+
+def paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Callable[[Run], float],
+            margin: float = 0.0, units: Callable[[Iterable], set] = networks) -> tuple:
+    """What is stated and the verdict, on whether the second run of each pair measures more than the first."""
+    lows, highs = ([measure(run) for run in side] for side in (zip(*pairs, strict=True) if pairs else ((), ())))
+    ahead = [high - low + margin for low, high in zip(lows, highs, strict=True)]
+    models = [low.config.model for low, _ in pairs]
+    means = ", ".join(f"{name(model)} {row['high']:.1f} against {row['low']:.1f} %" for model, row in pd.DataFrame(
+        {"low": lows, "high": highs}, dtype=float).groupby(models, sort=False).mean().iterrows())
+    runs, said = [low for low, _ in pairs], f"{upper} against {lower}: {means}"
+    if measure is percent_right:
+        return judged_by_accuracy(ahead, said, pairs, units(map(model_and_seed, runs)))
+    return judged([points > 0 for points in ahead], said, runs, units(map(model_and_seed, runs)))

@@ -1,0 +1,122 @@
+"""Claims of the smaller studies: on optimizers, on what weight decay restrains, on the networks in NumPy."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+
+from bnlib.analysis import alone_logged, course, last_loss, optimizers, own_decay, root_mean_square
+from bnlib.config import Config
+from bnlib.store import Run
+from bnlib.verdicts.rules import LITTLE, NOT, NOT_RUN, OURS, REPRODUCED, judged, judged_by_accuracy, percent_right
+from bnlib.wording import DECAY, NORM, OPTIMIZER, trained
+
+FASTER = 0.05                              # nats of training loss that count as ahead
+WITH_AND_WITHOUT = ("batch", "none")       # values of `norm`: with batch norm and without
+
+
+def claims(runs: list[Run], deep: list[Run], equality: pd.DataFrame | None) -> list[tuple]:
+    """runs: those on the paper's images; deep: those among which networks with and without batch norm are."""
+    four_ways = _four_ways(deep)
+    return [_fewer_passes(runs), _no_more_accurate(runs), _norm_matters_most(four_ways), _no_faster(four_ways),
+            _decay_restrains([run for run in runs if run.status == "done"]), _equal(equality)]
+
+
+def _of_two(runs: list[Run], first: str, second: str) -> list[tuple[Run, Run]]:
+    """Pairs of runs of two optimizers, each at what the validation images chose, at the same task and seed."""
+    by_id, table = {run.id: run for run in runs}, optimizers(own_decay(runs))
+    found = {(row.optimizer, row.task, row.length, row.seed): by_id[row.run]
+             for row in table[table["chosen"]].itertuples()}
+    return [(run, found[second, *key]) for (kind, *key), run in found.items()
+            if kind == first and (second, *key) in found]
+
+
+def _fewer_passes(runs: list[Run]) -> tuple:
+    """Whether LBFGS comes in fewer passes to the test loss that both reach, BN only: the higher of their last."""
+    pairs = _of_two([run for run in runs if run.config.trainable == "bn"], "lbfgs", "sgd")
+    holds, said = [], []
+    for courses in ([course(run) for run in pair] for pair in pairs):
+        level = max(each["test_loss"].iloc[-1] for each in courses)
+        took = [each[each["test_loss"] <= level]["passes"].iloc[0] for each in courses]
+        holds.append(took[0] < took[1])
+        said.append(f"{took[0]:.0f} passes, SGD {took[1]:.0f}, to a test loss of {level:.2f}")
+    return ("LBFGS converges in fewer passes, BN only", "LBFGS study", "faster",
+            *judged(holds, "; ".join(said), [lbfgs for lbfgs, _ in pairs]))
+
+
+def _no_more_accurate(runs: list[Run]) -> tuple:
+    """Whether AdaBound's test accuracy is at most LITTLE above Adam's, each at what the validation images chose."""
+    pairs = _of_two(runs, "adabound", "adam")
+    ahead = [percent_right(adam) + LITTLE - percent_right(adabound) for adabound, adam in pairs]
+    said = "; ".join(f"{trained(a.config.trainable)}: {percent_right(a):.1f} %, Adam {percent_right(b):.1f} %"
+                     for a, b in pairs)
+    return (f"AdaBound is no better than Adam (within {LITTLE:g} points)", "NumPy ResNet-101 study", "no gain seen",
+            *judged_by_accuracy(ahead, said, pairs))
+
+
+def _four_ways(runs: list[Run]) -> list[dict[tuple[str, str], Run]]:
+    """(norm, optimizer) → the run of the lowest `last_loss`, of those that differ in the optimizer's setting alone: a
+    dict for each comparison of all four."""
+    found: dict[Config, dict] = {}
+    for run in alone_logged(runs):
+        c = run.config
+        if c.norm in WITH_AND_WITHOUT and c.optimizer in ("adam", "adabound"):
+            of_one = found.setdefault(dataclasses.replace(
+                c, norm="batch", optimizer="adam", optimizer_options="", lr=None), {})
+            best = of_one.setdefault((c.norm, c.optimizer), run)
+            of_one[c.norm, c.optimizer] = min(best, run, key=last_loss)
+    return [four for four in found.values() if len(four) == 4]
+
+
+def _norm_matters_most(deep: list[dict[tuple[str, str], Run]]) -> tuple:
+    """Whether batch norm lowers the loss after the same steps by more than either optimizer is ahead of the other."""
+    holds, said, used = [], [], []
+    for four in deep:
+        loss = {key: last_loss(run) for key, run in four.items()}
+        pairs = [(loss[norm, "adam"], loss[norm, "adabound"]) for norm in WITH_AND_WITHOUT]
+        between = max(0 if adam == adabound else abs(adam - adabound) for adam, adabound in pairs)
+        for optimizer in ("adam", "adabound"):
+            holds.append(loss["none", optimizer] - loss["batch", optimizer] > between)
+            said.append(f"{OPTIMIZER[optimizer]}: loss {loss['batch', optimizer]:.2f}, without batch norm "
+                        f"{loss['none', optimizer]:.2f}")
+            used.append(four["batch", optimizer])
+    return ("Batch norm matters more for speed than the choice of Adam or AdaBound", "NumPy ResNet-101 study", "most",
+            *judged(holds, "; ".join(said), used, {run.config.dataset for run in used}))
+
+
+def _no_faster(deep: list[dict[tuple[str, str], Run]]) -> tuple:
+    """Whether AdaBound's loss after the same steps is at most FASTER below Adam's, where either is below guessing."""
+    def learns(run: Run) -> bool:
+        return last_loss(run) < np.log(run.record["classes"]) - FASTER
+
+    pairs = [(four[norm, "adabound"], four[norm, "adam"]) for four in deep for norm in WITH_AND_WITHOUT]
+    pairs = [pair for pair in pairs if any(map(learns, pair))]
+    holds = [last_loss(adabound) >= last_loss(adam) - FASTER for adabound, adam in pairs]
+    said = "; ".join(f"{NORM[a.config.norm]}: loss {last_loss(a):.2f}, Adam {last_loss(b):.2f}" for a, b in pairs)
+    return (f"AdaBound is no faster than Adam where they learn (within {FASTER:g} nats)", "NumPy ResNet-101 study",
+            "no gain seen", *judged(holds, said, [a for a, _ in pairs], {a.config.dataset for a, _ in pairs}))
+
+
+def _decay_restrains(runs: list[Run]) -> tuple:
+    """Whether BN only ends with a smaller β (root mean square) where weight decay acts on β than where on nothing."""
+    def key(config, decay):
+        return dataclasses.replace(config, decay=decay)
+
+    found = {run.config: run for run in runs if run.config.trainable == "bn"}
+    pairs = [(run, found[key(run.config, "none")]) for run in found.values()
+             if run.config.decay in ("beta", "all") and key(run.config, "none") in found]
+    sizes = [[root_mean_square(run.beta) for run in pair] for pair in pairs]
+    holds = [with_it < without for with_it, without in sizes]
+    means = "; ".join(f"β {with_it:.2f} with decay {DECAY[run.config.decay]}, "
+                      f"{without:.2f} without" for (run, _), (with_it, without) in zip(pairs, sizes, strict=True))
+    return ("Weight decay on β restrains its growth, BN only", "LBFGS study", "β too large",
+            *judged(holds, means, [run for run, _ in pairs]))
+
+
+def _equal(equality: pd.DataFrame | None) -> tuple:
+    """NumPy equals torch: reproduced if no deviation is larger than its bar."""
+    title, where, claim = "Outputs, gradients and training of the networks in NumPy equal torch's", OURS, "–"
+    if equality is None or not {"outputs", "gradients", "training"} <= set(equality["compared"]):
+        return title, where, claim, "–", NOT_RUN
+    stated = "; ".join(f"{row.compared} to {row.deviation:.0e} (bar {row.bar:.0e})" for row in equality.itertuples())
+    return title, where, claim, stated, REPRODUCED if (equality["deviation"] <= equality["bar"]).all() else NOT
