@@ -115,13 +115,16 @@ def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
             width = max(width, values[1] - values[0])                                 # what the curve's points resolve
             bumps = np.exp(-0.5 * ((values[:, None] - found) / width) ** 2)
             curve = bumps.mean(1) / width
-            axes.fill([values[0], *values, values[-1]], [-number, *(-number + 2.2 * curve / curve.max()), -number],
-                      color=colour(trainable), alpha=0.35, linewidth=0.5, zorder=number,
-                      label=trained(trainable) if number == 1 else None)
-        axes.set(xlabel=SYMBOL[part], title=_titled(channels, model), ylim=(-count - 0.5, 2))
+            ridge = -number + 1.6 * curve / curve.max()
+            # Before a layer's ridges, of either colour, those of the layers above it disappear.
+            axes.fill_between(values, -number, ridge, color=axes.get_facecolor(), linewidth=0, zorder=number)
+            axes.fill_between(values, -number, ridge, color=colour(trainable), alpha=0.3, linewidth=0,
+                              zorder=number + 0.4, label=trained(trainable) if number == 1 else None)
+            axes.plot(values, ridge, color=colour(trainable), linewidth=0.7, zorder=number + 0.6)
+        axes.set(xlabel=SYMBOL[part], title=_titled(channels, model), ylim=(-count - 0.5, 1))
         axes.set_yticks([-1, -count], ["first", "last"])
         axes.grid(axis="y", visible=False)
-        axes.axvline(0, color="#333333", linewidth=0.6, linestyle=":")
+        axes.axvline(0, color="#333333", linewidth=0.6, linestyle=":", zorder=count + 1)
     grid[0][0].set_ylabel("batch-norm layer")
     legend_below(figure, grid[0][0])
     return figure
