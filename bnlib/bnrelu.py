@@ -31,7 +31,8 @@ def fast_path() -> str:
         if scripts not in os.environ["PATH"].split(os.pathsep):
             os.environ["PATH"] = scripts + os.pathsep + os.environ["PATH"]
         # built for this very processor: another one, another torch or another source is another build
-        built_for = SOURCE.read_bytes() + f"{torch.__version__} {processor()} {sys.version}".encode()
+        model, flags = processor()
+        built_for = SOURCE.read_bytes() + f"{torch.__version__} {model} {sorted(flags)} {sys.version}".encode()
         cpp_extension.load(f"bnrelu_{hashlib.sha256(built_for).hexdigest()[:12]}", [str(SOURCE)],
                            extra_cflags=["-O3", "-march=native", "-fopenmp"], is_python_module=False)
     except Exception as error:          # no compiler, no ninja, no disk: whatever it is, training must go on
@@ -39,13 +40,16 @@ def fast_path() -> str:
     return ""
 
 
-def processor() -> str:
-    """The processor's model and instruction sets."""
+@cache
+def processor() -> tuple[str, frozenset[str]]:
+    """The processor's model, and the instruction sets that Linux names."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return " ".join(sorted({line.split(":", 1)[1] for line in lines if line.startswith(("model name", "flags"))}))
     except OSError:
-        return platform.processor() or platform.machine()
+        lines = []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return (found.get("model name") or platform.processor() or platform.machine(),
+            frozenset(found.get("flags", "").split()))
 
 
 class BN(nn.BatchNorm2d):

@@ -34,7 +34,7 @@ def choose_precision(device: torch.device, precision: str | None = None) -> str:
         return choose("precision", precision, PRECISIONS)
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    fast = device.type == "cpu" and {"avx512_bf16", "amx_bf16"} & set(bnrelu.processor().split())
+    fast = device.type == "cpu" and {"avx512_bf16", "amx_bf16"} & bnrelu.processor()[1]
     return "bf16" if fast else "fp32"
 
 
@@ -54,12 +54,11 @@ def device_name(device: torch.device) -> str:
     """The device's model, such as `NVIDIA H200` or `AMD EPYC (AVX512-bf16), 2 threads`; never the host's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        unit = next((f" ({VECTORS[flag]})" for flag in VECTORS if flag in bnrelu.processor().split()), "")
-        return f"{model}{unit}, {torch.get_num_threads()} threads"
-    return f"{platform.machine()} {device.type}"
+    if device.type != "cpu":
+        return f"{platform.machine()} {device.type}"
+    model, flags = bnrelu.processor()
+    unit = next((f" ({VECTORS[flag]})" for flag in VECTORS if flag in flags), "")
+    return f"{model}{unit}, {torch.get_num_threads()} threads"
 
 
 def bn_path(device: torch.device, graphed: bool) -> str:
