@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlib import data, optim, streaming
 from bnlib.config import InputError
+from bnlib.deepobs import Dropout
 from bnlib.device import autocast
 
 
@@ -22,19 +23,20 @@ class HeldStep:
     These follow the parameters from pass to pass, as they must if the gradient is to be that of the value; what would
     make two passes differ, another batch or running statistics, is held. The value is the mean cross-entropy plus
     ½·weight_decay·Σθ². One more pass, without gradient, sets the running statistics to the means over the pieces at the
-    new parameters; it counts as a pass too.
+    new parameters; it counts as a pass too. Dropout sets the same values to zero in all of them.
     """
 
     def __init__(self, network: nn.Module, optimizer: optim.LBFGS, precision: str, device: torch.device):
         self.network, self.optimizer, self.precision, self.device = network, optimizer, precision, device
         self.bn = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+        self.dropout = [module for module in network.modules() if isinstance(module, Dropout)]
         self.trained = optimizer.param_groups[0]["params"]
-        self.passes = 0
+        self.passes, self.masks = 0, []
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         number = -(-len(labels) // self.optimizer.piece)
         pieces = list(zip(images.tensor_split(number), labels.tensor_split(number), strict=True))
-        self.passes = 0
+        self.passes, self.masks = 0, [module.steps.clone() for module in self.dropout]
         with self._momentum(0.0):
             self.optimizer.step(lambda: self._loss(pieces, len(labels)))
         # The next batch's first gradient less this one's last is no curvature, but the noise of two batches: with a
@@ -46,7 +48,7 @@ class HeldStep:
 
     def _loss(self, pieces: list, images: int) -> torch.Tensor:
         """LBFGS's closure: the loss of the whole batch, its gradient in the parameters' `.grad`."""
-        self.passes += 1
+        self._begin_pass()
         for parameter in self.trained:
             parameter.grad = None
         loss = torch.zeros((), device=self.device)
@@ -71,7 +73,7 @@ class HeldStep:
     @torch.no_grad()
     def _settle(self, pieces: list) -> tuple[torch.Tensor, torch.Tensor]:
         """Running statistics as the means over the pieces at the parameters of now; loss and logits there."""
-        self.passes += 1
+        self._begin_pass()
         logits = []
         for layer in self.bn:
             layer.reset_running_stats()
@@ -80,6 +82,12 @@ class HeldStep:
                 logits.append(self.network(part).float())
         logits = torch.cat(logits)
         return F.cross_entropy(logits, torch.cat([labels for _, labels in pieces])), logits
+
+    def _begin_pass(self) -> None:
+        """Counts it, and lets dropout, which draws anew for each piece, begin where the step's first pass began."""
+        self.passes += 1
+        for module, steps in zip(self.dropout, self.masks, strict=True):
+            module.steps.copy_(steps)
 
     @contextlib.contextmanager
     def _momentum(self, value: float):

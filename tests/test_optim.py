@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 import sys
 import types
 import warnings
@@ -126,8 +127,11 @@ def test_histories_count_passes_for_lbfgs_alone(tiny, tiny_run, tmp_path):
 
 @pytest.fixture
 def held(tiny):
+    return held_step(other(tiny, "lbfgs", weight_decay=0.01, decay="gamma"))
+
+
+def held_step(config: Config):
     """An LBFGS step over 64 digits in three pieces, the network's inputs and running means noted at each pass."""
-    config = other(tiny, "lbfgs", weight_decay=0.01, decay="gamma")
     network, dataset = models.from_config(config, 10), data.load("digits")
     trainable = place(network, config, CPU, "fp32")
     network.train()
@@ -156,6 +160,19 @@ def test_every_pass_of_a_step_sees_the_same_pixels_and_moves_no_running_statisti
             assert torch.equal(part, images.tensor_split(3)[number % 3])
             for before, now in zip(searching[0][2] + searching[0][3], means + variances, strict=True):
                 assert torch.equal(before, now)
+
+
+def test_dropout_is_the_same_in_every_pass_of_a_step_and_another_in_each_piece_and_step(tiny):
+    network, batches, step, _ = held_step(other(tiny, "lbfgs", model="allcnnc", image_size=None))
+    masks, of_steps = [], []
+    network.dropout1.register_forward_hook(lambda module, inputs, output: masks.append(output == 0))
+    for images, labels in batches.epoch(1):
+        masks.clear()
+        step(images, labels)
+        assert step.passes >= 5 and len(masks) == 3 * step.passes
+        assert all(torch.equal(mask, masks[number % 3]) for number, mask in enumerate(masks))
+        of_steps.append(masks[:3])
+    assert not any(torch.equal(*(mask[:21] for mask in pair)) for pair in itertools.combinations(sum(of_steps, []), 2))
 
 
 def test_after_a_step_running_statistics_are_the_means_over_its_pieces(held):
