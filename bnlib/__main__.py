@@ -16,7 +16,7 @@ import warnings
 from functools import cache
 
 from bnlib import Config, InputError, campaign, data, grid, load_runs, parallel, run, store, streaming, verify
-from bnlib.config import OPTIONS, choose
+from bnlib.config import OPTIMIZERS, OPTIONS, choose, compact
 from bnlib.device import choose_device
 from bnlib.profiles import PROFILES
 from bnlib.train import evaluate_on_test_set
@@ -64,7 +64,11 @@ def parser() -> argparse.ArgumentParser:
               device=device, precision={"default": None, "help": "bf16 or fp32; bf16 where the device is fast at it"},
               tensorboard={"action": "store_true", "help": "write event files to build/tensorboard"})
     comments = _comments()
-    comments["optimizer_options"] += ": " + "; ".join(f"{name}: {', '.join(own)}" for name, own in OPTIONS.items())
+    comments["optimizer_options"] += "; with defaults: " + "; ".join(
+        f"{name}: " + ", ".join(f"{option}={compact(value)}" for option, value in own.items())
+        for name, own in OPTIONS.items())
+    for field in ("lr", "weight_decay"):
+        comments[field] += ", " + ", ".join(f"{name} {own[field]:g}" for name, own in OPTIMIZERS.items())
     for field in dataclasses.fields(Config):
         if field.name != "model":
             sub.add_argument("--" + field.name.replace("_", "-"), default=argparse.SUPPRESS,

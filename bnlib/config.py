@@ -56,6 +56,21 @@ OPTIONS = {
     "prodigy": {"betas": (0.9, 0.999), "beta3": None, "d0": 1e-6, "d_coef": 1.0, "growth_rate": math.inf, "eps": 1e-8,
                 "bias_correction": False, "safeguard_warmup": False, **_DECOUPLED},
 }
+#: What an option takes, in words and as a rule; by its default's type, but for those whose default does not say.
+KINDS = {
+    "True or False": lambda value: isinstance(value, bool),
+    "numbers from 0 to below 1": lambda value: 0 <= value < 1,
+    "a number from 0 to below 1": lambda value: 0 <= value < 1,
+    "a number from 0 on": lambda value: 0 <= value < math.inf,
+    "a number above 0": lambda value: 0 < value < math.inf,
+    "a number above 0, or inf": lambda value: value > 0,
+    "a whole number from 1 on": lambda value: 1 <= value < math.inf and value % 1 == 0,
+}
+_KIND_OF_TYPE = {bool: "True or False", tuple: "numbers from 0 to below 1", float: "a number from 0 on",
+                 int: "a whole number from 1 on"}
+_KIND_OF = {"max_eval": "a whole number from 1 on", "beta3": "a number from 0 to below 1", "d0": "a number above 0",
+            "d_coef": "a number above 0", "growth_rate": "a number above 0, or inf"}
+_OR_NONE = {("lbfgs", "max_eval"), ("prodigy", "beta3"), ("prodigy", "eps")}
 SCHEDULES = ("milestones", "constant", "cosine", "cosine_restarts", "trapezoid")
 DECAYED = ("weights", "gamma", "beta", "biases")
 AUGMENTATIONS = ("crop+flip", "crop", "none", "crop+flip+once")
@@ -67,7 +82,7 @@ DEEPOBS = {"3c3d": 6, "allcnnc": 9}
 
 def choose(field: str, value: str, choices) -> str:
     """`value` if it is one of `choices`; else an InputError with the list and the nearest of them."""
-    if value in choices:
+    if isinstance(value, str) and value in choices:
         return value
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -161,52 +176,43 @@ def options_of(optimizer: str, text: str) -> dict:
 
     Raises InputError, with what there is, for another option, and for a value that is not of its default's kind.
     """
-    options = dict(OPTIONS[optimizer])
+    options, given = dict(OPTIONS[choose("optimizer", optimizer, OPTIMIZERS)]), set()
     for word in re.split(r"[\s,]+(?=\w+\s*=)", text.strip()) if text.strip() else ():
         name, _, value = (part.strip(" ,") for part in word.partition("="))
         default = options[choose("optimizer_options", name, OPTIONS[optimizer])]
+        if name in given:
+            raise InputError(f"optimizer_options={text!r}: {name} is given twice")
+        given.add(name)
+        kind, or_none = _KIND_OF.get(name) or _KIND_OF_TYPE[type(default)], (optimizer, name) in _OR_NONE
         try:
-            options[name] = _as(default, float(value) if value.lower() in ("inf", "nan") else ast.literal_eval(value))
+            value = float(value) if value.lower() in ("inf", "nan") else ast.literal_eval(value)
+            options[name] = None if value is None and or_none else _as(default, kind, value)
         except (ValueError, SyntaxError, TypeError, OverflowError):
-            raise InputError(f"optimizer_options={word!r}: {name} is {_kind(default)}, such as {_plain(default)}"
-                             ) from None
+            count = f"{len(default)} " if isinstance(default, tuple) else ""
+            raise InputError(f"optimizer_options={word!r}: {name} is {count}{kind}{', or None' * or_none}, such as "
+                             f"{compact(default)}") from None
     return options
 
 
 def canonical_options(optimizer: str, text: str) -> str:
     """One spelling a choice: options in the order of OPTIONS, without those that have their default."""
-    return " ".join(f"{name}={_plain(value)}" for name, value in options_of(optimizer, text).items()
+    return " ".join(f"{name}={compact(value)}" for name, value in options_of(optimizer, text).items()
                     if value != OPTIONS[optimizer][name])
 
 
-def _as(default, value):
-    """`value` as the kind of an option's default, as `_kind` says it in words; else it raises."""
-    if isinstance(default, bool) or isinstance(value, bool):
-        if not (isinstance(default, bool) and isinstance(value, bool)):
-            raise ValueError
-        return value
+def _as(default, kind: str, value):
+    """`value` as the type of an option's default; ValueError or TypeError where it is not of the kind."""
     if isinstance(default, tuple):
-        if len(value) != len(default) or not all(0 <= part < 1 for part in value):
+        if not isinstance(value, tuple | list) or len(value) != len(default):
             raise ValueError
-        return tuple(map(float, value))
-    if value is None and default is None:
-        return None
-    number, whole = float(value), isinstance(default, int)
-    in_range = number > 0 if default is None else number >= (1 if whole else 0)
-    if isinstance(value, str) or not in_range or (whole and number % 1):
+        return tuple(_as(0.0, kind, part) for part in value)
+    if isinstance(value, bool) != isinstance(default, bool) or not KINDS[kind](value):
         raise ValueError
-    return int(number) if not isinstance(default, float) and not number % 1 else number
+    return value if isinstance(value, bool) else int(value) if kind.startswith("a whole") else float(value)
 
 
-def _kind(default) -> str:
-    """What an option takes, by its default."""
-    return ("True or False" if isinstance(default, bool) else
-            f"{len(default)} numbers from 0 to below 1" if isinstance(default, tuple) else
-            "a number from 0 on" if isinstance(default, float) else
-            "a whole number from 1 on" if isinstance(default, int) else "None or a number above 0")
-
-
-def _plain(value) -> str:
+def compact(value) -> str:
+    """A value as a config's text spells it: (0.9, 0.999) → `(0.9,0.999)`."""
     return repr(value).replace(" ", "")
 
 
@@ -277,9 +283,9 @@ class Config:
     bn_init: str = "uniform"                       # γ ~ U(0, 1), β = 0; signed: U(-1, 1); ones: γ = 1; beta_one: β = 1
     optimizer: str = "sgd"                         # sgd, adam, adamw, lbfgs, adabound, adan, lion, prodigy
     optimizer_options: str = ""                    # its own, "betas=(0.9,0.99) eps=1e-6"; the rest as documented
-    lr: float | None = None                        # learning rate at the start; None: the optimizer's, SGD 0.1
+    lr: float | None = None                        # learning rate at the start; None: the optimizer's own
     momentum: float | None = None                  # of SGD, 0.9; the others have their own among the options
-    weight_decay: float | None = None              # None: the optimizer's, SGD 1e-4
+    weight_decay: float | None = None              # None: the optimizer's own
     decay: str = "all"                             # what it acts on: all, none, or weights, gamma, beta, biases; a+b
     batch_size: int | None = None                  # images a step; None: 128, of LBFGS 5,000
     epochs: int = 160                              # passes over the training images

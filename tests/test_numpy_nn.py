@@ -239,8 +239,31 @@ def test_float32_stays_float32_and_float64_float64():
 
 # ------------------------------------------------------------------------------------------- optimizers
 
+def test_the_largest_is_torchs_where_an_image_holds_infinities_and_what_is_no_number():
+    for value in (-np.inf, np.nan, 1.0):
+        x, layer = normal(2, 3, 7, 6), MaxPool2d(3, 2, 1)
+        x[:, :, 2:5, :4] = value
+        theirs = torch.tensor(x, requires_grad=True)
+        pooled = nn.functional.max_pool2d(theirs, 3, 2, 1)
+        np.testing.assert_array_equal(layer.forward(x), pooled.detach().numpy())
+        gradient = normal(*pooled.shape, seed=1)
+        pooled.backward(torch.from_numpy(gradient))
+        np.testing.assert_allclose(layer.backward(gradient), theirs.grad.numpy(), rtol=1e-12)
+
+
+def test_loops_compute_in_the_wider_of_two_types_as_the_matrix_product_does():
+    x = normal(1, 2, 4, 4).astype(np.float32)
+    state = {"weight": normal(3, 2, 3, 3), "bias": normal(3)}
+    pair = [kind(2, 3, 3, padding=1).astype(np.float64).load_state_dict(state) for kind in (Conv2d, LoopConv2d)]
+    for y in [layer.forward(x) for layer in pair]:
+        assert y.dtype == np.float64
+    gradients = [layer.backward(normal(1, 3, 4, 4)) for layer in pair]
+    assert {g.dtype for g in gradients} == {np.dtype(np.float64)} and check.relative(*gradients) < 1e-12
+
+
 @pytest.mark.parametrize(("ours", "theirs", "options"), [
-    (SGD, torch.optim.SGD, {"lr": 0.1}), (SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}),
+    (SGD, torch.optim.SGD, {}), (SGD, torch.optim.SGD, {"lr": 0.1}),
+    (SGD, torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2}),
     (Adam, torch.optim.Adam, {}), (Adam, torch.optim.Adam, {"lr": 0.1, "betas": (0.5, 0.9), "weight_decay": 0.1})])
 def test_optimizers_step_as_torchs_do(ours, theirs, options):
     parameter, tensor = Parameter(normal(3, 4)), torch.tensor(normal(3, 4), requires_grad=True)
@@ -253,7 +276,36 @@ def test_optimizers_step_as_torchs_do(ours, theirs, options):
     assert check.relative(parameter.value, tensor.detach()) < 1e-12
 
 
+def test_a_parameter_may_begin_to_train_later():
+    for ours, theirs, options in ((SGD, torch.optim.SGD, {"momentum": 0.9}), (Adam, torch.optim.Adam, {})):
+        parameters, tensors = ([make(normal(3)) for _ in range(2)] for make in (
+            Parameter, lambda value: torch.tensor(value, requires_grad=True)))
+        optimizer, twin = ours(parameters, **options), theirs(tensors, **options)
+        for step in range(8):
+            for number in range(2) if step > 4 else [0]:
+                parameters[number].grad = normal(3, seed=step)
+                tensors[number].grad = torch.tensor(parameters[number].grad)
+            optimizer.step()
+            twin.step()
+        for parameter, tensor in zip(parameters, tensors, strict=True):
+            assert check.relative(parameter.value, tensor.detach()) < 1e-12
+
+
 # ------------------------------------------------------------------------------------------- networks
+
+def test_drawing_makes_a_new_network_of_a_trained_one():
+    network = draw(ResNet("resnet14", 10), 0)
+    fresh = {name: array.copy() for name, array in network.state_dict().items()}
+    for array in network.state_dict().values():
+        array[...] = 7
+    drawn = draw(network, 0).state_dict()
+    assert all(np.array_equal(array, fresh[name]) for name, array in drawn.items())
+    assert not np.array_equal(draw(network, 1).conv.weight.value, fresh["conv.weight"])
+    last = network.blocks.children()[-1].conv2.weight.value                 # 36,864 normal numbers: their deviation
+    assert last.std() == pytest.approx(np.sqrt(2 / (64 * 9)), rel=0.02)     # is known to 0.4 %
+    for part, tensor in nn.BatchNorm2d(16).state_dict().items():
+        assert np.array_equal(drawn[f"bn.{part}"], tensor.numpy())
+
 
 @pytest.fixture(scope="module")
 def gradients():
@@ -319,8 +371,8 @@ def test_torch_loads_the_state_from_safetensors_and_it_holds_nothing_else(name, 
     assert list(ours.state_dict()) == list(twin.state_dict())
     if name == "resnet101":
         return                                                    # 180 MB need not be written to know
-    ours.forward(normal(2, 3, 8, 8))
-    save_file(draw(ours, 0).state_dict(), tmp_path / "state.safetensors")
+    draw(ours, 0).forward(normal(2, 3, 8, 8))
+    save_file(ours.state_dict(), tmp_path / "state.safetensors")
     twin.to_empty(device="cpu").load_state_dict(load_file(tmp_path / "state.safetensors"), strict=True)
     assert torch.equal(twin.conv.weight, torch.from_numpy(ours.state_dict()["conv.weight"]))
     assert twin.bn.num_batches_tracked == 1
@@ -379,6 +431,22 @@ X = normal(2, 3, 8, 8)
     (lambda: Linear(6, 3, False).load_state_dict({"weight": torch.zeros(3, 6, dtype=torch.bfloat16)}),
      r"Linear\(6, 3\): expected arrays, or tensors that NumPy can read"),
     (lambda: SGD({"weight": X}, 0.1), r"optimizer: expected parameters, given ndarray"),
+    (lambda: SGD(Linear(2, 3)), r"optimizer: expected a list or dict of parameters, given Linear"),
+    (lambda: SGD([p := Parameter(X), p]), r"optimizer: expected each parameter once, given 2"),
+    (lambda: SGD([Parameter(X)], lr=-1), r"SGD: expected lr from 0 to below inf, given -1"),
+    (lambda: Adam([Parameter(X)], betas=(0.9, 1)), r"Adam: expected beta_2 from 0 to below 1, given 1"),
+    (lambda: [p := Parameter(X), setattr(p, "grad", X[:1]), SGD([p]).step()],
+     r"optimizer: expected a gradient \(2, 3, 8, 8\), given \(1, 3, 8, 8\)"),
+    (lambda: Sequential(Sequential(c := Conv2d(3, 3, 1)), Sequential(c)), r"Sequential: expected layers, each once"),
+    (lambda: Linear(6, 3, False).load_state_dict({"weight": [[1.0], [1.0, 2.0]]}), r"expected arrays, or tensors that"),
+    (lambda: Linear(6, 3, False).load_state_dict([1.0]), r"Linear\(6, 3\): expected arrays, or tensors that NumPy"),
+    (lambda: Linear(6, 3, False).load_state_dict({"weight": np.full((3, 6), "a")}),
+     r"weight: expected numbers as of float32, given <U1"),
+    (lambda: Linear(6, 3, False).load_state_dict({"weight": np.ones((3, 6), complex)}), r"given complex128"),
+    (lambda: BatchNorm2d(3).load_state_dict(BatchNorm2d(3).state_dict() | {"num_batches_tracked": np.array(2.7)}),
+     r"num_batches_tracked: expected numbers as of int64, given float64"),
+    (lambda: ResNet("plain14", 10), r"network='plain14': expected a CIFAR ResNet, such as resnet14"),
+    (lambda: OneConvolution(0, 10), r"OneConvolution: expected height as a whole number of at least 1, given 0"),
     (lambda: freeze(Linear(6, 3), "bnn"), r"trainable='bnn': not one of .* did you mean 'bn'"),
 ])
 def test_what_does_not_fit_is_named_in_one_line_with_expected_and_given(act, message):
@@ -398,6 +466,13 @@ def test_the_networks_learn_the_digits():
     table = fit(draw(ResNet("resnet8", 10), 0), digits, epochs=1, n_train=128, n_test=20)
     assert np.isfinite(table.drop(columns="part")).all(axis=None)
     assert table.equals(fit(draw(ResNet("resnet8", 10), 0), digits, epochs=1, n_train=128, n_test=20))
+
+
+def test_images_are_normalised_to_mean_0_and_deviation_1():
+    digits = data.load("digits")
+    images = normalised(digits.x_train, digits)
+    assert images.shape == (1437, 3, 32, 32) and np.array_equal(images[:, 0], images[:, 2])
+    assert images.mean() == pytest.approx(0, abs=1e-4) and images.std() == pytest.approx(1, abs=1e-4)
 
 
 def test_testing_leaves_a_network_as_it_is():

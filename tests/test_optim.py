@@ -50,12 +50,30 @@ def test_every_default_is_the_one_its_library_documents(name):
     assert set(documented) == set(ours) | (speed | elsewhere) & set(documented)
 
 
+def another(default):
+    """A value of an option that is not its default."""
+    return (not default if isinstance(default, bool) else tuple(0.5 for _ in default) if isinstance(default, tuple) else
+            7 if isinstance(default, int) else 0.25)
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name, own in OPTIONS.items() for option in own])
+def test_every_option_reaches_its_optimizer_as_do_rate_and_decay(name, option):
+    value = 7 if option == "max_eval" else another(OPTIONS[name][option])
+    config = Config(optimizer=name, optimizer_options=f"{option}={value}", lr=0.01, weight_decay=0.02)
+    made = optim.optimizer([torch.nn.Parameter(torch.ones(2))], config)
+    group = made.param_groups[0]
+    assert group.get(option, getattr(made, option, None)) == value
+    assert group["lr"] == 0.01 and group.get("weight_decay", getattr(made, "weight_decay", None)) == 0.02
+
+
 def test_an_option_has_one_id_however_it_is_spelled():
     spellings = ["betas=(0.5,0.9) eps=1e-6", "eps=0.000001, betas=(.5, 0.9)", "betas=[0.5, .9]  eps=1e-6 amsgrad=False"]
     configs = {Config(optimizer="adam", optimizer_options=text) for text in spellings}
     assert {c.optimizer_options for c in configs} == {"betas=(0.5,0.9) eps=1e-06"} and len(configs) == 1
     assert Config(optimizer="adam", optimizer_options="eps=1e-8").id == Config(optimizer="adam").id
-    assert Config(optimizer="prodigy", optimizer_options="beta3=.98").optimizer_options == "beta3=0.98"
+    for spelled, kept in (("beta3=.98", "beta3=0.98"), ("beta3=0", "beta3=0.0"), ("eps=None", "eps=None"),
+                          ("growth_rate=inf", ""), ("growth_rate=2", "growth_rate=2.0")):
+        assert Config(optimizer="prodigy", optimizer_options=spelled).optimizer_options == kept
     assert Config(optimizer="lbfgs", optimizer_options="max_eval=50.0").optimizer_options == "max_eval=50"
 
 
@@ -103,18 +121,22 @@ def test_a_run_stopped_between_steps_ends_in_the_same_bytes(name, trainable, tin
         assert same(run(config, results=tmp_path / "stopped/results"), whole)
 
 
-@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"lbfgs", "prodigy"}))    # no gradient, no step of Prodigy
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - {"lbfgs"}))               # whose decay is in its loss
 @pytest.mark.parametrize("decay", ["all", "gamma", "beta", "bn", "weights", "none"])
-def test_weight_decay_moves_what_it_is_asked_to_and_nothing_else(name, decay, tiny):
-    network = models.build("resnet8", 10, bn_init="beta_one")
-    config = Config(optimizer=name, weight_decay=0.1, decay=decay, lr=0.1)
-    optimizer = optim.optimizer(network.parameters(), config, undecayed(network, config.decay))
-    before = {key: p.detach().clone() for key, p in network.named_parameters()}
-    for parameter in network.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    moved = {key for key, p in network.named_parameters() if not torch.equal(p, before[key])}
-    nonzero = {key for key, value in before.items() if value.abs().max() > 0}
+def test_weight_decay_moves_what_it_is_asked_to_and_nothing_else(name, decay):
+    """Against the same step without decay; Prodigy takes none without a gradient, and its first are tiny."""
+    gradient, options = (1.0, "d0=1.0") if name == "prodigy" else (0.0, "")
+    after = []
+    for strength in (0.1, 0.0):
+        network = models.build("resnet8", 10, bn_init="beta_one")
+        nonzero = {key for key, p in network.named_parameters() if p.abs().max() > 0}
+        config = Config(optimizer=name, optimizer_options=options, weight_decay=strength, decay=decay, lr=0.1)
+        optimizer = optim.optimizer(network.parameters(), config, undecayed(network, config.decay))
+        for parameter in network.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+        after.append(dict(network.named_parameters()))
+    moved = {key for key, p in after[0].items() if not torch.equal(p, after[1][key])}
     assert moved == set(select(network, decay)) & nonzero
 
 
@@ -171,8 +193,8 @@ def test_dropout_is_the_same_in_every_pass_of_a_step_and_another_in_each_piece_a
         step(images, labels)
         assert step.passes >= 5 and len(masks) == 3 * step.passes
         assert all(torch.equal(mask, masks[number % 3]) for number, mask in enumerate(masks))
-        of_steps.append(masks[:3])
-    assert not any(torch.equal(*(mask[:21] for mask in pair)) for pair in itertools.combinations(sum(of_steps, []), 2))
+        of_steps += [mask[:21] for mask in masks[:3]]
+    assert not any(torch.equal(*pair) for pair in itertools.combinations(of_steps, 2))
 
 
 def test_after_a_step_running_statistics_are_the_means_over_its_pieces(held):

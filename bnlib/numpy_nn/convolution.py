@@ -75,8 +75,9 @@ class Conv2d(Layer):
         step = min(n, max(1, SCRATCH // size))
         for first in range(0, n, step):
             images = min(step, n - first)
+            shapes = (images, *image), (images, *self.out_shape[1:])
             yield (slice(first, first + images),
-                   scratch_for(images, *image, self.out_shape[1], self.kernel, self.stride, self.padding, self.dtype))
+                   scratch_for(*shapes, self.kernel, self.stride, self.padding, self.dtype))
 
 
 class Scratch:
@@ -86,12 +87,10 @@ class Scratch:
     at once instead of row by row. The last R − W' outputs of a row are then no outputs: not read, their gradient 0.
     """
 
-    def __init__(self, n, c, height, width, outputs, kernel, stride, padding, dtype):
-        self.kernel = kernel
+    def __init__(self, shape: tuple, out_shape: tuple, kernel: int, stride: int, padding: int, dtype: np.dtype):
+        (n, c, height, width), (_, outputs, rows, columns), self.kernel = shape, out_shape, kernel
         padded_height, padded_width = height + 2 * padding, width + 2 * padding
-        rows, columns = (padded_height - kernel) // stride + 1, (padded_width - kernel) // stride + 1
-        whole = stride == 1 and padded_width <= 1.25 * columns
-        length = padded_width if whole else columns
+        length = padded_width if stride == 1 and padded_width <= 1.25 * columns else columns
 
         def padded() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             """Memory for n padded images, and two views of it: the images, and every patch of them."""
@@ -151,7 +150,7 @@ class LoopConv2d(Conv2d):
 
     def backward(self, gradient):
         self._expect_gradient(gradient)
-        spread = np.zeros_like(self.padded)
+        spread = np.zeros(self.padded.shape, self.dtype)
         trained = [part for part in (self.weight, self.bias) if part is not None and part.requires_grad]
         for part in trained:
             part.grad = np.zeros_like(part.value)

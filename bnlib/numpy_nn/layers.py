@@ -73,7 +73,7 @@ class Layer:
         own = self.state_dict()
         try:                                 # torch has its own reasons: bfloat16, a GPU, a gradient
             state = {name: np.asarray(array) for name, array in state.items()}
-        except (TypeError, RuntimeError) as error:
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{self}: expected arrays, or tensors that NumPy can read: {error}") from None
         for what, names in (("lacks", own.keys() - state.keys()), ("has the unknown", state.keys() - own.keys())):
             if names:
@@ -82,6 +82,8 @@ class Layer:
         for name, array in state.items():
             if array.shape != own[name].shape:
                 raise InputError(f"{self}: {name}: expected shape {own[name].shape}, given {array.shape}")
+            if array.dtype.kind not in ("iu" if own[name].dtype.kind == "i" else "fiu"):
+                raise InputError(f"{self}: {name}: expected numbers as of {own[name].dtype}, given {array.dtype}")
         for name, array in state.items():
             own[name][...] = array
         return self
@@ -289,10 +291,13 @@ class MaxPool2d(Layer):
         rows, columns = output_size(self, size)
         p = self.padding
         padded = np.pad(x, ((0, 0), (0, 0), (p, p), (p, p)), constant_values=-np.inf)
-        y, self.winner = np.full((n, c, rows, columns), -np.inf, x.dtype), np.zeros((n, c, rows, columns), np.int32)
-        for place, window in enumerate(windows(padded, self.kernel, self.stride, rows, columns)):
-            self.winner[window > y] = place
-            np.maximum(y, window, out=y)
+        inside = np.pad(np.ones(size, bool), p)              # an image may hold −∞ itself
+        y, self.winner = np.full((n, c, rows, columns), -np.inf, x.dtype), np.full((n, c, rows, columns), -1, np.int32)
+        views = (windows(each, self.kernel, self.stride, rows, columns) for each in (padded, inside))
+        for place, (window, is_inside) in enumerate(zip(*views, strict=True)):
+            first = is_inside & (self.winner < 0)
+            self.winner[first | (window > y) | np.isnan(window)] = place
+            np.maximum(y, window, out=y)                     # of which NaN wins, as in torch
         self.padded_shape, self.size, self.out_shape = padded.shape, size, y.shape
         return y
 
@@ -349,12 +354,14 @@ class Flatten(Layer):
 class Sequential(Layer):
     """One layer after another: those given, under the names 0, 1, …, or those that a subclass defines, by its names.
 
-    Raises InputError for what is no layer, and for one given twice: it would keep what `backward` needs of one of them.
+    Raises InputError for what is no layer, and for one that is there twice, at whatever depth: it would keep what
+    `backward` needs of one of them.
     """
 
     def __init__(self, *layers: Layer):
-        others = [layer for layer in layers if not isinstance(layer, Layer)]
-        if others or len(set(map(id, layers))) < len(layers):
+        strangers = [layer for layer in layers if not isinstance(layer, Layer)]
+        inside = [] if strangers else [id(one) for layer in layers for _, one in layer.walk()]
+        if strangers or len(set(inside)) < len(inside):
             raise InputError(f"{self}: expected layers, each once, given {', '.join(map(repr, layers))}")
         for number, layer in enumerate(layers):
             setattr(self, str(number), layer)

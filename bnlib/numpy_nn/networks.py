@@ -72,7 +72,8 @@ class ResNet(Sequential):
 
     def __init__(self, name: str, classes: int, shortcut: str = "B"):
         family, depth, width = parse_model(name)
-        choose("network", family, ("resnet",))
+        if family != "resnet":
+            raise InputError(f"network={name!r}: expected a CIFAR ResNet, such as resnet14 or resnet14x2")
         choose("shortcut", shortcut, ("A", "B"))
         channels = [round(16 * width), round(32 * width), round(64 * width)]
         self.conv = Conv2d(3, channels[0], 3, padding=1, bias=False)
@@ -128,22 +129,32 @@ class ResNet101(Sequential):
 
 
 class OneConvolution(Sequential):
-    """One 3×3 convolution, ReLU and one linear layer, for images of `size` = (H, W); (N, 3, H, W) → (N, classes)."""
+    """One 3×3 convolution, ReLU and one linear layer, for images of `size` = (H, W), or one number for both.
+
+    (N, 3, H, W) → (N, classes).
+    """
 
     def __init__(self, size: tuple[int, int], classes: int, channels: int = 8):
+        height, width = size if isinstance(size, tuple | list) and len(size) == 2 else (size, size)
+        whole("OneConvolution", height=height, width=width, classes=classes)
         self.conv = Conv2d(3, channels, 3, padding=1)
         self.relu = ReLU()
         self.flatten = Flatten()
-        self.output = Linear(channels * size[0] * size[1], classes)
+        self.output = Linear(channels * height * width, classes)
 
 
 def draw(network: Layer, seed: int) -> Layer:
-    """He-normal weights (He et al. 2015) from the seed, biases 0, γ = 1, β = 0, in place; returns the network."""
+    """He-normal weights (He et al. 2015) from the seed, biases 0, γ = 1, β = 0, running statistics as of a new network;
+    in place, whatever the network was before. Returns it."""
     draws = generator(seed, "weights")
     for _, layer in network.walk():
         if isinstance(layer, Conv2d | Linear):
             sigma = math.sqrt(2 / layer.weight.value[0].size)
             layer.weight.value[...] = sigma * draws.standard_normal(layer.weight.value.shape)
+            if layer.bias is not None:
+                layer.bias.value[...] = 0
+        elif isinstance(layer, BatchNorm2d):
+            layer.load_state_dict(BatchNorm2d(len(layer.running_mean)).state_dict())
     return network
 
 
