@@ -118,12 +118,16 @@ def check_batch(batches: data.TrainingBatches | streaming.StreamedBatches, optim
     needed, there = min(config.batch_size, images) * an_image + pairs, memory(batches.device)
     if pairs > there:
         raise InputError(f"history_size={group['history_size']}: LBFGS remembers as many pairs of steps and gradients, "
-                         f"{pairs / 1e9:.3g} GB; this {batches.device.type} has {there / 1e9:.3g} GB; at most "
-                         f"{there * group['history_size'] // pairs}")
+                         f"{pairs / 1e9:.3g} GB; this {batches.device.type} has {there / 1e9:.3g} GB; "
+                         + _at_most(there * group["history_size"] // pairs))
     if needed > there:
         raise InputError(f"batch_size={config.batch_size}: LBFGS holds a batch while it steps, and "
                          f"{group['history_size']} pairs of steps and gradients, {needed / 1e9:.3g} GB; this "
-                         f"{batches.device.type} has {there / 1e9:.3g} GB; at most {max(0, there - pairs) // an_image}")
+                         f"{batches.device.type} has {there / 1e9:.3g} GB; {_at_most((there - pairs) // an_image)}")
+
+
+def _at_most(number: int) -> str:
+    return f"at most {number}" if number else "not one fits; a smaller network or another optimizer does"
 
 
 def memory(device: torch.device) -> int:

@@ -47,6 +47,8 @@ def optimizer(parameters, config: Config, undecayed=frozenset()) -> torch.optim.
     lr = rate(config.lr, device, captured=config.optimizer in ("sgd", "adam", "adamw"))
     try:
         if config.optimizer == "sgd":
+            if config.bn_first and options["dampening"]:
+                raise ValueError(f"no dampening of parameters that begin to train after bn_first={config.bn_first}")
             made = torch.optim.SGD(groups, lr, config.momentum, weight_decay=decay, **options, **fused)
             for parameter in parameters if config.bn_first and config.momentum else ():
                 made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)      # for all of them, or none

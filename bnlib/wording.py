@@ -22,8 +22,6 @@ OPTIMIZER = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "lbfgs": "LBFGS", "
              "lion": "Lion", "prodigy": "Prodigy"}
 #: How the presence of batch norm, or what stands in its place, is called.
 NORM = {"batch": "with batch norm", "none": "without batch norm", "group": "group norm", "layer": "layer norm"}
-#: What weight decay acts on, in words, where γ and β alone train.
-DECAY = {"all": "on γ and β", "gamma": "on γ alone", "beta": "on β alone", "none": "on neither"}
 #: How a field of another value than the protocol's is called; what is not here is called by its own name.
 _CHANGED = {
     "bn_init": {"ones": "γ starts at 1", "beta_one": "β starts at 1", "signed": "γ starts between −1 and 1"}.get,
@@ -35,7 +33,7 @@ _CHANGED = {
     "n_train": lambda n: f"{n:,} training images" if n else "all training images", "n_val": "{:,} held out".format,
     "warmup_epochs": lambda epochs: with_warmup(epochs),                       # which stands further down
     "fp32": {True: "float32"}.get,
-    "weight_decay": "weight decay {}".format, "decay": lambda on: f"decay {DECAY[on]}" if on in DECAY else None,
+    "weight_decay": "weight decay {}".format, "decay": lambda on: f"decay {decay_on(on)}",
     "log_every": "logged every {} steps".format,
     "positions": lambda letters: "batch norm at " + (", ".join(
         f"layer {layer}" for layer, letter in enumerate(letters.split(","), 1) if letter == "1") or "no layer")}
@@ -67,21 +65,31 @@ def trained(what: str) -> str:
     return " and ".join(named) + ("" if parts[0] in ("all", "weights", "none") else " only")
 
 
+def decay_on(on: str) -> str:
+    """What weight decay acts on (`Config.decay`), as is said where γ and β alone train: `all` → `on γ and β`."""
+    names = {"gamma": "γ", "beta": "β", "all": "γ and β"}
+    parts = [names.get(part, part) for part in on.split("+")]
+    return "on neither" if on == "none" else f"on {' and '.join(parts)}" + " alone" * (on in ("gamma", "beta"))
+
+
 def changed(variant: dict) -> str:
     """A variant (`profiles.variant`) in words: bn_init `ones`, lr 0.3 → `γ starts at 1, learning rate 0.3`."""
     return ", ".join(_CHANGED.get(field, lambda _: None)(value) or f"{field}={value}"
                      for field, value in variant.items())
 
 
-def setting(config: Config, schedule: str = Config.schedule) -> str:
-    """What was chosen for an optimizer: `lr 0.003`, of LBFGS `batch 5,000, max_iter=5 history_size=10`; and momentum,
-    schedule and warm-up where they are not the protocol's. schedule: another one that goes without saying."""
+def setting(config: Config, **unsaid) -> str:
+    """What was chosen for an optimizer: `lr 0.003`, of LBFGS `batch 5,000, max_iter=5 history_size=10`; and whatever
+    else is its own, where it is not as documented. unsaid: other values of fields that go without saying."""
+    usual = Config(optimizer=config.optimizer, **unsaid)
+    always = "batch_size" if config.optimizer == "lbfgs" else "lr"
     batch = f"batch {min(config.batch_size, config.n_train or config.batch_size):,}"
-    usual = Config(optimizer=config.optimizer, schedule=schedule)
-    others = [f"{field} {value}" for field in ("momentum", "schedule", "milestones")
-              if (value := getattr(config, field)) != getattr(usual, field)]
-    return ", ".join([batch if config.optimizer == "lbfgs" else f"lr {config.lr:g}",
-                      *filter(None, [config.optimizer_options]), *others,
+    said = {"batch_size": batch, "lr": f"lr {config.lr:g}"}
+    differing = [field for field in ("lr", "batch_size", "momentum", "schedule", "milestones", "weight_decay")
+                 if field != always and getattr(config, field) != getattr(usual, field)]
+    return ", ".join([said[always], *filter(None, [config.optimizer_options]),
+                      *(said.get(field) or f"{field.replace('_', ' ')} {getattr(config, field)}"
+                        for field in differing),
                       *([with_warmup(config.warmup_epochs)] if config.warmup_epochs else [])])
 
 

@@ -1,5 +1,6 @@
 """Optimizers: the documented defaults, weight decay where it is asked for, LBFGS on a batch that stays as it is."""
 
+import copy
 import dataclasses
 import inspect
 import itertools
@@ -94,9 +95,12 @@ def test_a_variant_names_the_optimizer_and_not_what_it_brings_along():
 
 
 def test_options_that_the_optimizer_refuses_are_one_line(tiny, tmp_path):
-    with pytest.raises(InputError, match=r"^optimizer_options=.*sgd says:") as error:
-        run(dataclasses.replace(tiny, optimizer_options="nesterov=True", momentum=0.0), results=tmp_path / "results")
-    assert "\n" not in str(error.value)
+    for changed, said in (({"optimizer_options": "nesterov=True", "momentum": 0.0}, "^optimizer_options=.*sgd says:"),
+                          ({"optimizer_options": "dampening=0.5", "trainable": "all", "bn_first": 1},
+                           "sgd says: no dampening of parameters that begin to train after bn_first=1")):
+        with pytest.raises(InputError, match=said) as error:
+            run(dataclasses.replace(tiny, epochs=2, **changed), results=tmp_path / "results")
+        assert "\n" not in str(error.value)
 
 
 def test_without_the_library_its_optimizers_are_one_line_and_torchs_run(tiny, tmp_path, monkeypatch):
@@ -361,6 +365,26 @@ def test_only_the_smallest_and_the_largest_rate_are_at_the_edge_of_what_was_trie
     assert said.endswith(", at the edge of what was tried in history_size.")
 
 
+@pytest.mark.parametrize(("one", "other", "said"), [
+    ({"optimizer": "adam"}, {"optimizer": "adam", "batch_size": 32}, ("lr 0.001", "lr 0.001, batch 32")),
+    ({"optimizer": "adam"}, {"optimizer": "adam", "weight_decay": 0.1}, ("lr 0.001", "lr 0.001, weight decay 0.1")),
+    ({}, {"momentum": 0.5}, ("lr 0.1", "lr 0.1, momentum 0.5")),
+    ({"optimizer": "lbfgs"}, {"optimizer": "lbfgs", "lr": 0.25}, ("batch 5,000", "batch 5,000, lr 0.25"))])
+def test_settings_that_differ_are_told_apart(one, other, said):
+    assert tuple(analysis.optimizers([tried(0.5, **one), tried(0.6, **other)])["setting"]) == said
+
+
+def test_a_batch_that_all_but_lbfgs_share_goes_without_saying():
+    runs = [tried(0.5, batch_size=64, **fields) for fields in ({}, {"optimizer": "adam"}, {"optimizer": "lbfgs"})]
+    assert analysis.optimizers(runs)["setting"].tolist() == ["lr 0.1", "lr 0.001", "batch 64"]
+
+
+def test_logged_losses_stand_where_their_step_was(tiny, tmp_path):
+    """Two steps an epoch, of which every third is logged: the third of four ends one and a half epochs."""
+    r = run(dataclasses.replace(tiny, n_train=64, batch_size=32, epochs=2, log_every=3), results=tmp_path / "results")
+    assert analysis.logged_losses(r)[["step", "epoch", "passes"]].to_numpy().tolist() == [[3, 1.5, 1.5]]
+
+
 def test_choosing_does_not_look_at_the_test_images(compared, monkeypatch):
     before = analysis.optimizers(compared)["chosen"].tolist()
     for r in compared:
@@ -374,6 +398,16 @@ def test_what_was_tried_and_chosen_is_said(compared):
     assert len(said) == 4 and said[0].startswith("SGD, BN only: tried lr 0.1; lr 0.5; chosen lr 0.")
     assert "edge of what was tried" in said[0] and "edge" not in said[-1]
     assert "on β alone" in analysis.restrained(compared[5:])[0]
+
+
+def test_decay_of_whatever_is_said_and_drawn(compared):
+    for on, said in (("bn", "on γ and β"), ("weights", "on weights"), ("gamma+weights", "on weights and γ"),
+                     ("none", "on neither"), ("gamma", "on γ alone"), ("all", "on γ and β")):
+        r = copy.copy(compared[5])
+        r.config = dataclasses.replace(r.config, decay=on)
+        assert f"0.1 {said}: root mean square" in analysis.restrained([r])[0]
+        legend = plots.growth(analysis.growth([r])).legends[0]
+        assert [text.get_text() for text in legend.get_texts()] == [said]
 
 
 def test_growth_ends_at_the_records_beta(compared):

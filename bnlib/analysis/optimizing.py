@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from bnlib import optim
-from bnlib.config import OPTIMIZERS, Config, options_of
+from bnlib.config import DATASETS, OPTIMIZERS, Config, options_of
 from bnlib.profiles import PROFILES
 from bnlib.store import Run
-from bnlib.wording import DECAY, NORM, OPTIMIZER, Sentences, setting, shown, trained
+from bnlib.wording import NORM, OPTIMIZER, Sentences, decay_on, setting, shown, trained
 
 #: Passes over the images that the profiles train for on CIFAR-10.
 LENGTHS = tuple(PROFILES[name]["training"].get("epochs", Config.epochs) for name in ("short", "paper"))
@@ -35,14 +35,15 @@ def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
     given for a task and length, the one of the best validation accuracy in the mean over seeds, of equals the one of
     the lower validation loss. One of which a seed diverged is not chosen. The test images have no say.
     """
-    rows, settings = [], []
-    for run in (run for run in runs if run.config.n_val):
+    runs, rows, settings = [run for run in runs if run.config.n_val], [], []
+    unsaid = shared_batch(runs)
+    for run in runs:
         c, passed, done = run.config, course(run), run.status == "done"
         settings.append(dataclasses.replace(c, seed=0).id)
         rows.append({
             "run": run.id, "dataset": c.dataset, "model": c.model, "trainable": c.trainable,
             "task": dataclasses.replace(c, seed=0, epochs=c.bn_first + 1, **ITS_OWN).id, "optimizer": c.optimizer,
-            "setting": setting(c), "options": _numbers(c), "seed": c.seed, "epochs": c.epochs,
+            "setting": setting(c, **unsaid), "options": _numbers(c), "seed": c.seed, "epochs": c.epochs,
             "passes": passed["passes"].iloc[-1], "length": min(LENGTHS, key=lambda n: abs(
                 np.log(c.epochs * optim.passes(c) / n))),
             "seconds": passed["seconds"].iloc[-1], "beta": root_mean_square(run.beta),
@@ -58,6 +59,12 @@ def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
     means = means.agg(lambda values: values.mean(skipna=False)).dropna()
     best = means.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).drop_duplicates(among)
     return table.assign(chosen=pd.Series(settings, dtype=object).isin(best["id"]))
+
+
+def shared_batch(runs: Iterable[Run]) -> dict[str, int]:
+    """The batch size that all runs but those of LBFGS share, as what `wording.setting` need not say; or nothing."""
+    sizes = {run.config.batch_size for run in runs if run.config.optimizer != "lbfgs"}
+    return {"batch_size": sizes.pop()} if len(sizes) == 1 else {}
 
 
 def _numbers(config: Config) -> dict[str, float]:
@@ -99,9 +106,12 @@ def logged_losses(run: Run) -> pd.DataFrame:
     """The training loss of the steps that a run logged, with the epoch, passes and seconds at which each ended.
 
     Columns: step, epoch, passes, seconds, loss (nats, of the step's batch); steps of an epoch count as equally long.
+    Of a folder of images, whose number no record has, the last step logged counts as the last.
     """
-    steps, passed = run.trajectory["steps"], course(run)
-    epoch = steps / steps[-1] * len(passed) if len(steps) else np.zeros(0)
+    steps, passed, c = run.trajectory["steps"], course(run), run.config
+    known = c.n_train or c.dataset in DATASETS
+    in_an_epoch = -(-c.images // c.batch_size) if known else steps[-1:] / max(1, len(passed))
+    epoch = np.minimum(steps / in_an_epoch, len(passed))
     table = {"step": steps, "epoch": epoch, "loss": run.trajectory["step_loss"]}
     return pd.DataFrame(table | {kind: np.interp(epoch, np.r_[0, passed["epoch"]], np.r_[0, passed[kind]])
                                  for kind in ("passes", "seconds")})
@@ -112,6 +122,8 @@ def growth(runs: Iterable[Run]) -> pd.DataFrame:
 
     Columns: run, model, trainable, optimizer, setting, decay, weight_decay, seed, epoch, gamma, beta.
     """
+    columns = ["run", "model", "trainable", "optimizer", "setting", "decay", "weight_decay", "seed", "epoch", "gamma",
+               "beta"]
     parts = []
     for run in runs:
         c, logged = run.config, run.trajectory
@@ -119,17 +131,16 @@ def growth(runs: Iterable[Run]) -> pd.DataFrame:
             [values.astype(float) ** 2 for values in logged[part].values()], axis=1), axis=1))
             for part in ("gamma", "beta")}
         parts.append(pd.DataFrame({
-            "run": run.id, "model": c.model, "trainable": c.trainable, "optimizer": c.optimizer, "setting": setting(c),
-            "decay": c.decay, "weight_decay": c.weight_decay, "seed": c.seed, "epoch": logged["epochs"], **size}))
-    none = pd.DataFrame(columns=["run", "model", "trainable", "optimizer", "setting", "decay", "weight_decay", "seed",
-                                 "epoch", "gamma", "beta"])
-    return pd.concat(parts or [none], ignore_index=True)
+            "run": run.id, "model": c.model, "trainable": c.trainable, "optimizer": c.optimizer,
+            "setting": setting(c, batch_size=c.batch_size, weight_decay=c.weight_decay), "decay": c.decay,
+            "weight_decay": c.weight_decay, "seed": c.seed, "epoch": logged["epochs"], **size})[columns])
+    return pd.concat(parts or [pd.DataFrame(columns=columns)], ignore_index=True)
 
 
 def restrained(runs: Iterable[Run]) -> Sentences:
     """What weight decay on γ, on β, on both or on neither leaves of them, a sentence a run."""
     return Sentences(
-        f"Weight decay of {run.config.weight_decay:g} {DECAY[run.config.decay]}: root mean square of γ "
+        f"Weight decay of {run.config.weight_decay:g} {decay_on(run.config.decay)}: root mean square of γ "
         f"{root_mean_square(run.gamma):.2f}, of β {root_mean_square(run.beta):.2f}; test accuracy "
         f"{100 * run.metrics['test_accuracy']:.1f} % (seed {run.config.seed}, {run.config.epochs} epochs)."
         for run in runs if run.status == "done")
@@ -158,7 +169,8 @@ def with_and_without(runs: Iterable[Run]) -> pd.DataFrame:
         c = run.config
         parts.append(logged_losses(run)[["step", "seconds", "loss"]].assign(
             run=run.id, dataset=c.dataset, classes=run.record["classes"], model=c.model, norm=c.norm,
-            optimizer=c.optimizer, setting=setting(c, "constant"), seed=c.seed, batch_size=c.batch_size)[columns])
+            optimizer=c.optimizer, seed=c.seed, batch_size=c.batch_size,
+            setting=setting(c, schedule="constant", batch_size=c.batch_size))[columns])
     return pd.concat(parts or [pd.DataFrame(columns=columns)], ignore_index=True)
 
 

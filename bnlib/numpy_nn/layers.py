@@ -2,6 +2,7 @@
 
 `forward` keeps what `backward` needs until the next one. `backward` takes the gradient of a loss with respect to the
 output, returns that with respect to the input, and sets `.grad` of each parameter that trains; it does not add to it.
+Both raise InputError for an array that does not fit, with the shape or type that was expected and the one given.
 """
 
 from collections.abc import Iterator
@@ -30,9 +31,11 @@ class Layer:
     out_shape: tuple[int, ...] | None = None
 
     def forward(self, x: np.ndarray) -> np.ndarray:
+        """The output; shapes are those in the layer's own docstring."""
         raise NotImplementedError
 
     def backward(self, gradient: np.ndarray) -> np.ndarray:
+        """Gradient of the loss with respect to the output, in its shape → the same of the input."""
         raise NotImplementedError
 
     def __repr__(self) -> str:

@@ -174,7 +174,11 @@ def freeze(network: Layer, what: str) -> list[Parameter]:
 
 
 def loss_and_gradients(network: Layer, images: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean cross-entropy and logits of a batch; every parameter that trains gets its gradient."""
+    """Mean cross-entropy and logits of a batch; every parameter that trains gets its gradient.
+
+    images (N, 3, H, W), labels (N,) of whole numbers. Raises InputError for what does not fit, and for a loss that is
+    no number.
+    """
     loss = CrossEntropy()
     logits = network.forward(images)
     mean = loss.forward(logits, labels)

@@ -53,6 +53,7 @@ class SGD:
         self.velocity = [np.zeros_like(p.value) for p in self.parameters]
 
     def step(self) -> None:
+        """Moves each parameter that has a gradient. Raises InputError for a gradient of another shape."""
         for p, v in zip(self.parameters, self.velocity, strict=True):
             if not has_gradient(p):
                 continue
@@ -75,6 +76,7 @@ class Adam:
         self.steps = [0] * len(self.parameters)              # of each, since one may begin to train later
 
     def step(self) -> None:
+        """Moves each parameter that has a gradient. Raises InputError for a gradient of another shape."""
         one, two = self.betas
         for i, (p, m, v) in enumerate(zip(self.parameters, self.first, self.second, strict=True)):
             if not has_gradient(p):

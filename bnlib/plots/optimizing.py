@@ -6,10 +6,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import course, logged_losses
+from bnlib.analysis import course, logged_losses, shared_batch
 from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, legend_below, note, nothing_yet
 from bnlib.store import Run
-from bnlib.wording import DECAY, NORM, OPTIMIZER, name, seeds_of, setting, shown, trained
+from bnlib.wording import NORM, OPTIMIZER, decay_on, name, seeds_of, setting, shown, trained
 
 
 def courses(runs: list[Run], trainable: str) -> Figure:
@@ -21,6 +21,7 @@ def courses(runs: list[Run], trainable: str) -> Figure:
     runs = [run for run in runs if run.config.trainable == trainable]
     if not runs:
         return nothing_yet()
+    unsaid = shared_batch(runs)
     figure, grid = plt.subplots(2, 3, figsize=(8.4, 5), sharex="col", sharey="row")
     xlabels = {"epoch": "epoch", "passes": "passes over the training images", "seconds": "seconds of training"}
     for row, score, percent in zip(grid, ("loss", "accuracy"), (1, 100), strict=True):
@@ -31,7 +32,7 @@ def courses(runs: list[Run], trainable: str) -> Figure:
                     score == "loss" and "steps" in run.trajectory) else table
                 axes.plot(training[against], percent * training[f"train_{score}"], "--", color=hue, linewidth=0.8)
                 axes.plot(table[against], percent * table[f"test_{score}"], color=hue, marker=".",
-                          label=f"{OPTIMIZER[run.config.optimizer]}, {setting(run.config)}")
+                          label=f"{OPTIMIZER[run.config.optimizer]}, {setting(run.config, **unsaid)}")
         row[0].set_ylabel({"loss": "loss", "accuracy": "accuracy (%)"}[score])
     top = 1.15 * max(run.history["train_loss"].max() for run in runs)
     cut = any(run.history["test_loss"].max() > top for run in runs)
@@ -82,12 +83,13 @@ def growth(table: pd.DataFrame) -> Figure:
     """
     if not len(table):
         return nothing_yet()
-    hues = {"all": COLOURS["bn"], "gamma": COLOURS["gamma"], "beta": COLOURS["beta"], "none": "#333333"}
-    styles = {"all": "-", "gamma": "--", "beta": "-.", "none": ":"}            # γ alone and both lie on each other in γ
+    hues = {"all": COLOURS["bn"], "gamma": COLOURS["gamma"], "beta": COLOURS["beta"]}
+    styles = {"gamma": "--", "beta": "-.", "none": ":"}                        # γ alone and both lie on each other in γ
     figure, grid = plt.subplots(1, 2, figsize=(7, 3.6))
     for axes, part in zip(grid, ("gamma", "beta"), strict=True):
         for (decay, _), line in table.groupby(["decay", "seed"], sort=False):
-            axes.plot(line["epoch"], line[part], styles[decay], color=hues[decay], label=DECAY[decay])
+            axes.plot(line["epoch"], line[part], styles.get(decay, "-"), color=hues.get(decay, "#333333"),
+                      label=decay_on(decay))
         axes.set(xlabel="epoch", ylabel=f"{SYMBOL[part]}, root mean square")
         axes.set_ylim(bottom=0)
     first, seeds = table.iloc[0], table["seed"].nunique()

@@ -9,7 +9,7 @@ from bnlib.analysis import alone_logged, course, last_loss, optimizers, own_deca
 from bnlib.config import Config
 from bnlib.store import Run
 from bnlib.verdicts.rules import LITTLE, NOT, NOT_RUN, OURS, REPRODUCED, judged, judged_by_accuracy, percent_right
-from bnlib.wording import DECAY, NORM, OPTIMIZER, trained
+from bnlib.wording import NORM, OPTIMIZER, decay_on, trained
 
 FASTER = 0.05                              # nats of training loss that count as ahead
 WITH_AND_WITHOUT = ("batch", "none")       # values of `norm`: with batch norm and without
@@ -107,7 +107,7 @@ def _decay_restrains(runs: list[Run]) -> tuple:
              if run.config.decay in ("beta", "all") and key(run.config, "none") in found]
     sizes = [[root_mean_square(run.beta) for run in pair] for pair in pairs]
     holds = [with_it < without for with_it, without in sizes]
-    means = "; ".join(f"β {with_it:.2f} with decay {DECAY[run.config.decay]}, "
+    means = "; ".join(f"β {with_it:.2f} with decay {decay_on(run.config.decay)}, "
                       f"{without:.2f} without" for (run, _), (with_it, without) in zip(pairs, sizes, strict=True))
     return ("Weight decay on β restrains its growth, BN only", "LBFGS study", "β too large",
             *judged(holds, means, [run for run, _ in pairs]))
