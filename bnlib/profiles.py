@@ -36,7 +36,7 @@ _SEARCH = [*({"optimizer": "sgd", "lr": lr} for lr in (0.03, 0.1, 0.3)),
              for size, memory in ((5000, "history_size=10"), (5000, "history_size=50"), (15000, "history_size=10"))),
            # γ and β alone: of those above, the largest rates and the smallest batch were the best on validation images
            *({"trainable": "bn"} | further for further in (
-               {"optimizer": "sgd", "lr": 1.0}, {"optimizer": "adam", "lr": 0.03},
+               {"optimizer": "sgd", "lr": 1.0}, {"optimizer": "sgd", "lr": 3.0}, {"optimizer": "adam", "lr": 0.03},
                {"optimizer": "adabound", "lr": 0.01, "optimizer_options": "final_lr=1.0"},
                {"optimizer": "lbfgs", "batch_size": 2500, "epochs": 3,
                 "optimizer_options": "max_iter=5 history_size=50", "log_every": 6}))]

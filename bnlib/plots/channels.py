@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from bnlib.analysis import DEAD, comparable
@@ -104,7 +105,7 @@ def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
     layers = int(channels["number"].max())
     figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.6 * len(networks), 1.4 + min(0.24 * layers, 6)),
                                 sharex=True, squeeze=False)
-    values = np.linspace(*np.quantile(channels[part].astype(float), [0.002, 0.998]), 320)
+    values = np.linspace(*np.quantile(channels[part].astype(float), [0.002, 0.998]), 160)
     for axes, model in zip(grid[0], networks, strict=True):
         of_model = channels[channels["model"] == model]
         count = of_model["number"].max()
@@ -115,12 +116,13 @@ def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
             width = max(width, values[1] - values[0])                                 # what the curve's points resolve
             bumps = np.exp(-0.5 * ((values[:, None] - found) / width) ** 2)
             curve = bumps.mean(1) / width
-            ridge = -number + 1.6 * curve / curve.max()
+            seen = curve > curve.max() / 300                                          # flat ends need no points
+            x, y = values[seen], -number + 1.6 * curve[seen] / curve.max()
+            outline = [x[0], *x, x[-1]], [-number, *y, -number]
             # Before a layer's ridges, of either colour, those of the layers above it disappear.
-            axes.fill_between(values, -number, ridge, color=axes.get_facecolor(), linewidth=0, zorder=number)
-            axes.fill_between(values, -number, ridge, color=colour(trainable), alpha=0.3, linewidth=0,
-                              zorder=number + 0.4, label=trained(trainable) if number == 1 else None)
-            axes.plot(values, ridge, color=colour(trainable), linewidth=0.7, zorder=number + 0.6)
+            axes.fill(*outline, color=axes.get_facecolor(), linewidth=0, zorder=number)
+            axes.fill(*outline, facecolor=to_rgba(colour(trainable), 0.3), edgecolor=colour(trainable), linewidth=0.7,
+                      zorder=number + 0.5, label=trained(trainable) if number == 1 else None)
         axes.set(xlabel=SYMBOL[part], title=_titled(channels, model), ylim=(-count - 0.5, 1))
         axes.set_yticks([-1, -count], ["first", "last"])
         axes.grid(axis="y", visible=False)
