@@ -12,7 +12,10 @@ from bnlib.config import Config, InputError, resolve
 
 
 def measured(results: str | Path = "results") -> dict[str, dict[tuple[str, str], float]]:
-    """Device → (network, what trains) → images/s: from `make bench`, else the median of the records of that device."""
+    """Device → (network, what trains) → images/s: from `make bench`, else the median of the records of that device.
+
+    Of devices on which both were measured, `bn` and `all`; from one alone the other cannot be estimated.
+    """
     found: dict[str, dict] = {}
     records = store.load_runs(results, dataset="cifar10", image_size=None, fp32=False)
     if len(records):
@@ -26,7 +29,7 @@ def measured(results: str | Path = "results") -> dict[str, dict[tuple[str, str],
             model, trainable, lane = row.what.split()
             if lane == "ours":
                 found.setdefault(file.stem.removeprefix("bench-"), {})[model, trainable] = float(row.value)
-    return found
+    return {device: rates for device, rates in found.items() if {"bn", "all"} <= {trained for _, trained in rates}}
 
 
 def slug(device: str) -> str:
@@ -74,8 +77,6 @@ def text(configs: list[Config], results: str | Path = "results", price: float | 
     """
     said = {}
     for device, rates in measured(results).items():
-        if len({trainable for _, trainable in rates} & {"bn", "all"}) < 2:     # too little was measured there
-            continue
         found = table(configs, rates)
         total = found["hours"].sum()
         known = found.loc[found["from"] == "measured", "hours"].sum() / total
