@@ -237,8 +237,6 @@ def test_float32_stays_float32_and_float64_float64():
         assert {a.dtype for n, a in network.state_dict().items() if "num" not in n} == {np.dtype(dtype)}
 
 
-# ------------------------------------------------------------------------------------------- optimizers
-
 def test_the_largest_is_torchs_where_an_image_holds_infinities_and_what_is_no_number():
     for value in (-np.inf, np.nan, 1.0):
         x, layer = normal(2, 3, 7, 6), MaxPool2d(3, 2, 1)
@@ -260,6 +258,8 @@ def test_loops_compute_in_the_wider_of_two_types_as_the_matrix_product_does():
     gradients = [layer.backward(normal(1, 3, 4, 4)) for layer in pair]
     assert {g.dtype for g in gradients} == {np.dtype(np.float64)} and check.relative(*gradients) < 1e-12
 
+
+# ------------------------------------------------------------------------------------------- optimizers
 
 @pytest.mark.parametrize(("ours", "theirs", "options"), [
     (SGD, torch.optim.SGD, {}), (SGD, torch.optim.SGD, {"lr": 0.1}),

@@ -58,10 +58,10 @@ def searched(table: pd.DataFrame) -> Figure:
     table = table[table["val_accuracy"].notna()]
     if not len(table):
         return nothing_yet()
-    table = table.assign(**table["options"].apply(pd.Series)[["lr", "batch size"]])
-    ordered = table.sort_values(["lr", "batch size"], kind="stable").sort_values(
-        "optimizer", key=lambda names: names.map(list(dict.fromkeys(table["optimizer"])).index), kind="stable")
-    settings = list(dict.fromkeys(zip(ordered["optimizer"], ordered["setting"], strict=True)))[::-1]
+    tried = list(dict.fromkeys(table["optimizer"]))
+    rows = sorted(table.itertuples(), key=lambda row: (
+        tried.index(row.optimizer), row.options["lr"], row.options["batch size"]))
+    settings = list(dict.fromkeys((row.optimizer, row.setting) for row in rows))[::-1]
     modes = list(dict.fromkeys(table["trainable"]))
     figure, grid = plt.subplots(1, len(modes), figsize=(2.6 + 2.7 * len(modes), 1 + 0.24 * len(settings)), sharey=True,
                                 squeeze=False)
