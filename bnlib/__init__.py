@@ -11,7 +11,8 @@ import os
 # the other is off the machine. Costs 3 % on a quiet machine; beside one busy process it is about eight times faster.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-from bnlib.config import Config, InputError
+from bnlib.config import Config
+from bnlib.names import InputError
 from bnlib.profiles import profile
 from bnlib.store import Run, load_runs
 from bnlib.train import run

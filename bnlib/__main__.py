@@ -16,8 +16,9 @@ import warnings
 from functools import cache
 
 from bnlib import Config, InputError, campaign, data, grid, load_runs, parallel, run, store, streaming, verify
-from bnlib.config import OPTIMIZERS, OPTIONS, choose, compact
 from bnlib.device import choose_device
+from bnlib.names import choose
+from bnlib.options import OPTIMIZERS, OPTIONS, compact
 from bnlib.profiles import PROFILES
 from bnlib.train import evaluate_on_test_set
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from bnlib import data, freeze, store
-from bnlib.config import Config, InputError, resolve
+from bnlib.config import Config, resolve
 from bnlib.grid import Runs, run_all
+from bnlib.names import InputError
 from bnlib.profiles import OF_THE_PAPER, modified, profile, variant
 from bnlib.wording import changed
 

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from bnlib import optim, parallel, store
-from bnlib.config import Config, InputError
+from bnlib.config import Config
 from bnlib.freeze import biased_layers, in_one_row
+from bnlib.names import InputError
 
 STEPS_BYTES = 32 * 2**20            # of γ, β at single steps, which stand in every checkpoint
 TRAJECTORY_BYTES = 40 * 1024        # a record's logged γ and β: 18 epochs of ResNet-14, fewer of larger networks

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from bnlib import checkpoint, data, store, worker
-from bnlib.config import Config, InputError, resolve
+from bnlib.config import Config, resolve
+from bnlib.names import InputError
 from bnlib.optim import work
 from bnlib.stop import Interrupted, Paused, Stop
 from bnlib.train import progress_bar

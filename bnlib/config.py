@@ -1,264 +1,36 @@
 """Every choice that changes a result: the config of a run and its id."""
 
-import ast
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 
+from bnlib.names import (
+    AUGMENTATIONS,
+    BN_INITS,
+    CONV_INITS,
+    DATASETS,
+    DEEPOBS,
+    INPUTS,
+    NORMS,
+    SCHEDULES,
+    SHORTCUTS,
+    InputError,
+    canonical_decay,
+    canonical_positions,
+    canonical_trainable,
+    choose,
+    model_name,
+    parse_model,
+)
+from bnlib.options import LEAST_ITERATIONS, OPTIMIZERS, canonical_options, options_of
 
-class InputError(ValueError):
-    """Something a person asked for that cannot be; the message is one line that says what would be right."""
-
-
-# ---------------------------------------------------------------------------------------------- names
-
-#: Sets that come with the library, can be downloaded or are well known, and their number of training images.
-DATASETS = {"cifar10": 50_000, "cifar100": 50_000, "mnist": 60_000, "digits": 1_437, "sequences": 5_000,
-            "large_digits": 480, "imagenet": 1_281_167, "stanford_cars_64x96": 8_144, "stanford_cars_96x96": 8_144}
-TRAINABLE = ("all", "bn", "gamma", "beta", "output", "shortcut", "weights", "random<K>", "none")
-CONV_INITS = ("he_normal", "he_uniform", "orthogonal", "binary", "xavier")
-BN_INITS = ("uniform", "signed", "ones", "beta_one")
-SHORTCUTS = ("A", "B", "none")
-NORMS = ("batch", "group", "layer", "none")
-_STEPS = {"momentum": 0.0, "batch_size": 128, "milestones": (0.5, 0.75)}         # SGD's protocol, for a fair comparison
-#: What each optimizer sets where nothing else is given: SGD the paper's protocol; the others the rate and weight decay
-#: that torch, or pytorch_optimizer from AdaBound on, document for them.
-OPTIMIZERS = {
-    "sgd": {"lr": 0.1, "weight_decay": 1e-4, **_STEPS, "momentum": 0.9},
-    "adam": {"lr": 1e-3, "weight_decay": 0.0, **_STEPS},                         # Kingma & Ba 2015
-    "adamw": {"lr": 1e-3, "weight_decay": 1e-2, **_STEPS},                       # Loshchilov & Hutter 2019
-    "lbfgs": {"lr": 1.0, "weight_decay": 0.0, "momentum": 0.0, "batch_size": 5000, "milestones": ()},  # Liu & Nocedal
-    "adabound": {"lr": 1e-3, "weight_decay": 0.0, **_STEPS},                     # Luo et al. 2019
-    "adan": {"lr": 1e-3, "weight_decay": 0.0, **_STEPS},                         # Xie et al. 2022
-    "lion": {"lr": 1e-4, "weight_decay": 0.0, **_STEPS},                         # Chen et al. 2023
-    "prodigy": {"lr": 1.0, "weight_decay": 0.0, **_STEPS},                       # Mishchenko & Defazio 2023
-}
-_DECOUPLED = {"weight_decouple": True, "fixed_decay": False}
-#: What `optimizer_options` may set, with the documented default. LBFGS's line search is always strong Wolfe; `piece`
-#: is how many images of its batch go through the network, and batch norm, at once.
-OPTIONS = {
-    "sgd": {"dampening": 0.0, "nesterov": False},
-    "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
-    "adamw": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
-    "lbfgs": {"max_iter": 20, "max_eval": None, "tolerance_grad": 1e-7, "tolerance_change": 1e-9, "history_size": 100,
-              "piece": 500},
-    "adabound": {"final_lr": 0.1, "betas": (0.9, 0.999), "gamma": 1e-3, "eps": 1e-8, "ams_bound": False, **_DECOUPLED},
-    "adan": {"betas": (0.98, 0.92, 0.99), "eps": 1e-8, "max_grad_norm": 0.0, "weight_decouple": False},
-    "lion": {"betas": (0.9, 0.99), **_DECOUPLED},
-    "prodigy": {"betas": (0.9, 0.999), "beta3": None, "d0": 1e-6, "d_coef": 1.0, "growth_rate": math.inf, "eps": 1e-8,
-                "bias_correction": False, "safeguard_warmup": False, **_DECOUPLED},
-}
-#: What an option takes, in words and as a rule; by its default's type, but for those whose default does not say.
-KINDS = {
-    "True or False": lambda value: isinstance(value, bool),
-    "numbers from 0 to below 1": lambda value: 0 <= value < 1,
-    "a number from 0 to below 1": lambda value: 0 <= value < 1,
-    "a number from 0 on": lambda value: 0 <= value < math.inf,
-    "a number above 0": lambda value: 0 < value < math.inf,
-    "a number above 0, or inf": lambda value: value > 0,
-    "a whole number from 1 on": lambda value: 1 <= value < math.inf and value % 1 == 0,
-}
-_KIND_OF_TYPE = {bool: "True or False", tuple: "numbers from 0 to below 1", float: "a number from 0 on",
-                 int: "a whole number from 1 on"}
-_KIND_OF = {"max_eval": "a whole number from 1 on", "beta3": "a number from 0 to below 1", "d0": "a number above 0",
-            "d_coef": "a number above 0", "growth_rate": "a number above 0, or inf"}
-_OR_NONE = {("lbfgs", "max_eval"), ("prodigy", "beta3"), ("prodigy", "eps")}
-SCHEDULES = ("milestones", "constant", "cosine", "cosine_restarts", "trapezoid")
-DECAYED = ("weights", "gamma", "beta", "biases")
-AUGMENTATIONS = ("crop+flip", "crop", "none", "crop+flip+once")
-INPUTS = ("own", "raw", "unit", "imagenet")
-LEAST_ITERATIONS = 3       # of LBFGS a step: the first goes down the gradient, the second gives the first curvature
-#: The networks of DeepOBS (`bnlib.deepobs`): layers with weights, all but the last of which may have batch norm.
-DEEPOBS = {"3c3d": 6, "allcnnc": 9}
-
-
-def choose(field: str, value: str, choices) -> str:
-    """`value` if it is one of `choices`; else an InputError with the list and the nearest of them."""
-    if isinstance(value, str) and value in choices:
-        return value
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"{field}={value!r}: not one of {', '.join(choices)}{hint}")
-
-
-class Model(NamedTuple):
-    """What a network's name says."""
-
-    family: str            # resnet: CIFAR's; resnet1d: for sequences; plain: no shortcuts; 3c3d; allcnnc; imagenet_…
-    depth: int             # layers with weights: 6n+2, or those of DEEPOBS; torchvision's: the number in their name
-    width: float           # channels, as a multiple of 16, 32 and 64; torchvision's: 2 for the wide ones
-
-
-#: torchvision's networks, the 200-layer ResNet of He et al. 2016 among them; CIFAR's have names without a prefix.
-IMAGENET = {f"imagenet_resnet{depth}": Model("imagenet_resnet", depth, 1) for depth in (18, 34, 50, 101, 152, 200)} | {
-    "imagenet_wide_resnet50_2": Model("imagenet_wide_resnet", 50, 2),
-    "imagenet_wide_resnet101_2": Model("imagenet_wide_resnet", 101, 2),
-    "imagenet_vgg11_bn": Model("imagenet_vgg", 11, 1), "imagenet_vgg16_bn": Model("imagenet_vgg", 16, 1)}
-
-
-def parse_model(name: str) -> Model:
-    """`resnet14` → (resnet, 14, 1), `resnet14x8` → (resnet, 14, 8), `resnet14c2`, of 2, 4, 8 channels, → width 2/16.
-
-    `plain14` is ResNet-14 without shortcuts; `3c3d` and `allcnnc` have one depth;
-    `imagenet_resnet50`, `imagenet_wide_resnet50_2`, `imagenet_vgg16_bn`, … are torchvision's. Accepts the paper's
-    spelling `ResNet-14-8`, and `cifar_resnet_14_8` and `cifar_freeze_14_8` of an earlier study.
-    Raises InputError unless the depth is 6n+2 and the width at least 1, or the channels; or torchvision has it.
-    """
-    if str(name).lower().startswith("imagenet"):
-        letters = re.sub(r"[-_]", "", str(name).lower())
-        return IMAGENET[choose("model", next((known for known in IMAGENET if known.replace("_", "") == letters), name),
-                               IMAGENET)]
-    if name in DEEPOBS:
-        return Model(name, DEEPOBS[name], 1)
-    found = re.fullmatch(r"(?:cifar_)?(resnet1d|resnet|freeze|plain)[-_]?(\d+)(?:[-_x](\d+)|c(\d+))?",
-                         str(name).lower())
-    if not found:
-        numbers = [int(n) for n in re.findall(r"\d+", str(name))] or [14]
-        raise InputError(f"model={name!r}: not a network; choose resnet<depth>, resnet<depth>x<width>, "
-                         "resnet<depth>c<channels>, the same of plain<depth>, imagenet_resnet<depth>, "
-                         f"{' or '.join(DEEPOBS)}; nearest: {model_name(_nearest_depth(numbers[0]), *numbers[1:2])}")
-    family = found[1].replace("freeze", "resnet")
-    depth, width = int(found[2]), int(found[4]) / 16 if found[4] else int(found[3] or 1)
-    if depth < 8 or (depth - 2) % 6:
-        raise InputError(f"{name}: depth must be 6n+2 (14, 20, 26, 32, …); nearest: "
-                         + model_name(_nearest_depth(depth), width, family))
-    if not width:
-        raise InputError(f"{name}: {'channels' if found[4] else 'width'} must be at least 1; nearest: "
-                         + model_name(depth, 1 / 16 if found[4] else 1, family))
-    return Model(family, depth, int(width) if width == int(width) else width)
-
-
-def _nearest_depth(depth: int) -> int:
-    return 6 * max(1, round((depth - 2) / 6)) + 2
-
-
-def model_name(depth: int, width: float = 1, family: str = "resnet") -> str:
-    """One name a network: (14, 1) → `resnet14`, (14, 8) → `resnet14x8`, (14, 2/16) → `resnet14c2`."""
-    if family.startswith("imagenet"):
-        return next(name for name, model in IMAGENET.items() if model == (family, depth, width))
-    if family in DEEPOBS:
-        return family
-    if width != int(width):
-        return f"{family}{depth}c{round(16 * width)}"
-    return f"{family}{depth}" if width <= 1 else f"{family}{depth}x{int(width)}"
-
-
-def canonical_trainable(what: str, field: str = "trainable") -> str:
-    """One spelling a choice: parts in the order of TRAINABLE, `gamma+beta` as `bn`, parts of other parts dropped."""
-    parts = set(str(what).split("+"))
-    chosen = {part for part in parts if re.fullmatch(r"random[1-9]\d*", part)}       # random2: two a channel
-    parts = {choose(field, part, TRAINABLE) for part in parts - chosen}
-    if "random<K>" in parts or len(chosen) > 1:
-        raise InputError(f"{field}={what!r}: one random<K>, K weights of each channel, such as random2")
-    if "none" in parts and len(parts | chosen) > 1:
-        raise InputError(f"{field}={what!r}: 'none' stands alone")
-    if {"gamma", "beta"} <= parts:
-        parts.add("bn")
-    if "bn" in parts:
-        parts -= {"gamma", "beta"}
-    if "weights" in parts:
-        parts, chosen = parts - {"output"}, set()
-    if "all" in parts or {"bn", "weights"} <= parts:
-        parts, chosen = {"all"}, set()
-    return "+".join([*(part for part in TRAINABLE if part in parts), *chosen])
-
-
-def options_of(optimizer: str, text: str) -> dict:
-    """All options of an optimizer, those that `text` such as `betas=(0.9,0.99) eps=1e-8` names with its values.
-
-    Raises InputError, with what there is, for another option, and for a value that is not of its default's kind.
-    """
-    options, given = dict(OPTIONS[choose("optimizer", optimizer, OPTIMIZERS)]), set()
-    for word in re.split(r"[\s,]+(?=\w+\s*=)", text.strip()) if text.strip() else ():
-        name, _, value = (part.strip(" ,") for part in word.partition("="))
-        default = options[choose("optimizer_options", name, OPTIONS[optimizer])]
-        if name in given:
-            raise InputError(f"optimizer_options={text!r}: {name} is given twice")
-        given.add(name)
-        kind, or_none = _KIND_OF.get(name) or _KIND_OF_TYPE[type(default)], (optimizer, name) in _OR_NONE
-        try:
-            value = float(value) if value.lower() in ("inf", "nan") else ast.literal_eval(value)
-            options[name] = None if value is None and or_none else _as(default, kind, value)
-        except (ValueError, SyntaxError, TypeError, OverflowError):
-            count = f"{len(default)} " if isinstance(default, tuple) else ""
-            raise InputError(f"optimizer_options={word!r}: {name} is {count}{kind}{', or None' * or_none}, such as "
-                             f"{compact(default)}") from None
-    return options
-
-
-def canonical_options(optimizer: str, text: str) -> str:
-    """One spelling a choice: options in the order of OPTIONS, without those that have their default."""
-    return " ".join(f"{name}={compact(value)}" for name, value in options_of(optimizer, text).items()
-                    if value != OPTIONS[optimizer][name])
-
-
-def _as(default, kind: str, value):
-    """`value` as the type of an option's default; ValueError or TypeError where it is not of the kind."""
-    if isinstance(default, tuple):
-        if not isinstance(value, tuple | list) or len(value) != len(default):
-            raise ValueError
-        return tuple(_as(0.0, kind, part) for part in value)
-    if isinstance(value, bool) != isinstance(default, bool) or not KINDS[kind](value):
-        raise ValueError
-    return value if isinstance(value, bool) else int(value) if kind.startswith("a whole") else float(value)
-
-
-def compact(value) -> str:
-    """A value as a config's text spells it: (0.9, 0.999) → `(0.9,0.999)`."""
-    return repr(value).replace(" ", "")
-
-
-def canonical_positions(positions: str, model: str) -> str:
-    """Which layers of a network of DeepOBS have batch norm, one letter a layer: `first2` of 3c3d → `1,1,0,0,0`.
-
-    Takes `all` (also said by nothing), `none`, `first<k>`, `last<k>` and the letters themselves; other networks have
-    no positions, and nothing to say. Raises InputError for a wrong letter or number of them.
-    """
-    family, count = parse_model(model).family, parse_model(model).depth - 1
-    if family not in DEEPOBS:
-        if positions:
-            raise InputError(f"positions={positions!r}: {model} has no layers to choose from; "
-                             f"{' and '.join(DEEPOBS)} have")
-        return ""
-    chosen = {"": "first" + str(count), "all": "first" + str(count), "none": "first0"}.get(positions, positions)
-    if found := re.fullmatch(r"(first|last)(\d+)", chosen):
-        k = int(found[2])
-        letters = ["1"] * k + ["0"] * (count - k)
-        letters = letters if found[1] == "first" else letters[::-1]
-    else:
-        letters = chosen.split(",")
-    if len(letters) != count or set(letters) - {"0", "1"}:
-        raise InputError(f"positions={positions!r}: {model} takes {count} letters 0 or 1, such as "
-                         f"{','.join('1' + '0' * (count - 1))}; or first<k>, last<k> with k up to {count}; all; none")
-    return ",".join(letters)
-
-
-def canonical_decay(what: str) -> str:
-    """One spelling a choice of what weight decay acts on: parts in the order of DECAYED; all four are `all`."""
-    parts = {choose("decay", part, ("all", *DECAYED, "none"))
-             for part in str(what).replace("bn", "gamma+beta").split("+")}
-    if "none" in parts and len(parts) > 1:
-        raise InputError(f"decay={what!r}: 'none' stands alone")
-    if "all" in parts or parts == set(DECAYED):
-        return "all"
-    return "+".join(part for part in (*DECAYED, "none") if part in parts)
-
-
-def random_weights(trainable: str) -> int:
-    """How many random weights of each output channel train: `bn+random2` → 2, without `random` 0."""
-    found = re.search(r"random(\d+)", trainable)
-    return int(found[1]) if found else 0
-
-
-# --------------------------------------------------------------------------------------------- config
 
 @dataclass(frozen=True)
 class Config:

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from bnlib import sequences, streaming
-from bnlib.config import DATASETS, Config, InputError, generator, resolve
+from bnlib.config import Config, generator, resolve
+from bnlib.names import DATASETS, InputError
 
 PAD = 4        # pixels on each side before the random crop (He et al. 2015, Sec. 4.2)
 

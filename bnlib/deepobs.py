@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnlib.bnrelu import BNReLU
-from bnlib.config import InputError
+from bnlib.names import InputError
 
 SMALLEST, LARGEST = 25, 32        # pixels a side of which 3c3d's pooling leaves the 3×3 that its dense layers take
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bnlib import bnrelu
-from bnlib.config import InputError, choose
+from bnlib.names import InputError, choose
 
 PRECISIONS = ("bf16", "fp32")
 #: The vector units that processors of one model name differ by, the fastest first: the system's flag → the usual name.

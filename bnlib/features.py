@@ -14,10 +14,10 @@ from torch import nn
 from bnlib import data, store
 from bnlib.analysis import DEAD
 from bnlib.bnrelu import BNReLU
-from bnlib.config import InputError
 from bnlib.device import device_name
 from bnlib.freeze import bn_layers
 from bnlib.models import BasicBlock, folded
+from bnlib.names import InputError
 from bnlib.store import Run, about
 from bnlib.train import as_recorded, evaluate, evaluate_on_test_set
 

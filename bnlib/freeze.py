@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlib.config import canonical_trainable, model_name
 from bnlib.models import ChosenConv2d, Shortcut, architecture
+from bnlib.names import canonical_trainable, model_name
 
 #: What a record keeps of each batch norm, and its name in `nn.BatchNorm2d`.
 BN_PARTS = {"gamma": "weight", "beta": "bias", "running_mean": "running_mean", "running_var": "running_var"}

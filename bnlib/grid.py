@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bnlib import checkpoint, store
 from bnlib.cluster import train_all
-from bnlib.config import Config, InputError, choose
+from bnlib.config import Config
+from bnlib.names import InputError, choose
 from bnlib.optim import work
 from bnlib.stop import Paused
 from bnlib.train import progress_bar, run

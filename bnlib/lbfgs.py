@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlib import data, optim, streaming
-from bnlib.config import InputError
 from bnlib.deepobs import Dropout
 from bnlib.device import autocast
+from bnlib.names import InputError
 
 
 class HeldStep:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bnlib import checkpoint, store
-from bnlib.config import InputError
+from bnlib.names import InputError
 from bnlib.verify import Finding, check, differences
 
 

@@ -12,18 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bnlib import deepobs
 from bnlib.bnrelu import BN, BNReLU
-from bnlib.config import (
-    BN_INITS,
-    CONV_INITS,
-    NORMS,
-    SHORTCUTS,
-    Config,
-    canonical_positions,
-    choose,
-    generator,
-    parse_model,
-    random_weights,
-)
+from bnlib.config import Config, generator
+from bnlib.names import BN_INITS, CONV_INITS, NORMS, SHORTCUTS, canonical_positions, choose, parse_model, random_weights
 from bnlib.sequences import STEPS
 from bnlib.streaming import IMAGE_SIZE
 

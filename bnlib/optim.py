@@ -13,7 +13,9 @@ from torch.optim.lr_scheduler import (
 )
 
 from bnlib import models
-from bnlib.config import Config, InputError, options_of
+from bnlib.config import Config
+from bnlib.names import InputError
+from bnlib.options import options_of
 
 CYCLES = 3         # of cosine_restarts, each twice as long as the one before
 RAMP = 0.1         # share of training in which a trapezoid rises, and in which it falls

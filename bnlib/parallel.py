@@ -17,9 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from bnlib.bnrelu import BN, BNReLU
-from bnlib.config import Config, InputError
+from bnlib.config import Config
 from bnlib.deepobs import Dropout
 from bnlib.device import choose_device
+from bnlib.names import InputError
 
 #: What DistributedDataParallel calls the choice whether running statistics come from the first process at each step.
 SYNC_BUFFERS = next(name for name in ("forward_sync_buffers", "broadcast_buffers")

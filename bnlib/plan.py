@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from bnlib import models, optim, store
-from bnlib.config import Config, InputError, resolve
+from bnlib.config import Config, resolve
+from bnlib.names import InputError
 
 
 def measured(results: str | Path = "results") -> dict[str, dict[tuple[str, str], float]]:

@@ -5,18 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from bnlib.config import (
-    BN_INITS,
-    CONV_INITS,
-    DEEPOBS,
-    IMAGENET,
-    INPUTS,
-    Config,
-    InputError,
-    choose,
-    parse_model,
-    resolve,
-)
+from bnlib.config import Config, resolve
+from bnlib.names import BN_INITS, CONV_INITS, DEEPOBS, IMAGENET, INPUTS, InputError, choose, parse_model
 
 #: What may train, in the order of `04_what_trains`; random<K> is K random weights of each channel.
 _MODES = ["all", "weights", "bn+output", "bn", "gamma", "beta", "output", "shortcut", *(

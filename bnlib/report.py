@@ -8,8 +8,9 @@ from pathlib import Path
 
 from bnlib import site
 from bnlib.campaign import profile_configs
-from bnlib.config import InputError, choose, resolve
+from bnlib.config import resolve
 from bnlib.grid import run_all
+from bnlib.names import InputError, choose
 from bnlib.profiles import PROFILES
 
 NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"

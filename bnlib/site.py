@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bnlib.config import InputError, resolve
+from bnlib.config import resolve
+from bnlib.names import InputError
 
 TABLES = "results/tables"            # what notebooks link to beside pages and figures
 SET_UP = "Parameters and list of runs"        # what stands for the code above an experiment's figures

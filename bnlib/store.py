@@ -26,8 +26,9 @@ from safetensors.numpy import load, save
 from torch import nn
 
 from bnlib import models
-from bnlib.config import Config, InputError, resolve
+from bnlib.config import Config, resolve
 from bnlib.freeze import BN_PARTS, select
+from bnlib.names import InputError
 
 FORMAT = 2               # of the record: raised when its files change
 PROTOCOL = 1             # of the science: raised when a config would give another result

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from bnlib.config import Config, InputError, generator
+from bnlib.config import Config, generator
+from bnlib.names import InputError
 
 IMAGE_SIZE = 224                                          # pixels a side where no other size is asked for
 MOMENTS = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]    # ImageNet's mean and deviation, as torchvision has them

@@ -18,11 +18,13 @@ from torch import nn
 
 from bnlib import checkpoint, data, models, optim, parallel, store
 from bnlib.checkpoint import Progress, affine, check_log, logged_epochs
-from bnlib.config import Config, InputError, options_of
+from bnlib.config import Config
 from bnlib.cuda import GraphedStep, graphed
 from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, device_name, keep_memory
 from bnlib.freeze import BN_PARTS, biased_layers, bn_layers, count, freeze, in_one_row, select, undecayed
 from bnlib.lbfgs import HeldStep, check_batch
+from bnlib.names import InputError
+from bnlib.options import options_of
 from bnlib.stop import Stop
 from bnlib.streaming import Folder, StreamedBatches
 

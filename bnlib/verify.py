@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bnlib import data, store
-from bnlib.config import InputError
+from bnlib.names import InputError
 from bnlib.optim import work
 from bnlib.stop import Interrupted
 from bnlib.train import evaluate_on_test_set, run

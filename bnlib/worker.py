@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from bnlib import checkpoint, data, store
-from bnlib.config import Config, InputError
+from bnlib.config import Config
+from bnlib.names import InputError
 from bnlib.optim import work
 from bnlib.stop import Paused
 from bnlib.train import run

@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 
 os.environ["BNLIB_PROGRESS"] = "0"
 from bnlib import Config, data, run
-from bnlib.config import InputError
+from bnlib.names import InputError
 
 hypothesis.settings.register_profile("bnlib", deadline=None)         # a busy machine is no fault of the code
 hypothesis.settings.load_profile("bnlib")

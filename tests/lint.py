@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bnlib.config import parse_model
+from bnlib.names import parse_model
 
 ROOT = Path(__file__).resolve().parent.parent
 MEGABYTES, RUN_KILOBYTES, CELL_LINES = 40, 80, 15

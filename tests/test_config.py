@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 
 from bnlib import Config, InputError, profile
 from bnlib.__main__ import parser
-from bnlib.config import (
-    BN_INITS,
-    CONV_INITS,
-    DECAYED,
-    INPUTS,
-    NORMS,
-    OPTIMIZERS,
-    SCHEDULES,
-)
+from bnlib.names import BN_INITS, CONV_INITS, DECAYED, INPUTS, NORMS, SCHEDULES
+from bnlib.options import OPTIMIZERS
 from bnlib.profiles import PRESETS, PROFILES, modified
 
 

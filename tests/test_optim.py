@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from bnlib import Config, InputError, analysis, data, lbfgs, models, optim, parallel, plots, run, train, verdicts
-from bnlib.config import OPTIMIZERS, OPTIONS
 from bnlib.freeze import select, undecayed
 from bnlib.optim import work
+from bnlib.options import OPTIMIZERS, OPTIONS
 from bnlib.profiles import variant
 from bnlib.stop import Stop
 from bnlib.train import make_step, place

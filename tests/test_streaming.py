@@ -19,7 +19,8 @@ from sklearn.metrics import top_k_accuracy_score
 from torchvision.transforms.v2 import functional as tv
 
 from bnlib import Config, InputError, analysis, campaign, data, freeze, lbfgs, models, run, store, streaming, verdicts
-from bnlib.config import IMAGENET, resolve
+from bnlib.config import resolve
+from bnlib.names import IMAGENET
 from bnlib.profiles import profile
 from bnlib.train import evaluate, evaluate_on_test_set
 from tests.test_analysis import fake_run

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from bnlib import data
-from bnlib.config import DEEPOBS, Config, InputError, parse_model
+from bnlib.config import Config
+from bnlib.names import DEEPOBS, InputError, parse_model
 from bnlib.profiles import OF_THE_PAPER, variant
 from bnlib.store import Run
 from bnlib.wording import Sentences, changed, listed, name, shown, spread, trained

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bnlib.analysis.accuracies import PAPER_EPOCHS, published
-from bnlib.config import InputError
+from bnlib.names import InputError
 from bnlib.store import ABOUT, Run, about
 from bnlib.wording import Sentences, name, seeds_of, trained
 

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 
 from bnlib import optim
-from bnlib.config import DATASETS, OPTIMIZERS, Config, options_of
+from bnlib.config import Config
+from bnlib.names import DATASETS
+from bnlib.options import OPTIMIZERS, options_of
 from bnlib.profiles import PROFILES
 from bnlib.store import Run
 from bnlib.wording import NORM, OPTIMIZER, Sentences, decay_on, setting, shown, trained

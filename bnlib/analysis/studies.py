@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bnlib.analysis.accuracies import accuracy, published
-from bnlib.config import choose, parse_model
+from bnlib.names import choose, parse_model
 from bnlib.profiles import PRESETS, modification, variant
 from bnlib.store import Run
 from bnlib.wording import Sentences, name, seeds_of, shown

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from bnlib.config import InputError
+from bnlib.names import InputError
 
 FLOATS = (np.float32, np.float64)
 

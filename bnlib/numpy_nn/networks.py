@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from bnlib.config import InputError, choose, generator, parse_model
+from bnlib.config import generator
+from bnlib.names import InputError, choose, parse_model
 from bnlib.numpy_nn.convolution import Conv2d
 from bnlib.numpy_nn.layers import (
     BatchNorm2d,

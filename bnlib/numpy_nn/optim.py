@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from bnlib.config import InputError
+from bnlib.names import InputError
 from bnlib.numpy_nn.layers import Parameter
 
 Parameters = Iterable[Parameter] | dict[str, Parameter]

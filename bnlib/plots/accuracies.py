@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from bnlib.analysis import comparable
-from bnlib.config import Config, parse_model
-from bnlib.config import random_weights as random_weights_of
+from bnlib.config import Config
+from bnlib.names import parse_model
+from bnlib.names import random_weights as random_weights_of
 from bnlib.plots.style import (
     MARKERS,
     colour,

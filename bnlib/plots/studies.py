@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import comparable, histories, surface
-from bnlib.config import DEEPOBS, Config, InputError, choose, parse_model
+from bnlib.config import Config
+from bnlib.names import DEEPOBS, InputError, choose, parse_model
 from bnlib.plots.style import SYMBOL, colour, legend_below, note, nothing_yet
 from bnlib.profiles import MODIFICATIONS, modification
 from bnlib.store import Run

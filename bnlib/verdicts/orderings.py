@@ -7,8 +7,8 @@ from itertools import pairwise
 import pandas as pd
 
 from bnlib.analysis import DEAD, percent_dead, plain
-from bnlib.config import random_weights
 from bnlib.freeze import narrow
+from bnlib.names import random_weights
 from bnlib.profiles import variant
 from bnlib.store import Run
 from bnlib.verdicts.rules import (

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bnlib.config import parse_model
+from bnlib.names import parse_model
 from bnlib.profiles import variant
 from bnlib.store import Run
 from bnlib.verdicts.rules import OURS, judged_by_accuracy, percent_right
