@@ -22,6 +22,9 @@ OPTIMIZER = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "lbfgs": "LBFGS", "
              "lion": "Lion", "prodigy": "Prodigy"}
 #: How the presence of batch norm, or what stands in its place, is called.
 NORM = {"batch": "with batch norm", "none": "without batch norm", "group": "group norm", "layer": "layer norm"}
+#: What stands of batch norm where each modification of `profiles.MODIFICATIONS` was made.
+HALVES = {"vanilla": "no batch norm", "trained_bn": "all of batch norm", "fixed_bn": "normalisation alone",
+          "fixed_gamma": "with β, without γ", "fixed_beta": "with γ, without β"}
 #: How a field of another value than the protocol's is called; what is not here is called by its own name.
 _CHANGED = {
     "bn_init": {"ones": "γ starts at 1", "beta_one": "β starts at 1", "signed": "γ starts between −1 and 1"}.get,
@@ -63,6 +66,12 @@ def trained(what: str) -> str:
     parts = what.split("+")
     named = [names.get(part) or f"{part.removeprefix('random')} random weights a channel" for part in parts]
     return " and ".join(named) + ("" if parts[0] in ("all", "weights", "none") else " only")
+
+
+def half(modification: str) -> str:
+    """What a modification leaves of batch norm: `fixed_beta alone` → `with γ, without β; weights frozen`."""
+    name = modification.removesuffix(" alone")
+    return HALVES.get(name, name) + "; weights frozen" * (name != modification)
 
 
 def decay_on(on: str) -> str:

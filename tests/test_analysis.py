@@ -29,6 +29,11 @@ def test_accuracy_is_mean_and_sample_deviation_over_seeds():
     assert row["std"] == pytest.approx(np.std([40, 44, 48], ddof=1))
 
 
+def test_accuracies_come_by_the_number_of_random_weights_and_not_by_its_digits():
+    table = analysis.accuracy([fake_run(trainable=f"random{k}") for k in (16, 2, 32, 4)])
+    assert table["trainable"].tolist() == ["random2", "random4", "random16", "random32"]
+
+
 def test_a_diverged_run_counts_as_diverged_and_not_as_an_accuracy():
     row = analysis.accuracy([fake_run(0.4, seed=0), fake_run(0.1, seed=1, status="diverged")]).iloc[0]
     assert (row["mean"], row["n"], row["diverged"]) == (pytest.approx(40), 1, 1)

@@ -10,7 +10,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bnlib import Config, InputError, analysis, campaign, checkpoint, data, freeze, models, optim, plots, run, verdicts
+from bnlib import (
+    Config,
+    InputError,
+    analysis,
+    campaign,
+    checkpoint,
+    data,
+    freeze,
+    models,
+    optim,
+    plots,
+    run,
+    verdicts,
+    wording,
+)
 from bnlib.deepobs import Dropout, SamePad, SamePool
 from bnlib.profiles import MODIFICATIONS, PRESETS, modification, modified, profile, variant
 from bnlib.train import evaluate_on_test_set
@@ -409,6 +423,13 @@ def test_the_grids_hold_what_the_claims_on_shortcuts_are_judged_by():
             runs.append(fake_run(0.9 - loss, **{f.name: getattr(config, f.name) for f in dataclasses.fields(config)}))
         found = verdicts.table(runs).set_index("claim")["verdict"]
         assert {found[claim] for claim in (PLAIN, RESIDUAL, B_AND_A)} == {"reproduced"} and found[SURVIVES] == "holds"
+
+
+def test_figures_name_in_words_what_each_modification_leaves_of_batch_norm():
+    called = [wording.half(modification) for modification in MODIFICATIONS]
+    assert called[:3] == ["no batch norm", "all of batch norm", "normalisation alone"]
+    assert called[-1] == "with γ, without β; weights frozen" and len(set(called)) == len(MODIFICATIONS)
+    assert wording.half("output+weights") == "output+weights"        # some other choice of what trains
 
 
 def test_which_half_is_told_by_the_last_quarter_of_training():

@@ -66,9 +66,17 @@ def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame
         "accuracy": 100 * run.metrics[metric] if run.status == "done" else np.nan,
         "diverged": run.status == "diverged", "device": run.provenance["device"],
     } for run in runs], columns=[*keys, "seed", "accuracy", "diverged", "device"])
-    return rows.groupby(keys, as_index=False).agg(
+    table = rows.groupby(keys, as_index=False).agg(
         mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), diverged=("diverged", "sum"),
         seeds=("seed", listed), devices=("device", listed))
+    return table.sort_values(keys, key=_by_number, ignore_index=True)
+
+
+def _by_number(column: pd.Series) -> pd.Series:
+    """What `sort_values` goes by, so that 8 random weights come before 16."""
+    if column.name != "trainable":
+        return column
+    return column.str.replace(r"\d+", lambda number: number[0].zfill(9), regex=True)
 
 
 def top1_and_top5(runs: Iterable[Run]) -> pd.DataFrame:

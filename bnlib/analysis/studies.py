@@ -9,7 +9,7 @@ from bnlib.analysis.accuracies import accuracy, published
 from bnlib.names import choose, parse_model
 from bnlib.profiles import PRESETS, modification, variant
 from bnlib.store import Run
-from bnlib.wording import Sentences, name, seeds_of, shown
+from bnlib.wording import HALVES, Sentences, half, name, seeds_of, shown
 
 
 def taken_apart(runs: Iterable[Run]) -> list[Run]:
@@ -47,11 +47,6 @@ def by_positions(runs: Iterable[Run]) -> pd.DataFrame:
         mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"))
 
 
-#: What stands where each modification was made, all other weights trained.
-HALVES = {"vanilla": "no batch norm", "trained_bn": "all of it", "fixed_bn": "normalisation alone",
-          "fixed_gamma": "with β, without γ", "fixed_beta": "with γ, without β"}
-
-
 def which_half(runs: Iterable[Run]) -> Sentences:
     """What each modification of batch norm at all positions reaches, beside no batch norm: a sentence a network.
 
@@ -63,7 +58,7 @@ def which_half(runs: Iterable[Run]) -> Sentences:
     for (dataset, model, epochs), part in table.groupby(["dataset", "model", "epochs"]) if len(table) else ():
         late = part[part["epoch"] > 0.75 * epochs].groupby("modification")["test_accuracy"].agg(["mean", "std"])
         order = [m for m in HALVES if m in late.index]
-        stated = ", ".join(f"{HALVES[m]} (`{m}`) {late.loc[m, 'mean']:.1f} ± {late.loc[m, 'std']:.1f} %" for m in order)
+        stated = ", ".join(f"{half(m)} (`{m}`) {late.loc[m, 'mean']:.1f} ± {late.loc[m, 'std']:.1f} %" for m in order)
         if order:
             said.append(f"{name(model)} on {shown(dataset)}, mean and deviation over the last quarter of "
                         f"{epochs} epochs, {seeds_of(part['seed'].nunique())}: {stated}.")

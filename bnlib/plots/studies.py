@@ -14,7 +14,7 @@ from bnlib.names import DEEPOBS, InputError, choose, parse_model
 from bnlib.plots.style import SYMBOL, colour, legend_below, note, nothing_yet
 from bnlib.profiles import MODIFICATIONS, modification
 from bnlib.store import Run
-from bnlib.wording import listed, seeds_of, shown, trained
+from bnlib.wording import half, listed, seeds_of, shown, trained
 from bnlib.wording import name as spelled
 
 
@@ -64,7 +64,7 @@ def courses(table: pd.DataFrame, line: str = "modification", panel: str | None =
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     grid[0][0].set_ylabel("training loss (nats)")
     grid[1][0].set_ylabel("test accuracy (%)")
-    labels = [value if by_name else f"learning rate {value:g}" for value in values]
+    labels = [half(value) if by_name else f"learning rate {value:g}" for value in values]
     figure.legend([plt.Line2D([], [], **styles[value]) for value in values], labels, loc="outside lower center",
                   ncols=4 if len(panels) > 1 else 2)
     window = min(smooth, int(table.groupby("run")["epoch"].count().min()))
@@ -93,7 +93,7 @@ def by_positions(table: pd.DataFrame) -> Figure:
         at = [masks.index(mask) + 0.3 - 0.6 * i / max(1, len(names) - 1) for mask in rows["positions"]]
         hollow = {"markerfacecolor": "none"} if name.endswith(" alone") else {}
         axes.errorbar(rows["mean"], at, xerr=rows["std"], marker="o", linestyle="", markersize=4,
-                      color=shade(name), label=name, **hollow)
+                      color=shade(name), label=half(name), **hollow)
     axes.set_yticks(range(len(masks)), [mask.replace(",", " ") for mask in masks])
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="test accuracy (%)", ylabel="batch norm at", ylim=(-0.5, len(masks) - 0.5))
@@ -120,7 +120,7 @@ def layer_means(table: pd.DataFrame) -> Figure:
             for axes, part in zip(column, ("gamma", "beta"), strict=True):
                 dotted = part == "beta" and rows["gamma"].isna().all()
                 axes.plot(rows["epoch"], rows[part], ":" if dotted else "-", color=hue, marker=".", label=layer)
-        column[0].set_title(what.replace(" alone", "\nalone"), color=shade(what), fontsize=9)
+        column[0].set_title(half(what).replace("; ", "\n"), color=shade(what), fontsize=9)
         column[-1].set_xlabel("epoch")
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     for axes, part in zip(grid[:, 0], ("gamma", "beta"), strict=True):
@@ -173,7 +173,7 @@ def surfaces(runs: Iterable[Run], layer: str | None = None, part: str = "gamma")
 def _called(config: Config) -> tuple[str, str]:
     """What a run trained, in the words of its study, and the colour of that."""
     if parse_model(config.model).family in DEEPOBS:
-        return modification(config), shade(modification(config))
+        return half(modification(config)), shade(modification(config))
     return trained(config.trainable), colour(config.trainable)
 
 
@@ -195,7 +195,7 @@ def gamma_against_beta(channels: pd.DataFrame) -> Figure:
         for what in in_order(channels["modification"]):
             rows = channels[(channels["layer"] == layer) & (channels["modification"] == what)]
             cross = what == "fixed_bn"                        # all its channels are one point
-            axes.scatter(rows["beta"], rows["gamma"], color=shade(what), label=what, zorder=2 + cross,
+            axes.scatter(rows["beta"], rows["gamma"], color=shade(what), label=half(what), zorder=2 + cross,
                          **{"marker": "x", "s": 40} if cross else {"s": 5, "linewidths": 0, "alpha": 0.6})
         count = channels[channels["layer"] == layer]["channel"].nunique()
         axes.set(xlabel="final β", title=f"{layer.split('.')[0]}: {count} channels")
