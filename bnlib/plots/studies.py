@@ -97,7 +97,7 @@ def by_positions(table: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(masks)), [mask.replace(",", " ") for mask in masks])
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="test accuracy (%)", ylabel="batch norm at", ylim=(-0.5, len(masks) - 0.5))
-    figure.legend(loc="outside lower center")
+    figure.legend(loc="outside lower center", ncols=2)
     note(figure, _stated(table))
     return figure
 
