@@ -331,6 +331,7 @@ def tried(right: float, status="done", passes=16, **fields):
     config = Config(**{"n_val": 5000, "epochs": 16} | fields)
     history = pd.DataFrame({"epoch": range(1, config.epochs + 1), "seconds": 1.0, "passes": passes / config.epochs})
     return types.SimpleNamespace(config=config, id=config.id, status=status, history=history, beta={"bn": np.ones(2)},
+                                 provenance={"device": "CPU", "precision": "bf16"},
                                  metrics={f"{part}_{kind}": right for part in ("val", "test")
                                           for kind in ("accuracy", "loss")})
 
@@ -447,6 +448,20 @@ def test_lbfgs_is_faster_where_it_comes_to_the_common_loss_in_fewer_passes(losse
     monkeypatch.setitem(compared[4].__dict__, "history", compared[4].history.assign(passes=3.0, test_loss=losses))
     row = _verdicts(compared).loc["LBFGS converges in fewer passes, BN only"]
     assert row["verdict"] == verdict and f"to a test loss of {level}" in row["ours"]
+
+
+def test_seconds_are_compared_on_one_machine_only(compared, monkeypatch):
+    """Three runs, one of them trained elsewhere: a line each against epochs, two against seconds."""
+    runs = compared[:3]
+    monkeypatch.setitem(runs[1].provenance, "device", "another CPU, 1 threads")
+    assert analysis.timed_alike(runs) == [runs[0], runs[2]] and analysis.timed_alike([]) == []
+    figure = plots.courses(runs, "bn")
+    assert [len(axes.lines) for axes in figure.axes] == [6, 6, 4] * 2           # each run's training and test
+    assert "seconds: only of what was trained on" in figure.get_suptitle()
+    table = analysis.optimizers(runs)
+    assert "another CPU, 1 thread<" in table.style.pipe(plots.optimizers).to_html()
+    assert runs[0].provenance["device"] not in table[table["device"] == table["device"][0]].style.pipe(
+        plots.optimizers).to_html()
 
 
 def test_each_figure_is_drawn_and_so_is_its_absence(compared, tmp_path):

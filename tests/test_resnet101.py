@@ -112,6 +112,13 @@ def test_the_table_has_each_logged_loss_and_the_seconds_until_then(four):
     assert f"{four[0].trajectory['step_loss'][-1]:.2f} over the last tenth of 8 steps" in said[0]
 
 
+def test_seconds_on_another_machine_are_left_out(four, monkeypatch):
+    monkeypatch.setitem(four[1].provenance, "device", "another CPU")
+    table = analysis.with_and_without(four)
+    assert set(table["run"][table["seconds"].isna()]) == {four[1].id}
+    assert [", in " in said for said in analysis.speeds(four)] == [True, False, True, True]
+
+
 def test_the_figure_is_drawn_and_so_is_its_absence(four, tmp_path):
     table = analysis.with_and_without(four)
     lines = plots.with_and_without(table).axes[0].lines

@@ -37,6 +37,7 @@ from bnlib.analysis.optimizing import (
     searched,
     shared_batch,
     speeds,
+    timed_alike,
     with_and_without,
 )
 from bnlib.analysis.stability import trials, trials_stated
@@ -55,5 +56,5 @@ __all__ = ["DEAD", "PAPER_EPOCHS", "about_images", "accuracy", "affine", "alone_
            "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "decayed", "growth",
            "histories", "last_loss", "layer_means", "logged_losses", "machines", "optimizers", "own_decay", "pair",
            "percent_dead", "plain", "provenance", "published", "residual_and_plain", "restrained", "root_mean_square",
-           "searched", "shared_batch", "sizes", "speeds", "surface", "taken_apart", "top1_and_top5", "trials",
-           "trials_stated", "varied", "which_half", "with_and_without"]
+           "searched", "shared_batch", "sizes", "speeds", "surface", "taken_apart", "timed_alike", "top1_and_top5",
+           "trials", "trials_stated", "varied", "which_half", "with_and_without"]

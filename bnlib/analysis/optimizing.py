@@ -33,9 +33,9 @@ def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
     Columns: run, dataset, model, trainable, task (the config without seed and what is the optimizer's own, as an id),
     optimizer, setting, options (the numbers that it sets), seed, epochs, passes (over the training images), length (16
     or 160, the profiles' passes, whichever those planned are nearer), seconds, val_accuracy, test_accuracy (both %),
-    val_loss, test_loss, beta (root mean square), status, and chosen: whether the setting is, of those its optimizer was
-    given for a task and length, the one of the best validation accuracy in the mean over seeds, of equals the one of
-    the lower validation loss. One of which a seed diverged is not chosen. The test images have no say.
+    val_loss, test_loss, beta (root mean square), status, device, and chosen: whether the setting is, of those its
+    optimizer was given for a task and length, the one of the best validation accuracy in the mean over seeds, of equals
+    the one of the lower validation loss. One of which a seed diverged is not chosen. The test images have no say.
     """
     runs, rows, settings = [run for run in runs if run.config.n_val], [], []
     unsaid = shared_batch(runs)
@@ -52,10 +52,10 @@ def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
             **{f"{part}_accuracy": 100 * run.metrics[f"{part}_accuracy"] if done else np.nan
                for part in ("val", "test")},
             **{f"{part}_loss": run.metrics[f"{part}_loss"] if done else np.nan for part in ("val", "test")},
-            "status": run.status})
+            "status": run.status, "device": run.provenance["device"]})
     table = pd.DataFrame(rows, columns=["run", "dataset", "model", "trainable", "task", "optimizer", "setting",
                                         "options", "seed", "epochs", "passes", "length", "seconds", "val_accuracy",
-                                        "test_accuracy", "val_loss", "test_loss", "beta", "status"])
+                                        "test_accuracy", "val_loss", "test_loss", "beta", "status", "device"])
     among = ["task", "optimizer", "length"]
     means = table.assign(id=settings).groupby([*among, "id"], as_index=False, sort=False)[["val_accuracy", "val_loss"]]
     means = means.agg(lambda values: values.mean(skipna=False)).dropna()
@@ -102,6 +102,13 @@ def course(run: Run) -> pd.DataFrame:
     history = run.history
     passes = history["passes"] if "passes" in history else pd.Series(1.0, history.index)
     return history.assign(passes=passes.cumsum(), seconds=(history["seconds"] / passes).min() * passes.cumsum())
+
+
+def timed_alike(runs: Iterable[Run]) -> list[Run]:
+    """The runs whose seconds compare: those trained on the machine, and in the precision, that most of them were."""
+    runs = list(runs)
+    made = [(run.provenance["device"], run.provenance["precision"]) for run in runs]
+    return [run for run, on in zip(runs, made, strict=True) if on == max(made, key=made.count)]
 
 
 def logged_losses(run: Run) -> pd.DataFrame:
@@ -162,14 +169,17 @@ def with_and_without(runs: Iterable[Run]) -> pd.DataFrame:
     """The training loss at each logged step of runs that keep the loss alone, a row a run and step.
 
     Columns: run, dataset, classes, model, norm, optimizer, setting, seed, batch_size, step, seconds (of training until
-    then, all steps of an epoch taken as equally long), loss (nats, of the step's batch).
+    then, all steps of an epoch taken as equally long; NaN but for those `timed_alike`), loss (nats, of the step's
+    batch).
     """
     columns = ["run", "dataset", "classes", "model", "norm", "optimizer", "setting", "seed", "batch_size", "step",
                "seconds", "loss"]
-    parts = []
-    for run in alone_logged(runs):
-        c = run.config
-        parts.append(logged_losses(run)[["step", "seconds", "loss"]].assign(
+    runs, parts = alone_logged(runs), []
+    timed = {run.id for run in timed_alike(runs)}
+    for run in runs:
+        c, logged = run.config, logged_losses(run)
+        parts.append(logged[["step", "loss"]].assign(
+            seconds=logged["seconds"] if run.id in timed else np.nan,
             run=run.id, dataset=c.dataset, classes=run.record["classes"], model=c.model, norm=c.norm,
             optimizer=c.optimizer, seed=c.seed, batch_size=c.batch_size,
             setting=setting(c, schedule="constant", batch_size=c.batch_size))[columns])
@@ -188,6 +198,7 @@ def speeds(runs: Iterable[Run]) -> Sentences:
     runs = {run.id: run for run in runs}
     return Sentences(
         f"{shown(last.dataset)}, {NORM[last.norm]}, {OPTIMIZER[last.optimizer]}, {last.setting}: a "
-        f"training loss of {last_loss(runs[last.run]):.2f} over the last tenth of {last.step:,} steps, in "
-        f"{last.seconds:,.0f} seconds (seed {last.seed}); guessing gives {np.log(last.classes):.2f}."
+        f"training loss of {last_loss(runs[last.run]):.2f} over the last tenth of {last.step:,} steps"
+        f"{'' if np.isnan(last.seconds) else f', in {last.seconds:,.0f} seconds'} (seed {last.seed}); "
+        f"guessing gives {np.log(last.classes):.2f}."
         for last in with_and_without(runs.values()).drop_duplicates("run", keep="last").itertuples())

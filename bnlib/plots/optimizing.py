@@ -6,27 +6,28 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import course, logged_losses, shared_batch
+from bnlib.analysis import course, logged_losses, shared_batch, timed_alike
 from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, legend_below, note, nothing_yet
 from bnlib.store import Run
-from bnlib.wording import NORM, OPTIMIZER, decay_on, name, seeds_of, setting, shown, trained
+from bnlib.wording import NORM, OPTIMIZER, decay_on, machine, name, seeds_of, setting, shown, trained
 
 
 def courses(runs: list[Run], trainable: str) -> Figure:
     """Test loss and accuracy (training's dashed) against epochs, passes over the images and seconds, a line a run.
 
     Where a run logged single steps, as LBFGS does, whose epochs are few and long, the training loss is theirs.
-    Losses far above the one that training begins with are cut off, and the figure says so.
+    Losses far above the one that training begins with are cut off, runs on another machine than most have no line
+    against seconds, and the figure says so.
     """
     runs = [run for run in runs if run.config.trainable == trainable]
     if not runs:
         return nothing_yet()
-    unsaid = shared_batch(runs)
+    unsaid, timed = shared_batch(runs), timed_alike(runs)
     figure, grid = plt.subplots(2, 3, figsize=(8.4, 5), sharex="col", sharey="row")
     xlabels = {"epoch": "epoch", "passes": "passes over the training images", "seconds": "seconds of training"}
     for row, score, percent in zip(grid, ("loss", "accuracy"), (1, 100), strict=True):
         for axes, against in zip(row, xlabels, strict=True):
-            for run in runs:
+            for run in timed if against == "seconds" else runs:
                 table, hue = course(run), OPTIMIZER_COLOURS[run.config.optimizer]
                 training = logged_losses(run).rename(columns={"loss": "train_loss"}) if (
                     score == "loss" and "steps" in run.trajectory) else table
@@ -46,7 +47,9 @@ def courses(runs: list[Run], trainable: str) -> Figure:
     note(figure, f"{name(config.model)} (option {config.shortcut}), {trained(trainable)}, "
                  f"{shown(config.dataset)}, {seeds_of(seeds)}; "
                  "solid: test, dashed: training (LBFGS after each step, the others before)"
-                 + "; higher losses are cut off" * cut)
+                 + "; higher losses are cut off" * cut
+                 + (f"\nseconds: only of what was trained on {machine(timed[0].provenance['device'])}"
+                    if len(timed) < len(runs) else ""))
     return figure
 
 

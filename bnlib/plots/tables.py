@@ -70,10 +70,11 @@ def optimizers(styler):
     formats = {"seconds": "{:,.0f}", "test_accuracy": "{:.1f}", "val_accuracy": "{:.1f}", "test_loss": "{:.3f}",
                "beta": "{:.2f}"}
     titles = {"val_accuracy": "validation (%)", "test_accuracy": "test (%)", "test_loss": "test loss",
-              "seconds": "seconds of training", "beta": "β, root mean square"}
+              "seconds": "seconds of training", "beta": "β, root mean square", "device": "on"}
     hidden = ["run", "dataset", "options", "length", "val_loss", "status", "chosen"]
     apart = ["dataset", "model", "trainable", "seed", "length", "optimizer"]
     hidden += ["task"] if not styler.data.duplicated(apart).any() else []        # an id, which these tell as well
+    hidden += [column for column in ("model", "seed", "device") if styler.data[column].nunique() < 2]
     return _for_reading(styler, "optimizers", formats, titles, hidden)
 
 
