@@ -5,7 +5,7 @@ its own, so that none profits from another's settings, and waits while another r
 
     plain    eager fp32, gradients of all weights, DataLoader with 2 workers, torchvision's transforms
     ours     as `bnlib.run` trains
-    ours-    the same without the C++ operation
+    ours-    the same without the C++ operations
 """
 
 import argparse
@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from bnlib import Config, bnrelu, data, models, optim
+from bnlib import Config, bnrelu, convolution, data, models, native, optim
 from bnlib.config import resolve
 from bnlib.device import choose_device, choose_precision, device_name, keep_memory
 from bnlib.freeze import select
@@ -90,7 +90,7 @@ def our_lane(config: Config, dataset: data.Dataset, device: torch.device, cpp: b
 
 def without_cpp(network: torch.nn.Module) -> torch.nn.Module:
     for module in network.modules():
-        if isinstance(module, bnrelu.BN):
+        if isinstance(module, bnrelu.BN | convolution.Convolution):
             module._is_fast = lambda *_: False
     return network
 
@@ -261,7 +261,7 @@ def main() -> None:
     device = choose_device()
     keep_memory()
     print(f"{device_name(device)}, torch {torch.__version__}, {choose_precision(device)}, "
-          f"C++ operation: {bnrelu.fast_path() or 'yes'}\n")
+          f"C++ operations: {native.fast_path() or 'yes'}\n")
     dataset, tables = synthetic(), {}
     tables["speed"] = speed(options.rounds, options.turn)
     tables["scaling"] = scaling(dataset, device, options.turn)

@@ -70,7 +70,8 @@ class Progress:
 
     def made_with(self) -> dict[str, str]:
         """Device, precision and code of the run; all of them, in order, where it moved or was gone on with."""
-        return {key: "; ".join(dict.fromkeys(str(made[key]) for made in self.made)) for key in self.made[0]}
+        keys = dict.fromkeys(key for made in self.made for key in made)
+        return {key: "; ".join(dict.fromkeys(str(made.get(key, "not recorded")) for made in self.made)) for key in keys}
 
     def log_affine(self, epoch: int) -> None:
         self.affine[epoch] = affine(self.network, self.keep_affine)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnlib.bnrelu import BNReLU
+from bnlib.convolution import Convolution
 from bnlib.names import InputError
 
 SMALLEST, LARGEST = 25, 32        # pixels a side of which 3c3d's pooling leaves the 3×3 that its dense layers take
@@ -23,8 +24,8 @@ class RectifiedLayer(nn.Sequential):
         super().__init__()
         self.layer = kind(inputs, outputs, bias=not norm, **shape)
         if norm:
-            self.bn = BNReLU(outputs) if kind is nn.Conv2d else nn.BatchNorm1d(outputs)
-        if not norm or kind is not nn.Conv2d:              # `BNReLU` is both
+            self.bn = BNReLU(outputs) if kind is Convolution else nn.BatchNorm1d(outputs)
+        if not norm or kind is not Convolution:              # `BNReLU` is both
             self.relu = nn.ReLU()
 
 
@@ -94,7 +95,7 @@ class ThreeConvThreeDense(nn.Sequential):
         super().__init__()
         channels = [3, 64, 96, 128]
         for i, (kernel, padding) in enumerate(((5, 0), (3, 0), (3, 1))):
-            self.add_module(f"conv{i + 1}", RectifiedLayer(nn.Conv2d, channels[i], channels[i + 1], positions[i],
+            self.add_module(f"conv{i + 1}", RectifiedLayer(Convolution, channels[i], channels[i + 1], positions[i],
                                                            kernel_size=kernel, padding=padding))
             self.add_module(f"pool{i + 1}", SamePool())
         self.flatten = nn.Flatten()
@@ -126,7 +127,7 @@ class AllConv(nn.Sequential):
             if stride == 2:
                 self.add_module(f"pad{i}", SamePad())
             self.add_module(f"conv{i}", RectifiedLayer(
-                nn.Conv2d, inputs, channels, norm, kernel_size=kernel, stride=stride,
+                Convolution, inputs, channels, norm, kernel_size=kernel, stride=stride,
                 padding=1 if stride == 1 and kernel == 3 and i != 7 else 0))
             if stride == 2:
                 self.add_module(f"dropout{2 if i == 3 else 3}", Dropout(0.5))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bnlib import bnrelu
+from bnlib import convolution, native
 from bnlib.names import InputError, choose
 
 PRECISIONS = ("bf16", "fp32")
@@ -34,7 +34,7 @@ def choose_precision(device: torch.device, precision: str | None = None) -> str:
         return choose("precision", precision, PRECISIONS)
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    fast = device.type == "cpu" and {"avx512_bf16", "amx_bf16"} & bnrelu.processor()[1]
+    fast = device.type == "cpu" and {"avx512_bf16", "amx_bf16"} & native.processor()[1]
     return "bf16" if fast else "fp32"
 
 
@@ -56,7 +56,7 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return f"{platform.machine()} {device.type}"
-    model, flags = bnrelu.processor()
+    model, flags = native.processor()
     unit = next((f" ({VECTORS[flag]})" for flag in VECTORS if flag in flags), "")
     return f"{model}{unit}, {torch.get_num_threads()} threads"
 
@@ -65,8 +65,13 @@ def bn_path(device: torch.device, graphed: bool) -> str:
     """Which of its two paths `BNReLU` takes here, and if it is torch's, why, or whether in a CUDA graph."""
     if device.type != "cpu":
         return "torch, CUDA graph" if graphed else "torch"
-    why_not = bnrelu.fast_path()
+    why_not = native.fast_path()
     return f"torch ({why_not})" if why_not else "C++"
+
+
+def conv_path(device: torch.device, precision: str) -> str:
+    """How 3×3 convolutions are computed here: by Winograd's algorithm, or by torch."""
+    return "Winograd" if device.type == "cpu" and precision == "fp32" and not convolution.path() else "torch"
 
 
 @cache

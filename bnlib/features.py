@@ -14,6 +14,7 @@ from torch import nn
 from bnlib import data, store
 from bnlib.analysis import DEAD
 from bnlib.bnrelu import BNReLU
+from bnlib.convolution import Convolution
 from bnlib.device import device_name
 from bnlib.freeze import bn_layers
 from bnlib.models import BasicBlock, folded
@@ -140,7 +141,7 @@ def prune(network: nn.Module, dead: dict[str, np.ndarray]) -> nn.Module:
 
 def _convolution(like: nn.Conv2d, weight: torch.Tensor) -> nn.Conv2d:
     outputs, inputs = weight.shape[:2]
-    made = nn.Conv2d(inputs, outputs, like.kernel_size, like.stride, like.padding, bias=False)
+    made = Convolution(inputs, outputs, like.kernel_size, like.stride, like.padding, bias=False)
     made.weight = nn.Parameter(weight.clone())
     return made
 

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlib import deepobs
 from bnlib.bnrelu import BN, BNReLU
 from bnlib.config import Config, generator
+from bnlib.convolution import Convolution
 from bnlib.names import BN_INITS, CONV_INITS, NORMS, SHORTCUTS, canonical_positions, choose, parse_model, random_weights
 from bnlib.sequences import STEPS
 from bnlib.streaming import IMAGE_SIZE
@@ -60,13 +61,13 @@ def normalisation(norm: str, channels: int, relu: bool = True) -> nn.Module:
 
 
 def convolution(inputs: int, outputs: int, stride: int = 1, kernel: tuple[int, int] = (3, 3),
-                norm: str = "batch") -> nn.Conv2d:
+                norm: str = "batch") -> Convolution:
     """Zero-padded, with a bias only where no normalisation follows, whose β would do the same.
 
     Along an axis where the kernel has one pixel nothing is padded or skipped.
     """
     strides = tuple(1 if size == 1 else stride for size in kernel)
-    return nn.Conv2d(inputs, outputs, kernel, strides, [size // 2 for size in kernel], bias=norm == "none")
+    return Convolution(inputs, outputs, kernel, strides, [size // 2 for size in kernel], bias=norm == "none")
 
 
 class Shortcut(nn.Sequential):
@@ -104,7 +105,7 @@ class NoShortcut(nn.Module):
         return None
 
 
-class ChosenConv2d(nn.Conv2d):
+class ChosenConv2d(Convolution):
     """A convolution of whose weights a few of each output channel train, the same number of each.
 
     They are a parameter of their own, (C', K), put into the frozen weights at every use; so no gradient, momentum or
@@ -240,7 +241,7 @@ def choose_weights(network: nn.Module, per_channel: int, seed: int) -> None:
     draws = generator(seed, "chosen")
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Conv2d:
+            if isinstance(child, nn.Conv2d):
                 setattr(parent, name, ChosenConv2d(child, per_channel, draws))
 
 
@@ -251,7 +252,7 @@ def folded(network: nn.Module) -> nn.Module:
     for parent in list(network.modules()):
         for name, conv in list(parent.named_children()):
             if isinstance(conv, ChosenConv2d):
-                plain = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+                plain = Convolution(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
                                   bias=conv.bias is not None)
                 plain.weight, plain.bias = nn.Parameter(conv.whole()), conv.bias
                 setattr(parent, name, plain)

@@ -13,7 +13,7 @@ from bnlib.train import evaluate_on_test_set, run
 
 #: What two trainings must share to end in the same bytes; the commit is not one of them: a change of code that changes
 #: results raises `store.PROTOCOL`.
-SAME_PLACE = ("device", "precision", "bn_path", "python", "torch", "numpy")
+SAME_PLACE = ("device", "precision", "bn_path", "conv_path", "python", "torch", "numpy")
 OTHER_PLACE = 0.001       # share of test images that another machine's rounding may turn
 OTHER_TRAINING = 0.02     # difference in accuracy between two trainings that round otherwise
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from bnlib import Config, bnrelu, freeze, models
+from bnlib import Config, bnrelu, freeze, models, native
 from bnlib.device import autocast
 from bnlib.train import place
 
-needs_cpp = pytest.mark.skipif(bool(bnrelu.fast_path()), reason=f"C++ operation {bnrelu.fast_path()}")
+needs_cpp = pytest.mark.skipif(bool(native.fast_path()), reason=f"C++ operation {native.fast_path()}")
 
 
 def channels_last(*shape, dtype):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from bnlib import Config, InputError, bnrelu, checkpoint, data, freeze, models, optim, run, store, train
+from bnlib import Config, InputError, checkpoint, data, freeze, models, native, optim, run, store, train
 from bnlib.checkpoint import Progress
 from bnlib.device import choose_precision, device_name
 from bnlib.stop import Paused, Stop
@@ -265,7 +265,7 @@ def test_tensorboard_events_are_written_on_request(tiny, tmp_path):
     ("avx2 avx512f avx512_bf16", " (AVX512-bf16)", "bf16"), ("amx_bf16 avx2 avx512_bf16 avx512f", " (AMX)", "bf16"),
     ("asimd", "", "fp32")])
 def test_a_processor_is_named_by_its_vector_unit_which_settles_the_precision(flags, unit, precision, monkeypatch):
-    monkeypatch.setattr(bnrelu, "processor", lambda: ("A Processor", frozenset(flags.split())))
+    monkeypatch.setattr(native, "processor", lambda: ("A Processor", frozenset(flags.split())))
     cpu = torch.device("cpu")
     assert device_name(cpu) == f"A Processor{unit}, {torch.get_num_threads()} threads"
     assert choose_precision(cpu) == precision
@@ -280,7 +280,7 @@ def test_a_device_that_is_not_there_is_named(tiny, tmp_path):
 
 
 def test_a_config_that_asks_for_fp32_trains_in_it_and_is_another_run(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("bnlib.bnrelu.processor", lambda: ("", {"avx512_bf16"}))            # where bf16 is the default
+    monkeypatch.setattr("bnlib.native.processor", lambda: ("", {"avx512_bf16"}))            # where bf16 is the default
     config = dataclasses.replace(tiny, fp32=True)
     assert run(config, results=tmp_path).provenance["precision"] == "fp32" and config.id != tiny.id
     with pytest.raises(InputError, match="precision='bf16': this config asks for fp32=True"):

@@ -5,87 +5,24 @@
 // in float over a block and then block by block, in order and in double, so that the result does not depend on the
 // number of threads. Batch norm: Ioffe & Szegedy 2015, Algorithm 1; its gradient: ibid., Sec. 3.
 
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <cmath>
-#include <cstring>
 #include <optional>
 #include <type_traits>
 #include <vector>
 
+#include "lanes.h"
+
 namespace {
 
+using namespace bnlib;
 using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-
-// ------------------------------------------------------------------------------------ as many channels as a register holds
-
-// Wider vectors than the processor has are no error, but some operations on them are then done element by element:
-// the forward pass took 14 times as long on AVX2 with 16 lanes.
-#ifdef __AVX512F__
-constexpr int64_t kLanes = 16;
-#else
-constexpr int64_t kLanes = 8;
-#endif
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef double Doubles __attribute__((vector_size(8 * kLanes)));
-typedef int32_t Masks __attribute__((vector_size(4 * kLanes)));
-typedef int64_t WideMasks __attribute__((vector_size(8 * kLanes)));
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
-typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-// For elements of type T: the type that is computed in, kLanes of it, and as many masks.
-template <typename T>
-struct Computing {
-  using Scalar = float;
-  using Vector = Floats;
-  using Mask = Masks;
-};
-template <>
-struct Computing<double> {
-  using Scalar = double;
-  using Vector = Doubles;
-  using Mask = WideMasks;
-};
-template <typename T>
-using Scalar = typename Computing<T>::Scalar;
-template <typename T>
-using Vector = typename Computing<T>::Vector;
-
-template <typename T>
-inline Vector<T> load(const T* p) {
-  Vector<T> value;
-  std::memcpy(&value, p, sizeof value);
-  return value;
-}
-inline Floats load(const BFloat16* p) {
-  Halves bits;
-  std::memcpy(&bits, p, sizeof bits);
-  return (Floats)(__builtin_convertvector(bits, Words) << 16);
-}
-template <typename T>
-inline void store(T* p, Vector<T> value) {
-  std::memcpy(p, &value, sizeof value);
-}
-inline void store(BFloat16* p, Floats value) {  // to the nearest, ties to even
-  const Words wide = (Words)value;
-  const Halves bits = __builtin_convertvector((wide + 0x7fff + ((wide >> 16) & 1)) >> 16, Halves);
-  std::memcpy(p, &bits, sizeof bits);
-}
-// The values where the mask is set, else 0.
-template <typename V, typename M>
-inline V masked(V values, M mask) {
-  return (V)((M)values & mask);
-}
 
 // ------------------------------------------------------------------------------------ blocks of rows and columns
 
@@ -246,23 +183,15 @@ void gradient(const T* g, const T* x, T* gx, int64_t rows, int64_t channels, con
 
 // ------------------------------------------------------------------------------------ the operation, for autograd
 
-template <typename T>
-T* data(const Tensor& tensor) {
-  return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
-}
-
 // Calls body(an element's type, whether there is an addition, whether there is a ReLU), all known to the compiler.
 template <typename Body>
 void specialise(const Tensor& x, bool add, bool relu, const Body& body) {
-  const auto with_type = [&](auto element) {
+  with_element(x, [&](auto element) {
     if (add && relu) return body(element, std::true_type(), std::true_type());
     if (add) return body(element, std::true_type(), std::false_type());
     if (relu) return body(element, std::false_type(), std::true_type());
     return body(element, std::false_type(), std::false_type());
-  };
-  if (x.scalar_type() == at::kBFloat16) return with_type(BFloat16());
-  if (x.scalar_type() == at::kDouble) return with_type(double());
-  with_type(float());
+  });
 }
 
 struct BatchNormReLU : torch::autograd::Function<BatchNormReLU> {
@@ -358,7 +287,7 @@ Tensor evaluate(const Tensor& x, const std::optional<Tensor>& add, const Tensor&
 
 }  // namespace
 
-TORCH_LIBRARY(bnlib, library) {
+TORCH_LIBRARY_FRAGMENT(bnlib, library) {
   library.def("bn_relu_train", &train);
   library.def("bn_relu_evaluate", &evaluate);
 }

@@ -1,0 +1,341 @@
+// 3×3 convolution with stride 1 and a border of one zero, and its gradients, for channels-last tensors on a CPU, by
+// Winograd's algorithm F(4×4, 3×3): Lavin & Gray 2016, Sec. 4.
+//
+// The output is cut into tiles of 4×4 pixels. What a tile is made of, 6×6 pixels, is transformed so that the
+// convolution becomes 36 products of matrices, one for each of the 36 points: (tiles × inputs) · (inputs × outputs). That
+// is a quarter of the multiplications. A block of tiles goes through all three steps while it is in the cache. Every
+// sum is taken in one order, whatever the number of threads.
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <omp.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "lanes.h"
+
+namespace {
+
+using namespace bnlib;
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+constexpr int64_t kOut = 4, kIn = 6, kPoints = kIn * kIn;  // pixels a side of a tile, of what it is made of
+constexpr int64_t kTiles = 24;                              // a block: its 36 matrices stay in the cache
+constexpr int64_t kColumns = 16;                            // outputs that a product makes at a time
+constexpr int64_t kVectors = kColumns / kLanes;
+constexpr int64_t kParts = 8;  // of a batch, whose weight gradients are added up one after the other
+
+// All that such a function calls becomes part of it; left to itself GCC calls the transforms, which takes twice as long.
+#define BNLIB_INLINED __attribute__((flatten))
+
+// ------------------------------------------------------------------------------------ the transforms, along one axis
+
+struct OfInput {  // Bᵀ
+  static constexpr int from = 6, to = 6;
+  template <typename V>
+  static void apply(const V* d, V* v) {
+    const V even = d[4] - 4.f * d[2], odd = d[3] - 4.f * d[1];
+    const V wide_even = d[4] - d[2], wide_odd = 2.f * (d[3] - d[1]);
+    v[0] = 4.f * d[0] - 5.f * d[2] + d[4];
+    v[1] = even + odd;
+    v[2] = even - odd;
+    v[3] = wide_even + wide_odd;
+    v[4] = wide_even - wide_odd;
+    v[5] = 4.f * d[1] - 5.f * d[3] + d[5];
+  }
+};
+
+struct ToOutput {  // Aᵀ
+  static constexpr int from = 6, to = 4;
+  template <typename V>
+  static void apply(const V* m, V* y) {
+    const V sum = m[1] + m[2], difference = m[1] - m[2], wide_sum = m[3] + m[4], wide_difference = m[3] - m[4];
+    y[0] = m[0] + sum + wide_sum;
+    y[1] = difference + 2.f * wide_difference;
+    y[2] = sum + 4.f * wide_sum;
+    y[3] = difference + 8.f * wide_difference + m[5];
+  }
+};
+
+struct OfOutputGradient {  // A
+  static constexpr int from = 4, to = 6;
+  template <typename V>
+  static void apply(const V* y, V* m) {
+    const V even = y[0] + y[2], odd = y[1] + y[3];
+    const V wide_even = y[0] + 4.f * y[2], wide_odd = 2.f * y[1] + 8.f * y[3];
+    m[0] = y[0];
+    m[1] = even + odd;
+    m[2] = even - odd;
+    m[3] = wide_even + wide_odd;
+    m[4] = wide_even - wide_odd;
+    m[5] = y[3];
+  }
+};
+
+struct OfWeights {  // G
+  static constexpr int from = 3, to = 6;
+  template <typename V>
+  static void apply(const V* g, V* u) {
+    const V even = (g[0] + g[2]) / -6.f, odd = g[1] / -6.f;
+    const V wide_even = g[0] / 24.f + g[2] / 6.f, wide_odd = g[1] / 12.f;
+    u[0] = g[0] / 4.f;
+    u[1] = even + odd;
+    u[2] = even - odd;
+    u[3] = wide_even + wide_odd;
+    u[4] = wide_even - wide_odd;
+    u[5] = g[2];
+  }
+};
+
+struct ToWeightGradient {  // Gᵀ
+  static constexpr int from = 6, to = 3;
+  template <typename V>
+  static void apply(const V* u, V* g) {
+    const V sum = u[1] + u[2], difference = u[1] - u[2], wide_sum = u[3] + u[4], wide_difference = u[3] - u[4];
+    g[0] = u[0] / 4.f - sum / 6.f + wide_sum / 24.f;
+    g[1] = wide_difference / 12.f - difference / 6.f;
+    g[2] = wide_sum / 6.f - sum / 6.f + u[5];
+  }
+};
+
+// Along both axes of a square: read(row, column) gives vectors V, write(row, column, vector) takes them.
+template <typename Transform, typename V, typename Read, typename Write>
+inline void transform(const Read& read, const Write& write) {
+  constexpr int from = Transform::from, to = Transform::to;
+  V half[to][from], before[from], after[to];
+  for (int column = 0; column < from; ++column) {
+    for (int row = 0; row < from; ++row) before[row] = read(row, column);
+    Transform::apply(before, after);
+    for (int row = 0; row < to; ++row) half[row][column] = after[row];
+  }
+  for (int row = 0; row < to; ++row) {
+    Transform::apply(half[row], after);
+    for (int column = 0; column < to; ++column) write(row, column, after[column]);
+  }
+}
+
+// ------------------------------------------------------------------------------------ tiles of a batch of images
+
+struct Tiles {
+  int64_t height, width, down, across, count;
+  explicit Tiles(const Tensor& x)
+      : height(x.size(2)), width(x.size(3)), down((height + kOut - 1) / kOut), across((width + kOut - 1) / kOut),
+        count(x.size(0) * down * across) {}
+  int64_t blocks() const { return (count + kTiles - 1) / kTiles; }
+  int64_t in_block(int64_t block) const { return std::min(kTiles, count - block * kTiles); }
+};
+
+// The square of `side` pixels that begins `border` above and left of a tile's corner; pixels outside are zero.
+template <typename T, int side, int border>
+struct Square {
+  int64_t top, left, height, width, channels;
+  T* corner;
+  Square(T* images, int64_t channels, const Tiles& tiles, int64_t tile)
+      : top(tile / tiles.across % tiles.down * kOut - border), left(tile % tiles.across * kOut - border),
+        height(tiles.height), width(tiles.width), channels(channels),
+        corner(images + ((tile / (tiles.across * tiles.down) * height + top) * width + left) * channels) {}
+  bool whole() const { return top >= 0 && left >= 0 && top + side <= height && left + side <= width; }
+  bool has(int row, int column) const {
+    return top + row >= 0 && top + row < height && left + column >= 0 && left + column < width;
+  }
+  T* at(int row, int column, int64_t c) const { return corner + (row * width + column) * channels + c; }
+};
+
+// The transformed squares of a block of tiles, as 36 matrices (kTiles, channels).
+template <typename Transform, int border, typename T>
+BNLIB_INLINED void read_block(const T* images, int64_t channels, const Tiles& tiles, int64_t block, Scalar<T>* matrices) {
+  using V = Vector<T>;
+  for (int64_t t = 0; t < tiles.in_block(block); ++t) {
+    const Square<const T, Transform::from, border> square(images, channels, tiles, block * kTiles + t);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      const auto write = [&](int row, int column, V value) {
+        store(matrices + ((row * kIn + column) * kTiles + t) * channels + c, value);
+      };
+      if (square.whole())
+        transform<Transform, V>([&](int row, int column) { return load(square.at(row, column, c)); }, write);
+      else
+        transform<Transform, V>(
+            [&](int row, int column) { return square.has(row, column) ? load(square.at(row, column, c)) : V{}; }, write);
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------ products of matrices
+
+// out (+)= a · b for R rows and 16 columns: R × 16 sums stay in registers while `depth` goes by.
+template <int R, bool Add, typename S>
+inline void product(const S* a, int64_t a_row, int64_t a_depth, const S* b, int64_t b_depth, int64_t depth, S* out,
+                    int64_t out_row) {
+  Vector<S> sums[R][kVectors] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    Vector<S> row[kVectors];
+    for (int v = 0; v < kVectors; ++v) row[v] = load(b + k * b_depth + v * kLanes);
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < kVectors; ++v) sums[r][v] += a[r * a_row + k * a_depth] * row[v];
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < kVectors; ++v) {
+      S* to = out + r * out_row + v * kLanes;
+      store(to, Add ? load(to) + sums[r][v] : sums[r][v]);
+    }
+}
+
+// As many rows at a time as there are registers for: 16 of AVX2, 32 of AVX-512.
+constexpr int kTileRows = kVectors == 1 ? 12 : 6, kInputRows = kVectors == 1 ? 8 : 4;
+
+// Memory of its own for each thread, of n values each.
+template <typename S>
+struct Scratch {
+  int64_t n;
+  Tensor memory;
+  Scratch(int64_t n, const Tensor& like) : n(n), memory(at::empty({omp_get_max_threads(), n}, like.options())) {}
+  S* mine() const { return data<S>(memory) + omp_get_thread_num() * n; }
+};
+
+// ------------------------------------------------------------------------------------ the convolution
+
+// Weights (outputs, inputs, 3, 3), channels-last, to 36 matrices (inputs, 16) for every 16 outputs. Mirrored: those of
+// the convolution that gives the gradient of the input, whose outputs are the inputs.
+template <bool mirrored, typename S>
+Tensor transformed(const Tensor& weight) {
+  const int64_t K = weight.size(0), C = weight.size(1), outputs = mirrored ? C : K, inputs = mirrored ? K : C;
+  const Tensor result = at::empty({outputs / kColumns, kPoints, inputs, kColumns}, weight.options());
+  const S* from = data<S>(weight);
+  S* to = data<S>(result);
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < inputs; ++i)
+    for (int64_t o = 0; o < outputs; o += kLanes) {
+      transform<OfWeights, Vector<S>>(
+          [&](int row, int column) {
+            Vector<S> tap;
+            for (int lane = 0; lane < kLanes; ++lane)
+              tap[lane] = mirrored ? from[((i * 3 + 2 - row) * 3 + 2 - column) * C + o + lane]
+                                   : from[(((o + lane) * 3 + row) * 3 + column) * C + i];
+            return tap;
+          },
+          [&](int row, int column, Vector<S> value) {
+            store(to + ((o / kColumns * kPoints + row * kIn + column) * inputs + i) * kColumns + o % kColumns, value);
+          });
+    }
+  return result;
+}
+
+template <typename T>
+BNLIB_INLINED void convolve(const T* x, const Scalar<T>* weights, T* y, const Tiles& tiles, int64_t inputs, int64_t outputs,
+              const Scratch<Scalar<T>>& scratch) {
+  using S = Scalar<T>;
+#pragma omp parallel for schedule(static)
+  for (int64_t block = 0; block < tiles.blocks(); ++block) {
+    S *in = scratch.mine(), *out = in + kPoints * kTiles * inputs;
+    read_block<OfInput, 1>(x, inputs, tiles, block, in);
+    for (int64_t k = 0; k < outputs; k += kColumns) {
+      for (int point = 0; point < kPoints; ++point)
+        for (int64_t t = 0; t < tiles.in_block(block); t += kTileRows)
+          product<kTileRows, false>(in + (point * kTiles + t) * inputs, inputs, 1,
+                                    weights + (k / kColumns * kPoints + point) * inputs * kColumns, kColumns, inputs,
+                                    out + (point * kTiles + t) * kColumns, kColumns);
+      for (int64_t t = 0; t < tiles.in_block(block); ++t) {
+        const Square<T, kOut, 0> square(y, outputs, tiles, block * kTiles + t);
+        for (int64_t c = 0; c < kColumns; c += kLanes) {
+          transform<ToOutput, Vector<T>>(
+              [&](int row, int column) { return load(out + ((row * kIn + column) * kTiles + t) * kColumns + c); },
+              [&](int row, int column, Vector<T> value) {
+                if (square.has(row, column)) store(square.at(row, column, k + c), value);
+              });
+        }
+      }
+    }
+  }
+}
+
+// Convolution of x with the weights, or, mirrored, of an output's gradient with them: the gradient of the input.
+template <bool mirrored>
+Tensor convolution(const Tensor& x, const Tensor& weight) {
+  const int64_t inputs = x.size(1), outputs = weight.size(mirrored ? 1 : 0);
+  const Tensor y = at::empty({x.size(0), outputs, x.size(2), x.size(3)}, x.options(), at::MemoryFormat::ChannelsLast);
+  with_element(x, [&](auto element) {
+    using T = decltype(element);
+    const Tensor weights = transformed<mirrored, Scalar<T>>(weight);
+    const Scratch<Scalar<T>> scratch(kPoints * kTiles * (inputs + kColumns), weight);
+    convolve<T>(data<T>(x), data<Scalar<T>>(weights), data<T>(y), Tiles(x), inputs, outputs, scratch);
+  });
+  return y;
+}
+
+// ------------------------------------------------------------------------------------ the gradient of the weights
+
+// The transposed convolution: 36 matrices (inputs, outputs) are added up over the tiles, then transformed to 3×3.
+template <typename T>
+BNLIB_INLINED void weight_gradient(const T* x, const T* gy, Scalar<T>* gradient, const Tiles& tiles, int64_t inputs, int64_t outputs,
+                     const Tensor& weight) {
+  using S = Scalar<T>;
+  const int64_t size = kPoints * inputs * outputs;
+  const Scratch<S> scratch(kPoints * kTiles * (inputs + outputs), weight);
+  const Tensor parts = at::zeros({kParts, size}, weight.options());
+#pragma omp parallel for schedule(static)
+  for (int64_t part = 0; part < kParts; ++part)
+    for (int64_t block = part * tiles.blocks() / kParts; block < (part + 1) * tiles.blocks() / kParts; ++block) {
+      S *in = scratch.mine(), *out = in + kPoints * kTiles * inputs, *sums = data<S>(parts) + part * size;
+      read_block<OfInput, 1>(x, inputs, tiles, block, in);
+      read_block<OfOutputGradient, 0>(gy, outputs, tiles, block, out);
+      for (int point = 0; point < kPoints; ++point)
+        for (int64_t k = 0; k < outputs; k += kColumns)
+          for (int64_t c = 0; c < inputs; c += kInputRows)
+            product<kInputRows, true>(in + point * kTiles * inputs + c, 1, inputs, out + point * kTiles * outputs + k,
+                                      outputs, tiles.in_block(block), sums + (point * inputs + c) * outputs + k, outputs);
+    }
+  const S* sums = data<S>(parts);
+#pragma omp parallel for schedule(static)
+  for (int64_t c = 0; c < inputs; ++c)
+    for (int64_t k = 0; k < outputs; k += kLanes) {
+      transform<ToWeightGradient, Vector<S>>(
+          [&](int row, int column) {
+            Vector<S> sum = {};
+            for (int part = 0; part < kParts; ++part)
+              sum += load(sums + part * size + ((row * kIn + column) * inputs + c) * outputs + k);
+            return sum;
+          },
+          [&](int row, int column, Vector<S> value) {
+            for (int lane = 0; lane < kLanes; ++lane)
+              gradient[(((k + lane) * 3 + row) * 3 + column) * inputs + c] = value[lane];
+          });
+    }
+}
+
+// ------------------------------------------------------------------------------------ the operation, for autograd
+
+struct Convolution : torch::autograd::Function<Convolution> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight) {
+    const auto computed_in = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const Tensor weights = weight.detach().to(computed_in).contiguous(at::MemoryFormat::ChannelsLast);
+    ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weights});
+    return convolution<false>(x, weights);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list& output_gradients) {
+    const auto kept = ctx->get_saved_variables();
+    const Tensor &x = kept[0], &weights = kept[1];
+    const Tensor gy = output_gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
+    Tensor gx, gweight;
+    if (ctx->needs_input_grad(0)) gx = convolution<true>(gy, weights);
+    if (ctx->needs_input_grad(1)) {
+      gweight = at::empty_like(weights);
+      with_element(x, [&](auto element) {
+        using T = decltype(element);
+        weight_gradient<T>(data<T>(x), data<T>(gy), data<Scalar<T>>(gweight), Tiles(x), x.size(1), gy.size(1), weights);
+      });
+    }
+    return {gx, gweight};
+  }
+};
+
+Tensor convolve_3x3(const Tensor& x, const Tensor& weight) { return Convolution::apply(x, weight); }
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bnlib, library) { library.def("convolve_3x3", &convolve_3x3); }
