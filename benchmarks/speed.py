@@ -105,9 +105,12 @@ def synchronise(device: torch.device) -> None:
 
 def turn_of(lane: Iterator[None], device: torch.device, turn: float) -> float:
     """Images/s of a lane over `turn` seconds, after a few steps that use up what was prepared while it waited."""
+    began = time.perf_counter()
     for _ in range(5):
         next(lane)
-    synchronise(device)
+        synchronise(device)
+        if time.perf_counter() - began > turn:       # slow steps: one is enough
+            break
     began, steps = time.perf_counter(), 0
     while time.perf_counter() - began < turn:
         next(lane)
@@ -201,10 +204,12 @@ def scaling(dataset, device, turn: float) -> pd.DataFrame:
 def ceiling(dataset, device, per_second: float) -> pd.DataFrame:
     """What the step of ResNet-14, BN only, reaches of the machine's matrix product and copy speed.
 
-    Operations: a forward pass, and as much again for the gradients of all but the first convolution's input. Bytes:
-    bf16 activations that each convolution and the batch norm behind it read and write: 2 + 3 forward, 2 + 5 backward.
+    Operations: a forward pass, and as much again for the gradients of all but the first convolution's input, counted
+    as if each product were computed; Winograd's algorithm may pass the limit. Bytes: activations, in the precision of
+    training, that each convolution and the batch norm behind it read and write: 2 + 3 forward, 2 + 5 backward.
     """
-    n, dtype = 4096 if device.type == "cuda" else 2048, torch.bfloat16
+    n, precision = 4096 if device.type == "cuda" else 2048, choose_precision(device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     buffer = torch.empty(2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(buffer)
@@ -221,9 +226,9 @@ def ceiling(dataset, device, per_second: float) -> pd.DataFrame:
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(count)
     network(torch.zeros(1, 3, 32, 32))
-    moved = 2 * elements * (2 + 3 + 2 + 5)
+    moved = dtype.itemsize * elements * (2 + 3 + 2 + 5)
     return pd.DataFrame([
-        {"of the machine": "matrix product, bf16", "ceiling": f"{flops / 1e9:,.0f} GFLOP/s",
+        {"of the machine": f"matrix product, {precision}", "ceiling": f"{flops / 1e9:,.0f} GFLOP/s",
          "a training image needs": f"{operations / 1e6:,.1f} MFLOP", "limit, images/s": round(flops / operations),
          "reached": f"{per_second * operations / flops:.0%}"},
         {"of the machine": "copy", "ceiling": f"{bandwidth / 1e9:,.1f} GB/s",
