@@ -455,6 +455,10 @@ def test_seconds_are_compared_on_one_machine_only(compared, monkeypatch):
     runs = compared[:3]
     monkeypatch.setitem(runs[1].provenance, "device", "another CPU, 1 threads")
     assert analysis.timed_alike(runs) == [runs[0], runs[2]] and analysis.timed_alike([]) == []
+    monkeypatch.setitem(runs[2].provenance, "conv_path", "another")
+    assert analysis.timed_alike(runs) == [runs[0]]
+    monkeypatch.undo()
+    monkeypatch.setitem(runs[1].provenance, "device", "another CPU, 1 threads")
     figure = plots.courses(runs, "bn")
     assert [len(axes.lines) for axes in figure.axes] == [6, 6, 4] * 2           # each run's training and test
     assert "seconds: only of what was trained on" in figure.get_suptitle()
