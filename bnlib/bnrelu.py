@@ -35,7 +35,7 @@ class BN(nn.BatchNorm2d):
                 and self.weight is not None
                 and (x.dtype, self.weight.dtype) in TYPES
                 and self.running_mean is not None and self.momentum is not None
-                and x.shape[1] % 16 == 0
+                and x.shape[1] == len(self.weight) and x.shape[1] % 16 == 0
                 and x.is_contiguous(memory_format=torch.channels_last)
                 and (add is None or (add.dtype == x.dtype and add.shape == x.shape
                                      and add.is_contiguous(memory_format=torch.channels_last)))

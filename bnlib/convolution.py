@@ -5,16 +5,18 @@ from torch import nn
 
 from bnlib import native
 
-#: Pixels computed for each that is wanted, above which torch is as fast: tiles have 4×4.
-LARGEST_WASTE = 1.8
+#: Beyond them torch is as fast or faster: pixels computed for each that is wanted, as tiles have 4×4 of them; channels,
+#: whose products fill memory and not the cache. The same with fewer tiles than channels, whose weights are prepared.
+LARGEST_WASTE, MOST_CHANNELS = 1.8, 256
 
 
 class Convolution(nn.Conv2d):
-    """A drop-in `nn.Conv2d`: (N, C, H, W) → (N, C', H', W').
+    """An `nn.Conv2d`: (N, C, H, W) → (N, C', H', W').
 
-    In float32 on an x86 CPU, what has a 3×3 kernel, stride 1 and a border of one pixel takes a quarter of the
-    multiplications (Lavin & Gray 2016, F(4×4, 3×3)), and so do its gradients; they differ from torch's by 1e-6 of their
-    size, where rounding alone makes 3e-7. bfloat16 goes through torch, whose products of matrices are faster there.
+    In float32 on a CPU with AVX2, what has a 3×3 kernel, stride 1 and a border of one pixel takes a quarter of the
+    multiplications (Lavin & Gray 2016, F(4×4, 3×3)), and so do its gradients. They are about five times as far from the
+    exact ones as torch's: 1e-6 of their size at 16 channels, 4e-6 at 256. There is no second derivative. bfloat16 goes
+    through torch, whose products of matrices are faster there.
     """
 
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -24,17 +26,31 @@ class Convolution(nn.Conv2d):
         return y if bias is None else y + bias[:, None, None]
 
     def _is_fast(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
-        height, width = x.shape[2:]
-        return (x.device.type == "cpu"
+        if not (x.ndim == 4 and x.device.type == weight.device.type == "cpu"
                 and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-                and self.kernel_size == (3, 3) and self.stride == (1, 1) and self.padding == (1, 1)
-                and self.dilation == (1, 1) and self.groups == 1 and self.padding_mode == "zeros"
-                and weight.shape[0] % 16 == weight.shape[1] % 16 == 0
-                and x.is_contiguous(memory_format=torch.channels_last)
-                and 16 * -(-height // 4) * -(-width // 4) <= LARGEST_WASTE * height * width
-                and not path())
+                and x.is_contiguous(memory_format=torch.channels_last) and self._has_fast_shape()
+                and x.shape[1] == weight.shape[1]):
+            return False
+        images, _, height, width = x.shape
+        tiles = images * -(-height // 4) * -(-width // 4)
+        return (max(weight.shape) <= tiles and 16 * tiles <= LARGEST_WASTE * images * height * width
+                and not why_not())
+
+    def _has_fast_shape(self) -> bool:
+        return (self.kernel_size == (3, 3) and self.stride == self.padding == self.dilation == (1, 1)
+                and self.groups == 1 and self.padding_mode == "zeros"
+                and self.in_channels % 16 == self.out_channels % 16 == 0
+                and max(self.in_channels, self.out_channels) <= MOST_CHANNELS)
 
 
-def path() -> str:
-    """`""` if this machine computes 3×3 convolutions in float32 by Winograd's algorithm, else why not."""
-    return native.fast_path() or ("" if "avx2" in native.processor()[1] else "not measured on this processor")
+def why_not() -> str:
+    """`""` if 3×3 convolutions in float32 go by Winograd's algorithm on this machine, else why not."""
+    flags = native.processor()[1]
+    measured = "avx2" in flags and "avx512f" not in flags
+    return native.fast_path() or ("" if measured else "measured on AVX2 only")
+
+
+def path(network: nn.Module, device: torch.device, precision: str) -> str:
+    """How the network's 3×3 convolutions are computed in training: `Winograd`, where any of them is, or `torch`."""
+    has = any(isinstance(module, Convolution) and module._has_fast_shape() for module in network.modules())
+    return "Winograd" if has and device.type == "cpu" and precision == "fp32" and not why_not() else "torch"

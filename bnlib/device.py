@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bnlib import convolution, native
+from bnlib import native
 from bnlib.names import InputError, choose
 
 PRECISIONS = ("bf16", "fp32")
@@ -67,11 +67,6 @@ def bn_path(device: torch.device, graphed: bool) -> str:
         return "torch, CUDA graph" if graphed else "torch"
     why_not = native.fast_path()
     return f"torch ({why_not})" if why_not else "C++"
-
-
-def conv_path(device: torch.device, precision: str) -> str:
-    """How 3×3 convolutions are computed here: by Winograd's algorithm, or by torch."""
-    return "Winograd" if device.type == "cpu" and precision == "fp32" and not convolution.path() else "torch"
 
 
 @cache

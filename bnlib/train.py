@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnlib import checkpoint, data, models, optim, parallel, store
+from bnlib import checkpoint, convolution, data, models, optim, parallel, store
 from bnlib.checkpoint import Progress, affine, check_log, logged_epochs
 from bnlib.config import Config
 from bnlib.cuda import GraphedStep, graphed
-from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, conv_path, device_name, keep_memory
+from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, device_name, keep_memory
 from bnlib.freeze import BN_PARTS, biased_layers, bn_layers, count, freeze, in_one_row, select, undecayed
 from bnlib.lbfgs import HeldStep, check_batch
 from bnlib.names import InputError
@@ -143,7 +143,7 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     processes = f" × {parallel.processes()} processes" if parallel.processes() > 1 else ""
     progress.passed_through({"device": device_name(device) + processes, "precision": precision,
                              "bn_path": "synchronised" if synchronised else bn_path(device, graphed(optimizer, device)),
-                             "conv_path": conv_path(device, precision), "commit": code})
+                             "conv_path": convolution.path(network, device, precision), "commit": code})
     logged = sum(len(row) for row in affine(network, config.keep_affine).values())
     check_log(config, config.epochs * len(batches), logged)
     log_at = logged_epochs(config.epochs, logged)

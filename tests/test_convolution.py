@@ -5,13 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from bnlib import convolution, models, native
+from bnlib.bnrelu import BNReLU
 from bnlib.convolution import Convolution
 from bnlib.freeze import freeze
 
 needs_cpp = pytest.mark.skipif(bool(native.fast_path()), reason=f"C++ operation {native.fast_path()}")
-needs_winograd = pytest.mark.skipif(bool(convolution.path()), reason=f"Winograd's algorithm: {convolution.path()}")
-#: images, inputs, outputs, height, width: whole tiles and cut ones, one tile, blocks begun and several
-SHAPES = [(40, 16, 16, 32, 32), (3, 16, 32, 7, 9), (5, 32, 16, 8, 8), (1, 64, 48, 4, 4), (11, 16, 16, 1, 5)]
+needs_winograd = pytest.mark.skipif(bool(convolution.why_not()), reason=f"Winograd: {convolution.why_not()}")
+#: images, inputs, outputs, height, width: whole tiles and cut ones, one tile, blocks begun and several, no image
+SHAPES = [(40, 16, 16, 32, 32), (3, 16, 32, 7, 9), (5, 32, 16, 8, 8), (1, 64, 48, 4, 4), (11, 16, 16, 1, 5),
+          (3, 256, 256, 8, 8), (0, 16, 16, 8, 8)]
 
 
 def channels_last(*shape, dtype=torch.float32):
@@ -31,7 +33,7 @@ def torchs(x, weight):
 
 @needs_cpp
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-14), (torch.float32, 3e-6), (torch.bfloat16, 3e-3)])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-14), (torch.float32, 5e-6), (torch.bfloat16, 3e-3)])
 def test_output_and_gradients_agree_with_float64(shape, dtype, allowed, seeded):
     images, inputs, outputs, height, width = shape
     x, gradient = (channels_last(images, n, height, width, dtype=dtype) for n in (inputs, outputs))
@@ -41,6 +43,47 @@ def test_output_and_gradients_agree_with_float64(shape, dtype, allowed, seeded):
     for found, value in zip(ours, exact, strict=True):
         assert found.shape == value.shape
         assert (found - value).norm() <= allowed * value.norm()
+
+
+@needs_cpp
+@pytest.mark.parametrize("trains", [(True, False), (False, True)], ids=["input alone", "weights alone"])
+def test_it_gives_the_gradient_that_is_asked_for(trains, seeded):
+    """Also of a gradient that is one number for all, and of one that is not channels-last."""
+    x, weight = channels_last(8, 16, 8, 8).requires_grad_(trains[0]), torch.randn(16, 16, 3, 3, requires_grad=trains[1])
+    asked = x if trains[0] else weight
+    for backwards in (lambda y: y.sum(), lambda y: (y.contiguous() * torch.arange(8.0)).sum()):
+        ours, theirs = (torch.autograd.grad(backwards(convolve(x, weight)), asked)[0]
+                        for convolve in (torch.ops.bnlib.convolve_3x3, torchs))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+@needs_cpp
+def test_a_second_derivative_is_refused_rather_than_wrong(seeded):
+    x, weight = channels_last(1, 16, 4, 4).requires_grad_(), torch.randn(16, 16, 3, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(torch.ops.bnlib.convolve_3x3(x, weight).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(BNReLU(16)(x).sum(), x, create_graph=True)
+
+
+@needs_cpp
+@pytest.mark.parametrize(("x", "weight"), [
+    (torch.randn(2, 16, 8, 8), torch.randn(16, 16, 3, 3)), (channels_last(2, 32, 8, 8), torch.randn(16, 16, 3, 3)),
+    (channels_last(2, 16, 8, 8), torch.randn(24, 16, 3, 3)), (channels_last(2, 16, 8, 8), torch.randn(16, 16, 1, 1)),
+    (channels_last(2, 16, 8, 8, dtype=torch.float16), torch.randn(16, 16, 3, 3)),
+], ids=["channels first", "channels", "outputs", "1x1", "half"])
+def test_the_operation_refuses_what_it_would_read_wrongly(x, weight):
+    with pytest.raises(RuntimeError, match="convolve_3x3: takes"):
+        torch.ops.bnlib.convolve_3x3(x, weight)
+
+
+@pytest.mark.parametrize("layer", [Convolution(16, 16, 3, 1, 1), Convolution(32, 16, 3, 1, 1)])
+def test_a_wrong_number_of_channels_is_torchs_error(layer):
+    x = channels_last(2, 48, 32, 32)
+    with pytest.raises(RuntimeError, match="channels"):
+        layer(x)
+    with pytest.raises(RuntimeError, match="running_mean"):
+        BNReLU(layer.in_channels)(x)
 
 
 @needs_cpp
@@ -73,7 +116,7 @@ def test_a_nan_is_passed_on_to_what_depends_on_it_and_no_further_than_a_tile():
 
 @needs_winograd
 def test_a_bias_is_added(seeded):
-    layer, x = Convolution(16, 32, 3, 1, 1), channels_last(2, 16, 8, 8)
+    layer, x = Convolution(16, 32, 3, 1, 1), channels_last(8, 16, 8, 8)
     assert layer._is_fast(x, layer.weight)
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=1), rtol=0, atol=1e-5)
 
@@ -81,29 +124,46 @@ def test_a_bias_is_added(seeded):
 @pytest.mark.parametrize(("layer", "x"), [
     ((16, 16, 3, 2, 1), channels_last(2, 16, 8, 8)), ((16, 16, 1), channels_last(2, 16, 8, 8)),
     ((3, 16, 3, 1, 1), channels_last(2, 3, 8, 8)), ((16, 24, 3, 1, 1), channels_last(2, 16, 8, 8)),
-    ((16, 16, 3, 1, 0), channels_last(2, 16, 8, 8)), ((16, 16, 3, 1, 1), channels_last(2, 16, 2, 2)),
-    ((16, 16, 3, 1, 1), torch.randn(2, 16, 8, 8)), ((16, 16, 3, 1, 1), channels_last(2, 16, 8, 8).bfloat16()),
-], ids=["stride", "1x1", "inputs", "outputs", "no border", "2x2 pixels", "channels first", "bf16"])
+    ((16, 16, 3, 1, 0), channels_last(8, 16, 8, 8)), ((16, 16, 3, 1, 1), channels_last(99, 16, 2, 2)),
+    ((16, 16, 3, 1, 2, 2), channels_last(8, 16, 8, 8)), ((16, 32, 3, 1, 1, 1, 2), channels_last(8, 16, 8, 8)),
+    ((16, 16, 3, 1, 1), torch.randn(8, 16, 8, 8)), ((16, 16, 3, 1, 1), channels_last(8, 16, 8, 8).bfloat16()),
+    ((16, 16, 3, 1, 1), torch.randn(16, 8, 8)), ((32, 32, 3, 1, 1), channels_last(7, 32, 8, 8)),
+], ids=["stride", "1x1", "inputs", "outputs", "no border", "2x2 pixels", "dilation", "groups", "channels first", "bf16",
+        "one image", "few tiles"])
 def test_what_it_does_not_take_goes_through_torch(layer, x, seeded):
     layer = Convolution(*layer).to(x.dtype)
     assert not layer._is_fast(x, layer.weight)
-    assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding))
+    assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation,
+                                          layer.groups))
+
+
+@needs_winograd
+def test_autocast_takes_torchs_way(seeded):
+    layer, x = Convolution(16, 16, 3, 1, 1), channels_last(8, 16, 8, 8)
+    assert layer._is_fast(x, layer.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not layer._is_fast(x, layer.weight) and layer(x).dtype == torch.bfloat16
 
 
 @needs_winograd
 @pytest.mark.parametrize("model", ["resnet14", "resnet110"])
 def test_a_network_gives_what_it_gives_by_torch(model, seeded):
     """Its loss and, up to a ReLU that rounds to the other sign, the gradients of γ, β and the weights."""
-    found = []
+    found, taken = [], []
     network = models.build(model, 10).to(memory_format=torch.channels_last).train()
     trained = list(freeze(network, "all").values())
     images, labels = channels_last(32, 3, 32, 32), torch.randint(0, 10, (32,))
+    convolutions = [module for module in network.modules() if isinstance(module, Convolution)]
+    for module in convolutions:
+        module.register_forward_pre_hook(lambda module, x: taken.append(module._is_fast(x[0], module.weight)))
     for fast in (True, False):
-        for module in network.modules():
-            if isinstance(module, Convolution) and not fast:
+        for module in convolutions:
+            if not fast:
                 module._is_fast = lambda *_: False
         loss = F.cross_entropy(network(images), labels)
         found.append((loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)])))
+    # all but the first, whose image has three channels, and the first of two stages, whose stride is two
+    assert sum(taken) == len(convolutions) - 3 and len(taken) == 2 * len(convolutions)
     (ours, our_gradient), (theirs, their_gradient) = found
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
     assert torch.cosine_similarity(our_gradient, their_gradient, 0) > 0.999

@@ -39,6 +39,13 @@ def test_every_locked_package_has_hashes_and_no_index_is_named():
     assert "://" not in text and "--index" not in text
 
 
+def test_all_that_is_not_python_is_packed_with_bnlib():
+    patterns = tomllib.loads(resolve("pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["bnlib"]
+    folder = resolve("bnlib")
+    others = {file for file in folder.rglob("*.*") if file.suffix not in (".py", ".pyc")}
+    assert others == {file for pattern in patterns for file in folder.glob(pattern)} and len(others) > 3
+
+
 def test_import_and_training_need_only_torch_numpy_pandas_and_safetensors():
     code = ("import sys, bnlib, bnlib.train, bnlib.grid; "
             "print([m for m in ('matplotlib', 'sklearn', 'torchvision', 'papermill', 'seaborn', 'tensorboard', 'PIL', "

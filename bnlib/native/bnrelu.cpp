@@ -225,6 +225,7 @@ struct BatchNormReLU : torch::autograd::Function<BatchNormReLU> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list& output_gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), "bn_relu has no second derivative; torch's, with BNLIB_CPP=0, has");
     const auto kept = ctx->get_saved_variables();
     const Tensor &x = kept[0], &y = kept[1], &saved = kept[2];
     const int64_t C = x.size(1), rows = x.numel() / C;

@@ -18,8 +18,6 @@ constexpr int64_t kLanes = 8;
 #endif
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef double Doubles __attribute__((vector_size(8 * kLanes)));
-typedef int32_t Masks __attribute__((vector_size(4 * kLanes)));
-typedef int64_t WideMasks __attribute__((vector_size(8 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 
@@ -27,18 +25,16 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// For elements of type T: the type that is computed in, kLanes of it, and as many masks.
+// For elements of type T: the type that is computed in, and kLanes of it.
 template <typename T>
 struct Computing {
   using Scalar = float;
   using Vector = Floats;
-  using Mask = Masks;
 };
 template <>
 struct Computing<double> {
   using Scalar = double;
   using Vector = Doubles;
-  using Mask = WideMasks;
 };
 template <typename T>
 struct Computing<const T> : Computing<T> {};

@@ -25,7 +25,7 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 constexpr int64_t kOut = 4, kIn = 6, kPoints = kIn * kIn;  // pixels a side of a tile, of what it is made of
-constexpr int64_t kTiles = 24;                              // a block: its 36 matrices stay in the cache
+constexpr int64_t kTiles = 24;                              // a block: of up to 256 channels it stays in the cache
 constexpr int64_t kColumns = 16;                            // outputs that a product makes at a time
 constexpr int64_t kVectors = kColumns / kLanes;
 constexpr int64_t kParts = 8;  // of a batch, whose weight gradients are added up one after the other
@@ -226,8 +226,8 @@ Tensor transformed(const Tensor& weight) {
 }
 
 template <typename T>
-BNLIB_INLINED void convolve(const T* x, const Scalar<T>* weights, T* y, const Tiles& tiles, int64_t inputs, int64_t outputs,
-              const Scratch<Scalar<T>>& scratch) {
+BNLIB_INLINED void convolve(const T* x, const Scalar<T>* weights, T* y, const Tiles& tiles, int64_t inputs,
+                            int64_t outputs, const Scratch<Scalar<T>>& scratch) {
   using S = Scalar<T>;
 #pragma omp parallel for schedule(static)
   for (int64_t block = 0; block < tiles.blocks(); ++block) {
@@ -271,8 +271,8 @@ Tensor convolution(const Tensor& x, const Tensor& weight) {
 
 // The transposed convolution: 36 matrices (inputs, outputs) are added up over the tiles, then transformed to 3×3.
 template <typename T>
-BNLIB_INLINED void weight_gradient(const T* x, const T* gy, Scalar<T>* gradient, const Tiles& tiles, int64_t inputs, int64_t outputs,
-                     const Tensor& weight) {
+BNLIB_INLINED void weight_gradient(const T* x, const T* gy, Scalar<T>* gradient, const Tiles& tiles, int64_t inputs,
+                                   int64_t outputs, const Tensor& weight) {
   using S = Scalar<T>;
   const int64_t size = kPoints * inputs * outputs;
   const Scratch<S> scratch(kPoints * kTiles * (inputs + outputs), weight);
@@ -313,11 +313,18 @@ struct Convolution : torch::autograd::Function<Convolution> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight) {
     const auto computed_in = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     const Tensor weights = weight.detach().to(computed_in).contiguous(at::MemoryFormat::ChannelsLast);
+    TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast) && weight.is_cpu() &&
+                    weight.sizes().slice(1) == at::IntArrayRef({x.size(1), 3, 3}) && x.size(1) % kColumns == 0 &&
+                    weight.size(0) % kColumns == 0 && (computed_in == at::kDouble || x.scalar_type() == at::kFloat ||
+                                                       x.scalar_type() == at::kBFloat16),
+                "convolve_3x3: takes channels-last images (N, C, H, W) in double, float or bfloat16 and weights "
+                "(C', C, 3, 3) on a CPU, C and C' multiples of ", kColumns);
     ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weights});
     return convolution<false>(x, weights);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list& output_gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), "convolve_3x3 has no second derivative; torch's, with BNLIB_CPP=0, has");
     const auto kept = ctx->get_saved_variables();
     const Tensor &x = kept[0], &weights = kept[1];
     const Tensor gy = output_gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
