@@ -7,7 +7,7 @@ from bnlib import native
 
 #: Beyond them torch is as fast or faster: pixels computed for each that is wanted, as tiles have 4×4 of them; channels,
 #: whose products fill memory and not the cache. The same with fewer tiles than channels, whose weights are prepared.
-LARGEST_WASTE, MOST_CHANNELS = 1.8, 256
+LARGEST_WASTE, MOST_CHANNELS = 1.5, 256
 
 
 class Convolution(nn.Conv2d):
