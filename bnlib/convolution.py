@@ -5,8 +5,9 @@ from torch import nn
 
 from bnlib import native
 
-#: Beyond them torch is as fast or faster: pixels computed for each that is wanted, as tiles have 4×4 of them; channels,
-#: whose products fill memory and not the cache. The same with fewer tiles than channels, whose weights are prepared.
+#: Above these torch is about as fast or faster. Waste: pixels computed for each that is wanted, since tiles have 4×4 of
+#: them. Channels: with more, what a block of tiles needs leaves the cache. So it is too with fewer tiles than channels,
+#: when transforming the weights costs more than it saves.
 LARGEST_WASTE, MOST_CHANNELS = 1.5, 256
 
 

@@ -253,7 +253,7 @@ def folded(network: nn.Module) -> nn.Module:
         for name, conv in list(parent.named_children()):
             if isinstance(conv, ChosenConv2d):
                 plain = Convolution(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
-                                  bias=conv.bias is not None)
+                                    bias=conv.bias is not None)
                 plain.weight, plain.bias = nn.Parameter(conv.whole()), conv.bias
                 setattr(parent, name, plain)
     return network
