@@ -12,8 +12,11 @@ import argparse
 import multiprocessing
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +123,7 @@ def turn_of(lane: Iterator[None], device: torch.device, turn: float) -> float:
 
 
 def serve(connection, name: str, config: Config) -> None:
-    """A lane in its own process: sends the seconds to its first step, then images/s a turn, at last the most memory
-    that it held after any."""
+    """A lane in its own process: sends the seconds to its first step, then images/s a turn, at last its peak memory."""
     began, device = time.perf_counter(), choose_device()
     if name != "plain":
         keep_memory()
@@ -129,27 +131,37 @@ def serve(connection, name: str, config: Config) -> None:
     next(lane)
     synchronise(device)
     connection.send(time.perf_counter() - began)
-    peak = memory_held()
     while (turn := connection.recv()) is not None:
         connection.send(turn_of(lane, device, turn))
-        peak = max(peak, memory_held())
-    connection.send(peak)
+    connection.send(peak_memory(lane))
     lane.close()
 
 
-def memory_held() -> float:
-    """Megabytes that this process and its workers hold, what several hold together shared out among them (Linux's Pss);
-    NaN where the system does not tell."""
-    try:
-        told = [Path(f"/proc/{process}/smaps_rollup").read_text()
-                for process in (os.getpid(), *(child.pid for child in multiprocessing.active_children()))]
-    except OSError:
-        return np.nan
-    return sum(int(re.search(r"^Pss: +(\d+) kB", each, re.MULTILINE)[1]) for each in told) / 1024
+def peak_memory(lane: Iterator[None], steps: int = 4) -> float:
+    """Megabytes that this process and its workers hold at most while the lane takes some steps, what several hold
+    together shared out among them (Linux's Pss); NaN where the system does not tell. Looked at every few milliseconds,
+    since the plain loop gives its activations back to the system at the end of each step."""
+    processes = (os.getpid(), *(child.pid for child in multiprocessing.active_children()))
+    held, done = [np.nan], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.005):
+            told = [Path(f"/proc/{process}/smaps_rollup").read_text() for process in processes]
+            held.append(sum(int(re.search(r"^Pss: +(\d+) kB", each, re.MULTILINE)[1]) for each in told) / 1024)
+
+    with suppress(OSError), ThreadPoolExecutor(1) as watcher:
+        looking = watcher.submit(look)
+        try:
+            for _ in range(steps):
+                next(lane)
+        finally:
+            done.set()
+        looking.result()
+    return np.nanmax(held) if len(held) > 1 else np.nan
 
 
 def compare(config: Config, rounds: int, turn: float) -> pd.DataFrame:
-    """A row a lane: median images/s over its turns, ratio to plain within each round, first step, memory."""
+    """A row a lane: median images/s over its turns, ratio to plain within each round, first step, peak memory."""
     context, ends, processes = multiprocessing.get_context("spawn"), {}, []
     for name in LANES:
         ends[name], other = context.Pipe()
@@ -173,7 +185,7 @@ def compare(config: Config, rounds: int, turn: float) -> pd.DataFrame:
         ratio = np.median(np.divide(turns[name], turns["plain"]))
         rows.append({"network": config.model, "trained": config.trainable, "lane": name,
                      "images/s": round(np.median(turns[name])), "against plain": round(ratio, 2),
-                     "first step, s": round(first, 2), "memory, MB": np.round(end.recv())})
+                     "first step, s": round(first, 2), "peak memory, MB": np.round(end.recv())})
     for process in processes:
         process.join()
     return pd.DataFrame(rows)
@@ -266,7 +278,7 @@ def main() -> None:
     device = choose_device()
     keep_memory()
     print(f"{device_name(device)}, torch {torch.__version__}, {choose_precision(device)}, "
-          f"C++ operations: {native.fast_path() or 'yes'}\n")
+          f"C++ operations: {native.why_not() or 'yes'}\n")
     dataset, tables = synthetic(), {}
     tables["speed"] = speed(options.rounds, options.turn)
     tables["scaling"] = scaling(dataset, device, options.turn)

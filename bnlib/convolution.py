@@ -48,7 +48,7 @@ def why_not() -> str:
     """`""` if 3×3 convolutions in float32 go by Winograd's algorithm on this machine, else why not."""
     flags = native.processor()[1]
     measured = "avx2" in flags and "avx512f" not in flags
-    return native.fast_path() or ("" if measured else "measured on AVX2 only")
+    return native.why_not() or ("" if measured else "measured on AVX2 only")
 
 
 def path(network: nn.Module, device: torch.device, precision: str) -> str:

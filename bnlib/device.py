@@ -65,7 +65,7 @@ def bn_path(device: torch.device, graphed: bool) -> str:
     """Which of its two paths `BNReLU` takes here, and if it is torch's, why, or whether in a CUDA graph."""
     if device.type != "cpu":
         return "torch, CUDA graph" if graphed else "torch"
-    why_not = native.fast_path()
+    why_not = native.why_not()
     return f"torch ({why_not})" if why_not else "C++"
 
 

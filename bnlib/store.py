@@ -35,6 +35,7 @@ PROTOCOL = 1             # of the science: raised when a config would give anoth
 SMALL = 96 * 1024        # bytes of trained tensors, beside batch norm's, that a record still stores
 PORTABLE = {"bn", "gamma", "beta", "output", "none"}       # what trains of a run whose checkpoint git may track
 FILES = ("history.csv", "tensors.safetensors", "trajectory.safetensors", "predictions.csv.gz")     # beside run.json
+BEFORE = {"conv_path": "torch"}     # what the provenance of the first records does not say, being true of all of them
 UNKNOWN = "0" * 64       # stands in run.json for its own SHA-256 while that is taken
 
 
@@ -66,7 +67,7 @@ class Run:
                 raise self._changed("run.json")
             self.config = Config.from_dict(self.record["config"])
             self.id, self.status = self.record["id"], self.record["status"]
-            self.metrics, self.provenance = self.record["metrics"], self.record["provenance"]
+            self.metrics, self.provenance = self.record["metrics"], BEFORE | self.record["provenance"]
             check_science(self.record)
             if set(self.record["sha256"]) != {*FILES, "run.json"} or not self.record.keys() >= {
                     "protocol", "classes", "bn_layers", "complete"}:

@@ -12,7 +12,7 @@ from bnlib.stop import Interrupted
 from bnlib.train import evaluate_on_test_set, run
 
 #: What two trainings must share to end in the same bytes; the commit is not one of them: a change of code that changes
-#: results raises `store.PROTOCOL`. A record without `conv_path` is older than any of its values but `torch`.
+#: results raises `store.PROTOCOL`.
 SAME_PLACE = ("device", "precision", "bn_path", "conv_path", "python", "torch", "numpy")
 OTHER_PLACE = 0.001       # share of test images that another machine's rounding may turn
 OTHER_TRAINING = 0.02     # difference in accuracy between two trainings that round otherwise
@@ -93,7 +93,7 @@ def _retrain(found: store.Run, device: str | None) -> Finding:
             return finding
         except Interrupted:
             raise KeyboardInterrupt(f"interrupted; of {found.id}'s second training nothing is kept") from None
-        if all(found.provenance.get(key, "torch") == again.provenance[key] for key in SAME_PLACE):
+        if all(found.provenance[key] == again.provenance[key] for key in SAME_PLACE):
             finding.faults += differences(found, again)
             finding.checked.append("bit for bit")
         else:

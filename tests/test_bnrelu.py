@@ -7,7 +7,7 @@ from bnlib import Config, bnrelu, freeze, models, native
 from bnlib.device import autocast
 from bnlib.train import place
 
-needs_cpp = pytest.mark.skipif(bool(native.fast_path()), reason=f"C++ operation {native.fast_path()}")
+needs_cpp = pytest.mark.skipif(bool(native.why_not()), reason=f"C++ operation {native.why_not()}")
 
 
 def channels_last(*shape, dtype):

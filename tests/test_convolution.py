@@ -9,7 +9,7 @@ from bnlib.bnrelu import BNReLU
 from bnlib.convolution import Convolution
 from bnlib.freeze import freeze
 
-needs_cpp = pytest.mark.skipif(bool(native.fast_path()), reason=f"C++ operation {native.fast_path()}")
+needs_cpp = pytest.mark.skipif(bool(native.why_not()), reason=f"C++ operation {native.why_not()}")
 needs_winograd = pytest.mark.skipif(bool(convolution.why_not()), reason=f"Winograd: {convolution.why_not()}")
 #: images, inputs, outputs, height, width: whole tiles and cut ones, one tile, blocks begun and several, no image
 SHAPES = [(40, 16, 16, 32, 32), (3, 16, 32, 7, 9), (5, 32, 16, 8, 8), (1, 64, 48, 4, 4), (11, 16, 16, 1, 5),

@@ -331,7 +331,7 @@ def tried(right: float, status="done", passes=16, **fields):
     config = Config(**{"n_val": 5000, "epochs": 16} | fields)
     history = pd.DataFrame({"epoch": range(1, config.epochs + 1), "seconds": 1.0, "passes": passes / config.epochs})
     return types.SimpleNamespace(config=config, id=config.id, status=status, history=history, beta={"bn": np.ones(2)},
-                                 provenance={"device": "CPU", "precision": "bf16"},
+                                 provenance={"device": "CPU", "precision": "bf16", "conv_path": "torch"},
                                  metrics={f"{part}_{kind}": right for part in ("val", "test")
                                           for kind in ("accuracy", "loss")})
 

@@ -107,7 +107,7 @@ def course(run: Run) -> pd.DataFrame:
 def timed_alike(runs: Iterable[Run]) -> list[Run]:
     """The runs whose seconds compare: those trained as most were, by machine, precision and convolution."""
     runs = list(runs)
-    made = [[run.provenance.get(key, "torch") for key in ("device", "precision", "conv_path")] for run in runs]
+    made = [[run.provenance[key] for key in ("device", "precision", "conv_path")] for run in runs]
     return [run for run, on in zip(runs, made, strict=True) if on == max(made, key=made.count)]
 
 

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent
 
 
 @cache
-def fast_path() -> str:
+def why_not() -> str:
     """`""` if the C++ operations can run on this machine, else why not; builds them on the first call (20 s, cached).
 
     `BNLIB_CPP=0` in the environment forces torch's own modules.

@@ -1,0 +1,43 @@
+"""What `make bench` measures by: its count of memory, and that each lane trains."""
+
+import sys
+import time
+
+import pytest
+import torch
+
+from benchmarks.speed import LANES, peak_memory, synthetic
+from bnlib import Config
+from bnlib.device import choose_device
+from bnlib.freeze import select
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what processes hold together")
+def test_memory_given_back_within_a_step_counts():
+    def lane(megabytes):
+        while True:
+            block = bytearray(megabytes << 20)
+            block[::4096] = b"1" * len(block[::4096])        # touched, or it is not held
+            time.sleep(0.1)                                  # as long as a step
+            del block
+            yield
+
+    least = peak_memory(lane(1))
+    assert least + 250 < peak_memory(lane(300)) < least + 350
+
+
+@pytest.mark.parametrize("name", LANES)
+def test_each_lane_trains(name):
+    """A step of each changes every γ and β of the network that it built, and no other weight."""
+    networks, config = [], Config(model="resnet14", batch_size=128)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, _: networks.append(module) if not networks else None)
+    lane = LANES[name](config, synthetic(256), choose_device())
+    next(lane)
+    hook.remove()
+    before = {key: value.clone() for key, value in networks[0].state_dict().items()}
+    next(lane)
+    lane.close()
+    changed = {key for key, value in networks[0].state_dict().items() if not torch.equal(value, before[key])}
+    statistics = {key for key, _ in networks[0].named_buffers()}
+    assert changed - statistics == select(networks[0], "bn").keys()
