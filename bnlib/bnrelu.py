@@ -40,7 +40,7 @@ class BN(nn.BatchNorm2d):
                 and (add is None or (add.dtype == x.dtype and add.shape == x.shape
                                      and add.is_contiguous(memory_format=torch.channels_last)))
                 and (self.training or not torch.is_grad_enabled())     # evaluation through it has no gradient
-                and not native.why_not())
+                and not torch.compiler.is_compiling() and not native.why_not())
 
 
 class BNReLU(BN):

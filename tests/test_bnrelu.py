@@ -133,3 +133,13 @@ def test_bf16_gradients_of_a_network_agree_with_fp64_as_well_as_torchs_own(seede
             found = affine_gradients("bf16", fast, images, labels)
             errors.append(float((found - exact).norm() / exact.norm()))
     assert sum(ours) <= 1.1 * sum(torchs)
+
+
+def test_a_network_compiles_and_exports(seeded):
+    """There torch's modules stand in, since a compiler cannot look into the C++ operations."""
+    network = models.build("resnet14", 10).to(memory_format=torch.channels_last)
+    images = torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(torch.compile(network, backend="aot_eager")(images), network(images))
+    network.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.export.export(network, (images,)).module()(images), network(images))
