@@ -38,17 +38,18 @@ def progress(runs: Iterable[Run], planned: int) -> Sentences:
 
 def _alone(runs: list[Run], table: pd.DataFrame) -> list[str]:
     """How far BN-only training carries the smallest network, and full training beside it."""
-    longest = table.drop_duplicates(["model", "trainable"], keep="last").set_index("trainable")
-    row = next(longest.loc[["bn"]].sort_values(["depth", "width"]).itertuples())
-    full = longest[(longest["model"] == row.model) & (longest.index == "all")]
+    row = next(table[table["trainable"] == "bn"].sort_values(["depth", "width"]).itertuples())
+    of_model = table[table["model"] == row.model]
+    alone, full = (", ".join(f"{spread(r)} after {r.epochs} epochs" for r in of_one.itertuples())
+                   for of_one in (of_model[of_model["trainable"] == what] for what in ("bn", "all")))
     papers = published().query("source == 'Frankle et al. 2021' and trainable == 'bn'")
     theirs = papers[(papers["model"] == row.model) & (papers["dataset"] == row.dataset)]["value"].tolist()
     theirs = f" (the paper: {theirs[0]:g} % after {PAPER_EPOCHS})" if theirs else ""
-    rest = "".join(f"; training all of them, {spread(f)} after {f.epochs} epochs" for f in full.itertuples())
+    rest = f"; training all of them, {full}" if full else ""
     total = next(run.metrics["parameters"] for run in runs if run.config.model == row.model)
     share = f"{row.parameters:,} of its {total:,} parameters ({row.parameters / total:.1%})"
     return [f"{name(row.model)} on {shown(row.dataset)}, training only γ and β, {share}, "
-            f"reaches {spread(row)} after {row.epochs} epochs{theirs}{rest}."]
+            f"reaches {alone}{theirs}{rest}."]
 
 
 def _scaling(of_bn: pd.DataFrame) -> list[str]:
@@ -58,9 +59,10 @@ def _scaling(of_bn: pd.DataFrame) -> list[str]:
         line = max((group.sort_values(by) for _, group in of_bn.groupby([fixed, "epochs"])), key=len)
         if len(line) > 1:
             first, last = line.iloc[0], line.iloc[-1]
-            said.append(f"from {by} {first[by]:g} to {by} {last[by]:g} it goes from {first['mean']:.1f} to "
-                        f"{last['mean']:.1f} % ({last['parameters']:,} parameters, {first.epochs} epochs)")
-    return [f"BN-only accuracy against size: {'; '.join(said)}."] if said else []
+            ends = (f"{row['mean']:.1f} % of {name(row['model'])} ({row['parameters']:,} parameters, "
+                    f"{seeds_of(row['n'])})" for row in (first, last))
+            said.append(f"with {by}, from {' to '.join(ends)}, {first.epochs} epochs")
+    return [f"BN-only accuracy with size: {'; '.join(said)}."] if said else []
 
 
 def _parts(table: pd.DataFrame) -> list[str]:
@@ -69,21 +71,22 @@ def _parts(table: pd.DataFrame) -> list[str]:
     (model, epochs), of_one = max(parts.groupby(["model", "epochs"]), key=lambda found: (len(found[1]), found[0][1]))
     if len(of_one) < 2:
         return []
-    stated = ", ".join(f"{trained(row.trainable)} {row.mean:.1f} %"
+    stated = ", ".join(f"{trained(row.trainable)} {spread(row)}"
                        for row in of_one.sort_values("mean", ascending=False).itertuples())
     return [f"Which half does the work, on {name(model)}, {epochs} epochs: {stated}."]
 
 
 def _switched_off(runs: list[Run]) -> list[str]:
-    """The share of small |γ| after each length of training: from the network with the fewest to that with most."""
+    """The share of small |γ| after each length of training, in the mean over seeds: from the network with the fewest to
+    that with most."""
     dead, shares = dead_features(runs), []
     for what in ("bn", "all"):
         found = [f"{_range(of_one['mean'])} % after {epochs} epochs"
                  for epochs, of_one in dead[dead["trainable"] == what].groupby("epochs")]
-        shares += [f"training {trained(what)} leaves {' and '.join(found)}"] if found else []
+        shares += [f"training {trained(what)} switches off {' and '.join(found)}"] if found else []
     paper = published("share of features disabled").iloc[0]["value"]
-    return [f"Switched off, |γ| below {DEAD}: {'; '.join(shares)}. The paper: {paper:g} %, BN only, {PAPER_EPOCHS} "
-            "epochs."] if shares else []
+    return [f"Switched off, |γ| below {DEAD}, as {100 * DEAD:g} % are at the start: {'; '.join(shares)}. The paper: "
+            f"{paper:g} %, BN only, {PAPER_EPOCHS} epochs."] if shares else []
 
 
 def _without_shortcuts(runs: list[Run], dataset: str | None) -> list[str]:

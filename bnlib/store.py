@@ -442,6 +442,11 @@ def all_runs(results: str | Path = "results", **filters) -> list[Run]:
     return sound
 
 
+def repeats(results: str | Path = "results") -> list[Run]:
+    """The records in `results/checks/`: configs trained once more in another way, which no table of runs takes in."""
+    return [run for folder in sorted((resolve(results) / "checks").glob("*")) for run in all_runs(folder)]
+
+
 def _matches(value, wanted) -> bool:
     return fnmatch.fnmatch(value, wanted) if isinstance(value, str) and isinstance(wanted, str) else value == wanted
 

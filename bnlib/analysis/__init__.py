@@ -4,6 +4,7 @@ from bnlib.analysis.accuracies import (
     PAPER_EPOCHS,
     about_images,
     accuracy,
+    by_precision,
     comparable,
     compare,
     machines,
@@ -30,6 +31,7 @@ from bnlib.analysis.optimizing import (
     growth,
     last_loss,
     logged_losses,
+    made_on,
     optimizers,
     own_decay,
     restrained,
@@ -52,9 +54,9 @@ from bnlib.analysis.studies import (
     which_half,
 )
 
-__all__ = ["DEAD", "PAPER_EPOCHS", "about_images", "accuracy", "affine", "alone_logged", "by_positions", "comparable",
-           "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "decayed", "growth",
-           "histories", "last_loss", "layer_means", "logged_losses", "machines", "optimizers", "own_decay", "pair",
-           "percent_dead", "plain", "provenance", "published", "residual_and_plain", "restrained", "root_mean_square",
-           "searched", "shared_batch", "sizes", "speeds", "surface", "taken_apart", "timed_alike", "top1_and_top5",
-           "trials", "trials_stated", "varied", "which_half", "with_and_without"]
+__all__ = ["DEAD", "PAPER_EPOCHS", "about_images", "accuracy", "affine", "alone_logged", "by_positions", "by_precision",
+           "comparable", "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "decayed",
+           "growth", "histories", "last_loss", "layer_means", "logged_losses", "machines", "made_on", "optimizers",
+           "own_decay", "pair", "percent_dead", "plain", "provenance", "published", "residual_and_plain", "restrained",
+           "root_mean_square", "searched", "shared_batch", "sizes", "speeds", "surface", "taken_apart", "timed_alike",
+           "top1_and_top5", "trials", "trials_stated", "varied", "which_half", "with_and_without"]

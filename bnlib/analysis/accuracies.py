@@ -1,5 +1,6 @@
 """Which runs can stand beside each other, how accurate they are, and what was published."""
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -131,6 +132,25 @@ def compare(table: pd.DataFrame, published: pd.DataFrame) -> Sentences:
                         f"difference {row.mean - other.value:+.1f} points.")
     if not said and (table["n"] > 0).any():
         said.append("None of these settings has been published; the numbers stand for themselves.")
+    return said
+
+
+def by_precision(runs: Iterable[Run], repeats: Iterable[Run]) -> Sentences:
+    """One sentence a config that was trained once more in another way (`store.repeats`): its accuracy by each precision
+    and path of batch norm."""
+    repeats = list(repeats)
+    alike = {config: [] for config in dict.fromkeys(dataclasses.replace(run.config, seed=0) for run in repeats)}
+    for run in [*runs, *repeats]:
+        alike.get(dataclasses.replace(run.config, seed=0), []).append(run)
+    said = Sentences()
+    for config, of_one in alike.items():
+        ways: dict[str, list[Run]] = {}
+        for run in of_one:
+            made = run.provenance
+            ways.setdefault(f"{made['precision']}, batch norm by {made['bn_path'].split(' (')[0]}", []).append(run)
+        found = "; ".join(f"{spread(next(accuracy(made).itertuples()))} in {way}" for way, made in ways.items())
+        said.append(f"{name(config.model)}, {trained(config.trainable)}, {config.epochs} epochs, the same seeds: "
+                    f"{found}.")
     return said
 
 

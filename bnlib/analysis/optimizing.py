@@ -12,7 +12,7 @@ from bnlib.names import DATASETS
 from bnlib.options import OPTIMIZERS, options_of
 from bnlib.profiles import PROFILES
 from bnlib.store import Run
-from bnlib.wording import NORM, OPTIMIZER, Sentences, decay_on, setting, shown, trained
+from bnlib.wording import NORM, OPTIMIZER, Sentences, decay_on, machine, setting, shown, trained
 
 #: Passes over the images that the profiles train for on CIFAR-10.
 LENGTHS = tuple(PROFILES[name]["training"].get("epochs", Config.epochs) for name in ("short", "paper"))
@@ -52,7 +52,7 @@ def optimizers(runs: Iterable[Run]) -> pd.DataFrame:
             **{f"{part}_accuracy": 100 * run.metrics[f"{part}_accuracy"] if done else np.nan
                for part in ("val", "test")},
             **{f"{part}_loss": run.metrics[f"{part}_loss"] if done else np.nan for part in ("val", "test")},
-            "status": run.status, "device": run.provenance["device"]})
+            "status": run.status, "device": made_on(run)})
     table = pd.DataFrame(rows, columns=["run", "dataset", "model", "trainable", "task", "optimizer", "setting",
                                         "options", "seed", "epochs", "passes", "length", "seconds", "val_accuracy",
                                         "test_accuracy", "val_loss", "test_loss", "beta", "status", "device"])
@@ -104,10 +104,16 @@ def course(run: Run) -> pd.DataFrame:
     return history.assign(passes=passes.cumsum(), seconds=(history["seconds"] / passes).min() * passes.cumsum())
 
 
+def made_on(run: Run) -> str:
+    """What the seconds of a run depend on beside its config: machine, precision, and convolution where not torch's."""
+    made = run.provenance
+    return ", ".join([machine(made["device"]), made["precision"], *{made["conv_path"]} - {"torch"}])
+
+
 def timed_alike(runs: Iterable[Run]) -> list[Run]:
-    """The runs whose seconds compare: those trained as most were, by machine, precision and convolution."""
+    """The runs whose seconds compare: those made on what most were."""
     runs = list(runs)
-    made = [[run.provenance[key] for key in ("device", "precision", "conv_path")] for run in runs]
+    made = [made_on(run) for run in runs]
     return [run for run, on in zip(runs, made, strict=True) if on == max(made, key=made.count)]
 
 

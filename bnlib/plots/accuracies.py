@@ -49,22 +49,22 @@ def progress(config: Config, history: pd.DataFrame) -> Figure:
 def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | None = None) -> Figure:
     """Test accuracy against `depth` or `width`, a line a training mode; published values as hollow marks.
 
-    table: from `analysis.accuracy`. Bars are one standard deviation over seeds.
+    table: from `analysis.accuracy`. Bars are one standard deviation over seeds. Lines are named where they end; where
+    one of several is a single point, which others may hide, below the figure.
     """
     if not len(table):
         return nothing_yet()
     figure, axes = plt.subplots(figsize=(6, 3.8))
     lines = table.sort_values(by).groupby(["trainable", "epochs"], sort=False)
+    below = lines.ngroups > 1 and lines.size().min() == 1
     for (trainable, epochs), line in lines:
-        hue, marker = colour(trainable), MARKERS.get(epochs, "D")
-        axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue, marker=marker, capsize=2)
+        hue, label = colour(trainable), f"{trained(trainable)}, {epochs} epochs"
+        axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue, marker=MARKERS.get(epochs, "D"), capsize=2,
+                      label=label if below else None)
         mark_seeds(axes, line, by, table)
-        last = line.iloc[-1]
-        beside = {"xytext": (8, -3), "va": "top"}
-        if len(line) == 1 and len(table) > 1:                    # a point alone, over which longer lines may go
-            beside = {"xytext": (0, 16), "va": "bottom"}
-        axes.annotate(f"{trained(trainable)}, {epochs} epochs", (last[by], last["mean"]), color=hue,
-                      textcoords="offset points", **beside)
+        if not below:
+            axes.annotate(label, (line[by].iloc[-1], line["mean"].iloc[-1]), color=hue, textcoords="offset points",
+                          xytext=(8, -3), va="top")
     ticks = set(table[by])
     if published is not None:
         ticks |= _hollow(axes, table, by, published)
@@ -73,7 +73,9 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(t) for t in ticks], rotation=45 if len(ticks) > 8 else 0)
-    axes.margins(x=0.05, y=0.18)
+    axes.margins(x=0.07, y=0.18)
+    if axes.get_legend_handles_labels()[0]:
+        legend_below(figure, axes, ncols=2, fontsize=7.5)
     axes.set_xlabel({"depth": "depth (layers)", "width": "width (multiple of 16, 32, 64 channels)"}[by])
     axes.set_ylabel("test accuracy (%)")
     axes.set_title(seeds_stated(table), loc="left", color="#555555", fontsize=8)
@@ -217,10 +219,11 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
             axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue, capsize=2,
                           marker=MARKERS.get(epochs, "D"),
                           label=f"{'BN only' if alone else 'narrow, all parameters'}, {epochs} epochs")
-            beside = {"xytext": (4, -11)} if alone else {"xytext": (-6, 3), "ha": "right"}
+            beside = {"xytext": (2, -12)} if alone else {"xytext": (-6, 3), "ha": "right"}
             for row in line[~line["model"].isin(named)].itertuples():
-                axes.annotate(f"{name(row.model)} {of_seeds(row, table)}", (getattr(row, by), row.mean), color=hue,
-                              fontsize=7, textcoords="offset points", **beside)
+                short = name(row.model).removeprefix("ResNet-")       # or neighbours' names would run into each other
+                axes.annotate(f"{short} {of_seeds(row, table)}", (getattr(row, by), row.mean), color=hue, fontsize=7,
+                              textcoords="offset points", **beside)
             named |= set(line["model"])
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -230,7 +233,7 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
     panels[0].set(xlabel="parameters that train", ylabel="test accuracy (%)")
     panels[1].set(xlabel="bytes to store the trained network")
     legend_below(figure, panels[0], ncols=2)
-    note(figure, seeds_stated(table))
+    note(figure, f"{seeds_stated(table)}\nResNets by their layers; c: the channels they begin with, where not 16")
     return figure
 
 
@@ -249,8 +252,6 @@ def _hollow(axes, table: pd.DataFrame, by: str, published: pd.DataFrame) -> set[
     for marker, (source, points) in zip("ovP*", places.groupby("source", sort=False), strict=False):
         colours = [colour(t) for t in points["trainable"]]
         axes.scatter(points[by], points["value"], marker=marker, facecolors="none", edgecolors=colours, s=45, zorder=3)
-        axes.scatter([], [], marker=marker, facecolors="none", edgecolors="#555555", s=45, label=source)
-    if len(places):
-        figure = axes.get_figure()
-        figure.legend(loc="outside lower center", ncols=2, title="published", fontsize=7.5, title_fontsize=7.5)
+        axes.scatter([], [], marker=marker, facecolors="none", edgecolors="#555555", s=45,
+                     label=f"published: {source}")
     return set(places[by])

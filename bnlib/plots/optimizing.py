@@ -6,10 +6,10 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bnlib.analysis import course, logged_losses, shared_batch, timed_alike
+from bnlib.analysis import course, logged_losses, made_on, shared_batch, timed_alike
 from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, legend_below, note, nothing_yet
 from bnlib.store import Run
-from bnlib.wording import NORM, OPTIMIZER, decay_on, machine, name, seeds_of, setting, shown, trained
+from bnlib.wording import NORM, OPTIMIZER, decay_on, name, seeds_of, setting, shown, trained
 
 
 def courses(runs: list[Run], trainable: str) -> Figure:
@@ -48,7 +48,7 @@ def courses(runs: list[Run], trainable: str) -> Figure:
                  f"{shown(config.dataset)}, {seeds_of(seeds)}; "
                  "solid: test, dashed: training (LBFGS after each step, the others before)"
                  + "; higher losses are cut off" * cut
-                 + (f"\nseconds: only of what was trained on {machine(timed[0].provenance['device'])}"
+                 + (f"\nseconds: only of what was trained on {made_on(timed[0])}"
                     if len(timed) < len(runs) else ""))
     return figure
 

@@ -129,10 +129,13 @@ def of_seeds(row, table: pd.DataFrame) -> str:
 
 
 def mark_seeds(axes: Axes, rows: pd.DataFrame, by: str, table: pd.DataFrame) -> None:
-    """The same below the mark of each of the rows, drawn against the column `by`."""
+    """The same below the mark of each of the rows, drawn against the column `by`; left of the leftmost, where no line
+    goes and marks may stand close to each other."""
     for row in rows.itertuples():
-        axes.annotate(of_seeds(row, table), (getattr(row, by), row.mean - np.nan_to_num(row.std)), xytext=(0, -4),
-                      textcoords="offset points", ha="center", va="top", fontsize=7, color="#555555")
+        x, low = getattr(row, by), row.mean - np.nan_to_num(row.std)
+        place = ({"xy": (x, row.mean), "xytext": (-6, 0), "ha": "right", "va": "center"} if x == table[by].min() else
+                 {"xy": (x, low), "xytext": (0, -4), "ha": "center", "va": "top"})
+        axes.annotate(of_seeds(row, table), textcoords="offset points", fontsize=7, color="#555555", **place)
 
 
 def _mixed(table: pd.DataFrame) -> bool:

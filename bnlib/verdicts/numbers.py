@@ -5,7 +5,7 @@ import pandas as pd
 from bnlib.analysis import DEAD, PAPER_EPOCHS, accuracy, dead_features, plain, published
 from bnlib.profiles import PROFILES
 from bnlib.store import Run
-from bnlib.verdicts.rules import ENOUGH, NOT, NOT_RUN, PARTLY, REPRODUCED, against_number
+from bnlib.verdicts.rules import ENOUGH, NOT, NOT_RUN, PARTLY, REPRODUCED, UNDECIDED, against_number
 from bnlib.wording import machine, name, seeds_of, spread, trained
 
 
@@ -44,6 +44,6 @@ def _dead_share(runs: list[Run]) -> tuple:
     stated = "; ".join(f"{name(r.model)} {r.mean:.1f} % ({seeds_of(r.n)})"
                        for r in table.sort_values(["depth", "width"]).itertuples()) + f"; after {epochs} epochs"
     found = {against_number(row, claim["value"]) for row in table.itertuples()}
-    worst = next(verdict for verdict in (NOT, PARTLY, REPRODUCED) if verdict in found)
+    worst = next(verdict for verdict in (NOT, UNDECIDED, PARTLY, REPRODUCED) if verdict in found)
     verdict = NOT_RUN if epochs != PAPER_EPOCHS else PARTLY if worst == REPRODUCED and len(table) < ENOUGH else worst
     return title, claim["where"], f"{claim['value']:g} %", stated, verdict

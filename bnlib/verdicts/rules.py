@@ -15,7 +15,7 @@ VERDICTS = [REPRODUCED, PARTLY, NOT, UNDECIDED, NOT_RUN]       # as the table so
 OURS = "this report"       # where a claim is made that is nobody else's
 #: What a claim of our own is called where another's would be reproduced or not.
 OF_OUR_OWN = {REPRODUCED: "holds", NOT: "does not hold"}
-ENOUGH = 3         # networks, depths, widths, or seeds of one network, on which an ordering must have been seen to hold
+ENOUGH = 3         # networks, depths, widths, or seeds of one network, below which nothing is reproduced, nor is it not
 LITTLE = 2.0       # points of accuracy that count as little
 
 
@@ -45,16 +45,19 @@ def against_number(row, value: float) -> str:
         return NOT
     allowed = 2 * (0 if np.isnan(row.std) else row.std / np.sqrt(row.n)) + 2
     away = abs(row.mean - value)
-    return REPRODUCED if away <= allowed and row.n >= ENOUGH else PARTLY if away <= 2 * allowed else NOT
+    if away <= 2 * allowed:
+        return REPRODUCED if away <= allowed and row.n >= ENOUGH else PARTLY
+    return NOT if row.n >= ENOUGH else UNDECIDED
 
 
-def of_pairs(holds: list[bool], units: set) -> str:
-    """units: networks, or seeds, in which the pairs differ."""
+def of_pairs(holds: list[bool], units: set, against: set | None = None) -> str:
+    """units: networks, or seeds, in which the pairs differ, of which a claim must hold on enough; against: if others,
+    those of which it must fail on enough."""
     if not holds:
         return NOT_RUN
-    if all(holds) and len(units) >= ENOUGH:
-        return REPRODUCED
-    return PARTLY if np.mean(holds) > 0.5 else NOT
+    if np.mean(holds) > 0.5:
+        return REPRODUCED if all(holds) and len(units) >= ENOUGH else PARTLY
+    return NOT if len(units if against is None else against) >= ENOUGH else UNDECIDED
 
 
 def judged(holds: list[bool], said: str, runs: list[Run], units: set | None = None) -> tuple[str, str]:
@@ -65,7 +68,9 @@ def judged(holds: list[bool], said: str, runs: list[Run], units: set | None = No
     images = {run.config.n_train for run in runs}
     stated = (f"in {sum(holds)} of {len(holds)} pairs; {said}; seed{'s' * (',' in seeds)} {seeds}; "
               f"{epochs} epoch{'s' * (epochs != '1')}" + (f" of {min(images):,} images" if all(images) else ""))
-    return stated, of_pairs(holds, networks_or_seeds(map(model_and_seed, runs)) if units is None else units)
+    either = networks_or_seeds(map(model_and_seed, runs))       # a claim on networks fails as well in seeds of one
+    units = either if units is None else units
+    return stated, of_pairs(holds, units, max(units, either, key=len))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +92,13 @@ def judged_by_accuracy(distances: list[float], said: str, pairs: list[tuple[Run,
 
 def seed_noise(runs: Iterable[Run]) -> dict[str, float]:
     """What trains → the standard deviation of test accuracy, in points, between runs that differ in seed alone, pooled
-    over all configs that have several; under "" over all of these."""
-    of_config: dict[Config, list[float]] = {}
+    over all configs and precisions that have several; under "" over all of these."""
+    alike: dict[tuple[Config, str], list[float]] = {}
     for run in runs:
-        of_config.setdefault(dataclasses.replace(run.config, seed=0), []).append(percent_right(run))
+        key = dataclasses.replace(run.config, seed=0), run.provenance["precision"]
+        alike.setdefault(key, []).append(percent_right(run))
     several = [(config.trainable, len(right) - 1, np.var(right, ddof=1))
-               for config, right in of_config.items() if len(right) > 1]
+               for (config, _), right in alike.items() if len(right) > 1]
     pooled = pd.DataFrame([(what, *found) for trainable, *found in several for what in (trainable, "")],
                           columns=["trainable", "weight", "variance"])
     return {what: float(np.sqrt(np.average(part["variance"], weights=part["weight"])))
@@ -109,7 +115,7 @@ def decided(stated: str, verdict: str, distances: Sequence[Distance] = (), *,
     allowed = 2 * np.sqrt(np.sum(variances)) / len(distances)
     if abs(np.mean([distance.points for distance in distances])) > allowed:
         return stated, verdict
-    return f"{stated}; seeds alone make {allowed:.1f} points", UNDECIDED
+    return f"{stated}; a change of seeds alone makes {allowed:.1f} points", UNDECIDED
 
 
 def paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Callable[[Run], float],

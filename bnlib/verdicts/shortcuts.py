@@ -76,7 +76,7 @@ def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[R
     found = [ahead(low, high) for low, high in numbers]
     means = np.mean(numbers, 0) if pairs else ()
     said = ", ".join(f"{side} {mean:.1f} %" for side, mean in zip(names, means, strict=False))
-    return title, where, claim, *judged_by_accuracy(found, f"in the mean {said}", pairs)
+    return title, where, claim, *judged_by_accuracy(found, "in the mean " * (len(pairs) > 1) + said, pairs)
 
 
 def _place(run: Run) -> tuple:
