@@ -55,7 +55,26 @@ def test_affine_has_a_row_a_channel(tiny_run):
 def test_compare_computes_the_difference_to_each_published_value():
     said = analysis.compare(analysis.accuracy([fake_run(0.475)]), published("test accuracy", "cifar10"))
     assert any("47.5 %" in s and "48 %" in s and "difference -0.5 points" in s for s in said)
-    assert any("46.67 %" in s and "+0.8 points" in s for s in said)
+    assert any("46.67 %" in s and "+0.8 points" in s for s in said) and not any(" of 160 epochs" in s for s in said)
+    short = analysis.compare(analysis.accuracy([fake_run(0.475, epochs=16)]), published("test accuracy", "cifar10"))
+    assert short and all(s.endswith("points, after 16 of 160 epochs.") for s in short)
+
+
+def in_fp32(run):
+    run.provenance |= {"precision": "fp32", "bn_path": "torch (switched off by BNLIB_CPP=0)"}
+    return run
+
+
+def test_a_config_trained_once_more_is_told_by_precision():
+    runs = [fake_run(a, seed=s) for s, a in enumerate((0.44, 0.45, 0.46))]
+    for run in runs:
+        run.provenance["bn_path"] = "C++"
+    repeats = [in_fp32(fake_run(a, seed=s)) for s, a in enumerate((0.42, 0.46, 0.44))]
+    (said,) = analysis.by_precision([*runs, fake_run(0.9, model="resnet32")], repeats)
+    assert said == ("ResNet-14, BN only, 160 epochs, the same seeds: "
+                    "45.0 ± 1.0 % (3 seeds) in bf16, batch norm by C++; "
+                    "44.0 ± 2.0 % (3 seeds) in fp32, batch norm by torch.")
+    assert analysis.by_precision(runs, []) == []
 
 
 def verdict(runs, claim):
@@ -278,6 +297,26 @@ def test_the_noise_between_seeds_is_pooled_over_what_differs_in_nothing_else():
     noise = verdicts.seed_noise(runs)
     assert noise == {"bn": pytest.approx((2.5 / 3) ** 0.5), "all": 0, "": pytest.approx((2.5 / 4) ** 0.5)}
     assert verdicts.seed_noise(runs[:1]) == {}
+    repeats = [in_fp32(fake_run(a, seed=s)) for s, a in enumerate((0.40, 0.42))]       # 2 more over 1; apart from bf16
+    assert verdicts.seed_noise([*runs, *repeats])["bn"] == pytest.approx((4.5 / 4) ** 0.5)
+
+
+def test_runs_that_were_repeated_make_noise_and_nothing_else():
+    pair, claim = [fake_run(0.44), fake_run(0.47, trainable="all")], "Training all parameters beats BN only"
+    steady = [fake_run(0.44, seed=1), fake_run(0.47, seed=1, trainable="all")]
+    assert verdicts.table(pair + steady).set_index("claim").loc[claim, "verdict"] == "partly"
+    repeats = [in_fp32(fake_run(a, seed=s)) for s, a in enumerate((0.40, 0.48))]
+    row = verdicts.table(pair + steady, repeated=repeats).set_index("claim").loc[claim]
+    assert row["verdict"] == "undecided" and row["ours"].startswith("in 2 of 2 pairs")
+
+
+def test_a_narrow_network_counts_where_it_trains_as_many_parameters_give_or_take_a_quarter():
+    claim = "At about as many trained parameters, a narrow network trained in full beats BN only"
+    narrow = [fake_run(right, model=f"resnet14c{c}", trainable="all") for c, right in ((1, 0.1), (2, 0.5), (3, 0.9))]
+    for run, trained in zip(narrow, (900, 1400, 1500), strict=True):
+        run.metrics["parameters_trained"] = trained                                   # against 1,120
+    row = verdicts.table([fake_run(0.45), *narrow]).set_index("claim").loc[claim]
+    assert row["verdict"] == "undecided" and "in 1 of 2 pairs" in row["ours"]
 
 
 def test_open_questions_say_what_there_is_on_each_and_last_on_what_there_is_nothing():

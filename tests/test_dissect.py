@@ -442,7 +442,8 @@ def test_which_half_is_told_by_the_last_quarter_of_training():
     assert "(`vanilla`) 73.0 ± 1.4 %, normalisation alone (`fixed_bn`) 77.0 ± 1.4 %" in said
     runs.append(fake("all", [0.1] * 6 + [0.77, 0.78]))
     assert analysis.which_half(runs)[1] == ("From no batch norm to normalisation alone +4.0 points, from "
-                                            "there to training γ and β too +0.5.")
+                                            "there to training γ and β too +0.5 points (less than epochs deviate, "
+                                            "1.6).")
     assert analysis.which_half([]) == []
 
 

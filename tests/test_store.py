@@ -83,3 +83,9 @@ def test_reading_a_checkpoint_runs_no_code(tmp_path):
     assert checkpoint.read(tmp_path / "x.pt") is None and not (tmp_path / "ran").exists()
     torch.load(io.BytesIO(content), weights_only=False)                                   # which would have run it
     assert (tmp_path / "ran").exists()
+
+
+def test_repeats_are_found_and_kept_out_of_the_runs(tiny_run, tmp_path):
+    shutil.copytree(tiny_run.folder, tmp_path / "checks/fp32/runs" / tiny_run.id)
+    assert [run.id for run in store.repeats(tmp_path)] == [tiny_run.id] and store.all_runs(tmp_path) == []
+    assert store.repeats(tmp_path / "nothing") == []

@@ -121,15 +121,17 @@ def published(metric: str = "test accuracy", dataset: str | None = None) -> pd.D
 
 
 def compare(table: pd.DataFrame, published: pd.DataFrame) -> Sentences:
-    """One sentence a setting of `accuracy`'s table that is published: ours, theirs, the difference."""
+    """One sentence a setting of `accuracy`'s table that is published: ours, theirs, the difference; where ours trained
+    for fewer epochs than the paper, after how many."""
     said = Sentences()
     for row in table[table["n"] > 0].itertuples():
         same = (published["dataset"] == row.dataset) & (published["model"] == row.model) & (
             published["trainable"] == row.trainable)
         for other in published[same].itertuples():
+            short = f", after {row.epochs} of {PAPER_EPOCHS} epochs" if row.epochs < PAPER_EPOCHS else ""
             said.append(f"{name(row.model)}, {trained(row.trainable)}: {spread(row)} after {row.epochs} epochs; "
                         f"{other.source} ({other.where}): {other.value:g} %; "
-                        f"difference {row.mean - other.value:+.1f} points.")
+                        f"difference {row.mean - other.value:+.1f} points{short}.")
     if not said and (table["n"] > 0).any():
         said.append("None of these settings has been published; the numbers stand for themselves.")
     return said

@@ -63,10 +63,16 @@ def which_half(runs: Iterable[Run]) -> Sentences:
             said.append(f"{name(model)} on {shown(dataset)}, mean and deviation over the last quarter of "
                         f"{epochs} epochs, {seeds_of(part['seed'].nunique())}: {stated}.")
         if {"vanilla", "fixed_bn", "trained_bn"} <= set(order):
-            none, alone, whole = (late.loc[m, "mean"] for m in ("vanilla", "fixed_bn", "trained_bn"))
-            said.append(f"From no batch norm to normalisation alone {alone - none:+.1f} points, from there to training "
-                        f"γ and β too {whole - alone:+.1f}.")
+            steps = (_step(late, *pair) for pair in (("vanilla", "fixed_bn"), ("fixed_bn", "trained_bn")))
+            said.append("From no batch norm to normalisation alone {}, from there to training γ and β too {}.".format(
+                *steps))
     return said
+
+
+def _step(late: pd.DataFrame, before: str, after: str) -> str:
+    """By how many points the mean goes up, and whether by no more than single epochs deviate."""
+    up, deviation = late.loc[after, "mean"] - late.loc[before, "mean"], np.hypot(*late.loc[[before, after], "std"])
+    return f"{up:+.1f} points" + f" (less than epochs deviate, {deviation:.1f})" * bool(abs(up) < deviation)
 
 
 def decayed(runs: Iterable[Run]) -> Sentences:
