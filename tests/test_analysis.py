@@ -319,6 +319,23 @@ def test_a_narrow_network_counts_where_it_trains_as_many_parameters_give_or_take
     assert row["verdict"] == "undecided" and "in 1 of 2 pairs" in row["ours"]
 
 
+def test_depth_is_compared_with_width_at_as_many_parameters():
+    def bn(model, right, trained):
+        run = fake_run(right, model=model)
+        run.metrics["parameters_trained"] = trained
+        return run
+
+    claim = "BN only: at about as many parameters, deeper beats wider"
+    runs = [bn("resnet14", 0.45, 1120), bn("resnet14x2", 0.48, 2240), bn("resnet20", 0.47, 1568),
+            bn("resnet32", 0.51, 2464), bn("resnet56", 0.54, 4256)]
+    row = verdicts.table(runs).set_index("claim").loc[claim]
+    assert row["verdict"] == "partly"
+    assert "in 1 of 1 pairs; deeper against wider: ResNet-14-2 51.0 against 48.0 %" in row["ours"]
+    (axes,) = plots.depth_or_width(analysis.accuracy(runs)).axes
+    assert [list(container.lines[0].get_xdata()) for container in axes.containers] == [
+        [1120, 1568, 2464, 4256], [1120, 2240]]
+
+
 def test_open_questions_say_what_there_is_on_each_and_last_on_what_there_is_nothing():
     said = verdicts.open_questions(verdicts.table([fake_run(0.45, epochs=16)]))
     assert any("ResNet-14, BN only: test accuracy" in question and "45.0" in question for question in said[:-1])

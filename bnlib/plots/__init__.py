@@ -8,6 +8,7 @@ from bnlib.plots.accuracies import (
     accuracy_against,
     accuracy_by_setting,
     accuracy_by_size,
+    depth_or_width,
     history,
     progress,
     random_weights,
@@ -22,7 +23,7 @@ from bnlib.plots.style import Saved, colour, described, nothing_yet, save
 from bnlib.plots.tables import equality, optimizers, pruning, side_by_side, speed, table, verdicts
 
 __all__ = ["Saved", "accuracy_against", "accuracy_by_setting", "accuracy_by_size", "activations", "affine_by_layer",
-           "affine_histograms", "colour", "courses", "dead_share", "described", "deviations", "equality", "growth",
-           "history", "learning", "nothing_yet", "optimizers", "pictures", "progress", "pruning", "random_weights",
-           "ridges", "save", "searched", "side_by_side", "speed", "studies", "table", "thresholds", "top1_and_top5",
-           "trajectories", "trials", "verdicts", "with_and_without"]
+           "affine_histograms", "colour", "courses", "dead_share", "depth_or_width", "described", "deviations",
+           "equality", "growth", "history", "learning", "nothing_yet", "optimizers", "pictures", "progress", "pruning",
+           "random_weights", "ridges", "save", "searched", "side_by_side", "speed", "studies", "table", "thresholds",
+           "top1_and_top5", "trajectories", "trials", "verdicts", "with_and_without"]

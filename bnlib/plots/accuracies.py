@@ -24,6 +24,8 @@ from bnlib.plots.style import (
 from bnlib.store import Run
 from bnlib.wording import listed, name, shown, trained
 
+NARROWEST = 5      # points that an axis of accuracies shows at least, lest half a point look like much
+
 
 def history(run: Run) -> Figure:
     """Accuracy on training and test images against epoch, for one run."""
@@ -117,6 +119,9 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
         axes.grid(axis="y", visible=False)
         axes.margins(x=0.15)
         axes.set_ylim(-0.6, len(settings) - 0.4)
+    low, high = grid[0][0].get_xlim()
+    pad = max(0, NARROWEST - (high - low)) / 2
+    grid[0][0].set_xlim(low - pad, high + pad)
     counts = table.groupby(by)["parameters"].first()
     labels = {s: s or "the protocol" if by == "variant" else trained(s) for s in settings}
     if by == "trainable" and len(networks) == 1:
@@ -234,6 +239,36 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
     panels[1].set(xlabel="bytes to store the trained network")
     legend_below(figure, panels[0], ncols=2)
     note(figure, f"{seeds_stated(table)}\nResNets by their layers; c: the channels they begin with, where not 16")
+    return figure
+
+
+def depth_or_width(table: pd.DataFrame) -> Figure:
+    """BN-only test accuracy against the parameters that train: deeper networks, and wider ones of one depth.
+
+    table: from `analysis.accuracy`. Bars are one standard deviation over seeds.
+    """
+    table = table[(table["n"] > 0) & (table["trainable"] == "bn") & (table["width"] >= 1)]
+    if not len(table):
+        return nothing_yet()
+    table = comparable(table, "trainable", ["model"])
+    widened = table.loc[table["width"] > 1, "depth"]
+    figure, axes = plt.subplots(figsize=(5, 3.4))
+    for label, line, style in (("deeper", table[table["width"] == 1], "-"),
+                               ("wider", table[table["depth"].isin(widened)], "--")):
+        line = line.sort_values("parameters")
+        axes.errorbar(line["parameters"], line["mean"], yerr=line["std"], color=colour("bn"), linestyle=style,
+                      capsize=2, label=label, marker=MARKERS.get(line["epochs"].max(), "D"))
+        for row in line[(line["width"] > 1) | (label == "deeper")].itertuples():
+            axes.annotate(name(row.model).removeprefix("ResNet-"), (row.parameters, row.mean), fontsize=7, ha="center",
+                          textcoords="offset points", xytext=(0, 6 if label == "deeper" else -12))
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.1, y=0.2)
+    axes.set(xlabel="parameters that train", ylabel="test accuracy (%)")
+    axes.legend(loc="lower right")
+    note(figure, f"{seeds_stated(table)}\nBN only, {listed(table['epochs'])} epochs; ResNets by their layers and width")
     return figure
 
 

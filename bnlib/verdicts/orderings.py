@@ -25,11 +25,13 @@ from bnlib.verdicts.rules import (
 from bnlib.wording import changed, listed, name, trained
 
 MANY = 4           # times as many parameters, which count as many times more
+AS_MANY = 0.25     # share by which numbers of parameters may differ that count as about as many
 
 
 def claims(done: list[Run], sequences: list[Run], thresholds: pd.DataFrame | None) -> list[tuple]:
     """done: finished runs on the paper's images; sequences: those on sequences, where one claim is asked again."""
     protocol = plain(done)
+    alone = [run for run in protocol if run.config.trainable == "bn"]
     return [
         _rises("BN only: deeper is better", "Fig. 2", protocol, "depth", fixed="width"),
         _rises("BN only: wider is better", "Fig. 3", protocol, "width", fixed="depth"),
@@ -50,7 +52,12 @@ def claims(done: list[Run], sequences: list[Run], thresholds: pd.DataFrame | Non
                  margin=LITTLE),
         _beats("On sequences too, γ and β do more than the output layer", OURS, "–", plain(sequences), "output", "bn",
                percent_right, units=networks_or_seeds),
-        _narrow_beats(protocol),
+        _as_many("At about as many trained parameters, a narrow network trained in full beats BN only",
+                 "BN only", [r for r in alone if r.config.width == 1],
+                 "narrow", [r for r in protocol if r.config.trainable == "all" and r.config.width < 1]),
+        _as_many("BN only: at about as many parameters, deeper beats wider",
+                 "wider", [r for r in alone if r.config.width > 1],
+                 "deeper", [r for r in alone if r.config.width == 1]),
     ]
 
 
@@ -79,16 +86,12 @@ def _beats(title: str, where: str, claim: str, runs: list[Run], lower: str, uppe
     return title, where, claim, *paired(pairs, trained(lower), trained(upper), measure, margin, units)
 
 
-def _narrow_beats(runs: list[Run]) -> tuple:
-    """Whether a narrow network of which all trains beats BN-only training of as many parameters, give or take a
-    quarter."""
-    full = [run for run in runs if run.config.trainable == "all" and run.config.width < 1]
-    pairs = [(run, other) for run in runs for other in full
-             if run.config.trainable == "bn" and run.config.width == 1
-             and (run.config.epochs, run.config.seed) == (other.config.epochs, other.config.seed)
-             and abs(other.metrics["parameters_trained"] / run.metrics["parameters_trained"] - 1) <= 0.25]
-    return ("At about as many trained parameters, a narrow network trained in full beats BN only", OURS, "–",
-            *paired(pairs, "BN only", "narrow", percent_right))
+def _as_many(title: str, lower: str, lower_runs: list[Run], upper: str, upper_runs: list[Run]) -> tuple:
+    """Whether the upper runs are more accurate than the lower that train as many parameters, give or take a quarter."""
+    pairs = [(low, high) for low in lower_runs for high in upper_runs
+             if (low.config.epochs, low.config.seed) == (high.config.epochs, high.config.seed)
+             and abs(high.metrics["parameters_trained"] / low.metrics["parameters_trained"] - 1) <= AS_MANY]
+    return title, OURS, "–", *paired(pairs, lower, upper, percent_right)
 
 
 def _random_weights_to_match(runs: list[Run]) -> tuple:
