@@ -25,7 +25,7 @@ from bnlib.verdicts.rules import (
 from bnlib.wording import changed, listed, name, trained
 
 MANY = 4           # times as many parameters, which count as many times more
-AS_MANY = 0.25     # share by which numbers of parameters may differ that count as about as many
+AS_MANY = 0.3      # share by which numbers of parameters differ at most that count as about as many
 
 
 def claims(done: list[Run], sequences: list[Run], thresholds: pd.DataFrame | None) -> list[tuple]:
@@ -53,11 +53,10 @@ def claims(done: list[Run], sequences: list[Run], thresholds: pd.DataFrame | Non
         _beats("On sequences too, γ and β do more than the output layer", OURS, "–", plain(sequences), "output", "bn",
                percent_right, units=networks_or_seeds),
         _as_many("At about as many trained parameters, a narrow network trained in full beats BN only",
-                 "BN only", [r for r in alone if r.config.width == 1],
-                 "narrow", [r for r in protocol if r.config.trainable == "all" and r.config.width < 1]),
+                 [r for r in alone if r.config.width == 1],
+                 [r for r in protocol if r.config.trainable == "all" and r.config.width < 1]),
         _as_many("BN only: at about as many parameters, deeper beats wider",
-                 "wider", [r for r in alone if r.config.width > 1],
-                 "deeper", [r for r in alone if r.config.width == 1]),
+                 [r for r in alone if r.config.width > 1], [r for r in alone if r.config.width == 1]),
     ]
 
 
@@ -86,12 +85,17 @@ def _beats(title: str, where: str, claim: str, runs: list[Run], lower: str, uppe
     return title, where, claim, *paired(pairs, trained(lower), trained(upper), measure, margin, units)
 
 
-def _as_many(title: str, lower: str, lower_runs: list[Run], upper: str, upper_runs: list[Run]) -> tuple:
-    """Whether the upper runs are more accurate than the lower that train as many parameters, give or take a quarter."""
-    pairs = [(low, high) for low in lower_runs for high in upper_runs
+def _as_many(title: str, lower: list[Run], upper: list[Run]) -> tuple:
+    """Whether the upper runs are more accurate than those of the lower that train about as many parameters."""
+    pairs = [(low, high) for low in lower for high in upper
              if (low.config.epochs, low.config.seed) == (high.config.epochs, high.config.seed)
              and abs(high.metrics["parameters_trained"] / low.metrics["parameters_trained"] - 1) <= AS_MANY]
-    return title, OURS, "–", *paired(pairs, lower, upper, percent_right)
+    right = pd.DataFrame([(low.config.model, high.config.model, *map(percent_right, (low, high)))
+                          for low, high in pairs], columns=["low", "high", "of_low", "of_high"])
+    means = right.groupby(["low", "high"], sort=False, as_index=False).mean().itertuples()
+    said = ", ".join(f"{name(row.high)} {row.of_high:.1f} against {name(row.low)} {row.of_low:.1f} %" for row in means)
+    return title, OURS, "–", *judged_by_accuracy(
+        [*(right["of_high"] - right["of_low"])], said, pairs, networks(model_and_seed(low) for low, _ in pairs))
 
 
 def _random_weights_to_match(runs: list[Run]) -> tuple:
