@@ -51,7 +51,7 @@ def figure_links(notebook, place: Callable[[Path], Path]) -> list[Path]:
     found = []
     for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
         text = output.get("data", {}).get("text/markdown", "")
-        if link := re.fullmatch(r"\[(.+\.svg)\]\((.+)\)", text):
+        if link := re.fullmatch(r"\[(.+)\]\((.+\.svg)\)", text):
             found.append(Path(link[2]))
             output.data["text/markdown"] = f"[{link[1]}]({place(found[-1]).as_posix()})"
     return found

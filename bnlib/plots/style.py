@@ -55,7 +55,7 @@ class Saved:
     it a link to its SVG, relative to the folder that the notebook runs in."""
 
     def __init__(self, figure: Figure, png: Path):
-        self.png, self.alt = png, described(figure)
+        self.png, self.alt, self.caption = png, described(figure), captioned(figure) or png.stem.replace("_", " ")
         self.width = round(96 * figure.get_figwidth())
 
     def _ipython_display_(self) -> None:
@@ -63,7 +63,7 @@ class Saved:
         display({"image/png": base64.b64encode(self.png.read_bytes()).decode()}, raw=True,
                 metadata={"image/png": {"alt": self.alt, "width": self.width}})
         svg = self.png.with_suffix(".svg")
-        display({"text/markdown": f"[{svg.name}]({Path(os.path.relpath(svg)).as_posix()})"}, raw=True)
+        display({"text/markdown": f"[{self.caption}]({Path(os.path.relpath(svg)).as_posix()})"}, raw=True)
 
 
 def save(figure: Figure, file_name: str, folder: str | Path) -> Saved | Sentences:
@@ -95,13 +95,23 @@ def described(figure: Figure) -> str:
     """A figure in words: what stands against what, panel by panel, and the labels of its lines."""
     panels = []
     for axes in figure.axes:
-        against = " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
+        against = _against(axes)
         labels = [text.get_text() for text in (*axes.get_yticklabels(), *axes.get_xticklabels(), *axes.texts)]
         labels = [label for label in labels if re.search("[a-zγβ]", label) and "mathdefault" not in label]
         title = "; ".join(filter(None, (axes.get_title(loc) for loc in ("left", "center"))))
         panels.append(": ".join(filter(None, (title, against, ", ".join(dict.fromkeys(labels))))))
     stated = figure.get_suptitle()
     return " | ".join(dict.fromkeys(filter(None, (stated, *panels)))).replace("\n", " ")
+
+
+def captioned(figure: Figure) -> str:
+    """What stands against what, each once; of panels that share an axis those that name both."""
+    found = dict.fromkeys(map(_against, figure.axes))
+    return "; ".join([each for each in found if " against " in each] or filter(None, found)).replace("\n", " ")
+
+
+def _against(axes: Axes) -> str:
+    return " against ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel())))
 
 
 def nothing_yet() -> Figure:
