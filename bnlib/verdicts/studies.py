@@ -107,8 +107,9 @@ def _decay_restrains(runs: list[Run]) -> tuple:
              if run.config.decay in ("beta", "all") and key(run.config, "none") in found]
     sizes = [[root_mean_square(run.beta) for run in pair] for pair in pairs]
     holds = [with_it < without for with_it, without in sizes]
-    means = "; ".join(f"β {with_it:.2f} with decay {decay_on(run.config.decay)}, "
-                      f"{without:.2f} without" for (run, _), (with_it, without) in zip(pairs, sizes, strict=True))
+    means = "; ".join(f"β {with_it:.2f} with decay {decay_on(run.config.decay)}, {without:.2f} without, test accuracy "
+                      f"{percent_right(run):.1f} against {percent_right(other):.1f} %"
+                      for (run, other), (with_it, without) in zip(pairs, sizes, strict=True))
     return ("Weight decay on β restrains its growth, BN only", "LBFGS study", "β too large",
             *judged(holds, means, [run for run, _ in pairs]))
 
