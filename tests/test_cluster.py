@@ -89,6 +89,8 @@ def apart(tmp_path_factory):
     (folder / "no-data").mkdir()
     for _ in range(2):
         started.worker("--preload", str(folder / "deadly.py"), BNLIB_DATA=str(folder / "no-data"))
+    with distributed.Client(scheduler_file=str(started.file)) as client:
+        client.wait_for_workers(2, timeout=60)       # the first, if alone when it begins, would train with two threads
     yield started
     started.stop()
 
