@@ -143,7 +143,9 @@ def by_precision(runs: Iterable[Run], repeats: Iterable[Run]) -> Sentences:
     repeats = list(repeats)
     alike = {config: [] for config in dict.fromkeys(dataclasses.replace(run.config, seed=0) for run in repeats)}
     for run in [*runs, *repeats]:
-        alike.get(dataclasses.replace(run.config, seed=0), []).append(run)
+        config = dataclasses.replace(run.config, seed=0)
+        if config in alike:
+            alike[config].append(run)
     said = Sentences()
     for config, of_one in alike.items():
         ways: dict[str, list[Run]] = {}

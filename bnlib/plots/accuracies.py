@@ -230,10 +230,7 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
                 axes.annotate(f"{short} {of_seeds(row, table)}", (getattr(row, by), row.mean), color=hue, fontsize=7,
                               textcoords="offset points", **beside)
             named |= set(line["model"])
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        _count_on_x(axes)
         axes.margins(x=0.25, y=0.14)
     panels[0].set(xlabel="parameters that train", ylabel="test accuracy (%)")
     panels[1].set(xlabel="bytes to store the trained network")
@@ -261,15 +258,20 @@ def depth_or_width(table: pd.DataFrame) -> Figure:
         for row in line[(line["width"] > 1) | (label == "deeper")].itertuples():
             axes.annotate(name(row.model).removeprefix("ResNet-"), (row.parameters, row.mean), fontsize=7, ha="center",
                           textcoords="offset points", xytext=(0, 6 if label == "deeper" else -12))
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    _count_on_x(axes)
     axes.margins(x=0.1, y=0.2)
     axes.set(xlabel="parameters that train", ylabel="test accuracy (%)")
     axes.legend(loc="lower right")
     note(figure, f"{seeds_stated(table)}\nBN only, {listed(table['epochs'])} epochs; ResNets by their layers and width")
     return figure
+
+
+def _count_on_x(axes) -> None:
+    """Numbers of parameters, or of bytes, on a logarithmic axis."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _hollow(axes, table: pd.DataFrame, by: str, published: pd.DataFrame) -> set[int]:
