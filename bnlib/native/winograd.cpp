@@ -146,7 +146,11 @@ struct Square {
   T* at(int row, int column, int64_t c) const { return corner + (row * width + column) * channels + c; }
 };
 
-// The transformed squares of a block of tiles, as 36 matrices (kTiles, channels).
+// A block of tiles is 36 matrices (kTiles, columns), so many values apart: 16 more than they have, or the same place in
+// all of them would fall on few of the cache's sets.
+constexpr int64_t apart(int64_t columns) { return kTiles * columns + kColumns; }
+
+// The transformed squares of a block of tiles, a column a channel.
 template <typename Transform, int border, typename T>
 BNLIB_INLINED void read_block(const T* images, int64_t channels, const Tiles& tiles, int64_t block, Scalar<T>* matrices) {
   using V = Vector<T>;
@@ -154,7 +158,7 @@ BNLIB_INLINED void read_block(const T* images, int64_t channels, const Tiles& ti
     const Square<const T, Transform::from, border> square(images, channels, tiles, block * kTiles + t);
     for (int64_t c = 0; c < channels; c += kLanes) {
       const auto write = [&](int row, int column, V value) {
-        store(matrices + ((row * kIn + column) * kTiles + t) * channels + c, value);
+        store(matrices + (row * kIn + column) * apart(channels) + t * channels + c, value);
       };
       if (square.whole())
         transform<Transform, V>([&](int row, int column) { return load(square.at(row, column, c)); }, write);
@@ -231,19 +235,19 @@ BNLIB_INLINED void convolve(const T* x, const Scalar<T>* weights, T* y, const Ti
   using S = Scalar<T>;
 #pragma omp parallel for schedule(static)
   for (int64_t block = 0; block < tiles.blocks(); ++block) {
-    S *in = scratch.mine(), *out = in + kPoints * kTiles * inputs;
+    S *in = scratch.mine(), *out = in + kPoints * apart(inputs);
     read_block<OfInput, 1>(x, inputs, tiles, block, in);
     for (int64_t k = 0; k < outputs; k += kColumns) {
       for (int point = 0; point < kPoints; ++point)
         for (int64_t t = 0; t < tiles.in_block(block); t += kTileRows)
-          product<kTileRows, false>(in + (point * kTiles + t) * inputs, inputs, 1,
+          product<kTileRows, false>(in + point * apart(inputs) + t * inputs, inputs, 1,
                                     weights + (k / kColumns * kPoints + point) * inputs * kColumns, kColumns, inputs,
-                                    out + (point * kTiles + t) * kColumns, kColumns);
+                                    out + point * apart(kColumns) + t * kColumns, kColumns);
       for (int64_t t = 0; t < tiles.in_block(block); ++t) {
         const Square<T, kOut, 0> square(y, outputs, tiles, block * kTiles + t);
         for (int64_t c = 0; c < kColumns; c += kLanes) {
           transform<ToOutput, Vector<T>>(
-              [&](int row, int column) { return load(out + ((row * kIn + column) * kTiles + t) * kColumns + c); },
+              [&](int row, int column) { return load(out + (row * kIn + column) * apart(kColumns) + t * kColumns + c); },
               [&](int row, int column, Vector<T> value) {
                 if (square.has(row, column)) store(square.at(row, column, k + c), value);
               });
@@ -261,7 +265,7 @@ Tensor convolution(const Tensor& x, const Tensor& weight) {
   with_element(x, [&](auto element) {
     using T = decltype(element);
     const Tensor weights = transformed<mirrored, Scalar<T>>(weight);
-    const Scratch<Scalar<T>> scratch(kPoints * kTiles * (inputs + kColumns), weight);
+    const Scratch<Scalar<T>> scratch(kPoints * (apart(inputs) + apart(kColumns)), weight);
     convolve<T>(data<T>(x), data<Scalar<T>>(weights), data<T>(y), Tiles(x), inputs, outputs, scratch);
   });
   return y;
@@ -275,18 +279,18 @@ BNLIB_INLINED void weight_gradient(const T* x, const T* gy, Scalar<T>* gradient,
                                    int64_t outputs, const Tensor& weight) {
   using S = Scalar<T>;
   const int64_t size = kPoints * inputs * outputs;
-  const Scratch<S> scratch(kPoints * kTiles * (inputs + outputs), weight);
+  const Scratch<S> scratch(kPoints * (apart(inputs) + apart(outputs)), weight);
   const Tensor parts = at::zeros({kParts, size}, weight.options());
 #pragma omp parallel for schedule(static)
   for (int64_t part = 0; part < kParts; ++part)
     for (int64_t block = part * tiles.blocks() / kParts; block < (part + 1) * tiles.blocks() / kParts; ++block) {
-      S *in = scratch.mine(), *out = in + kPoints * kTiles * inputs, *sums = data<S>(parts) + part * size;
+      S *in = scratch.mine(), *out = in + kPoints * apart(inputs), *sums = data<S>(parts) + part * size;
       read_block<OfInput, 1>(x, inputs, tiles, block, in);
       read_block<OfOutputGradient, 0>(gy, outputs, tiles, block, out);
       for (int point = 0; point < kPoints; ++point)
         for (int64_t k = 0; k < outputs; k += kColumns)
           for (int64_t c = 0; c < inputs; c += kInputRows)
-            product<kInputRows, true>(in + point * kTiles * inputs + c, 1, inputs, out + point * kTiles * outputs + k,
+            product<kInputRows, true>(in + point * apart(inputs) + c, 1, inputs, out + point * apart(outputs) + k,
                                       outputs, tiles.in_block(block), sums + (point * inputs + c) * outputs + k, outputs);
     }
   const S* sums = data<S>(parts);
