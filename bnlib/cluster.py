@@ -311,7 +311,8 @@ class Grid:
             self.places[address] = place
             for run_id in words["finished"] if not words["shared"] else ():     # for a caller that was lost
                 if self.configs[run_id] in self.waiting:
-                    self.receive(self.configs[run_id], address, self.ask(address, worker.read_record, run_id))
+                    files = self.ask(address, worker.read_record, self.results_on(place), run_id)
+                    self.receive(self.configs[run_id], address, files)
 
     def ship(self, address: str, folder: str, sets: list[str]) -> None:
         """Sends datasets to the machine of a worker, unless another worker there has them by now."""
@@ -326,8 +327,11 @@ class Grid:
                 self.ask(address, worker.put_data, folder, name, content.getvalue())
 
     def ask(self, address: str, question: Callable, *arguments):
-        """What a function returns on a worker; None where the worker is gone."""
-        return self.client.run(question, *arguments, workers=[address], on_error="ignore").get(address)
+        """What a function returns on a worker; None where the worker is gone. Raises what the function raises."""
+        answer = self.client.run(question, *arguments, workers=[address], on_error="return").get(address)
+        if isinstance(answer, Exception) and not isinstance(answer, OSError):
+            raise answer
+        return None if isinstance(answer, OSError) else answer
 
     # ---------------------------------------------------------------------------------- which runs
 

@@ -34,7 +34,7 @@ class Died(Exception):
 def versions() -> dict[str, str]:
     """What must be the same wherever runs of one grid train: bnlib, down to its code, and torch."""
     from bnlib import __version__
-    files = sorted(f for f in Path(__file__).parent.iterdir() if f.suffix in (".py", ".cpp"))
+    files = sorted(f for f in Path(__file__).parent.rglob("*") if f.suffix in (".py", ".cpp", ".h"))
     code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
     return {"bnlib": f"{__version__} ({code})", "torch": torch.__version__}
 
@@ -181,8 +181,12 @@ def read_checkpoint(results: str, config: dict) -> bytes | None:
     return file.read_bytes() if file.exists() and file.stat().st_size <= FETCH_BYTES else None
 
 
-def read_record(results: str, run_id: str) -> dict[str, bytes]:
-    return store.Run(store.record_folder(results, run_id)).files()
+def read_record(results: str, run_id: str) -> dict[str, bytes] | None:
+    """The files of a record that lies here; None of a damaged one, which is trained again."""
+    try:
+        return store.Run(store.record_folder(results, run_id)).files()
+    except store.RecordError:
+        return None
 
 
 def holds(folder: str, name: str) -> bool:
