@@ -433,8 +433,9 @@ def test_figures_name_in_words_what_each_modification_leaves_of_batch_norm():
 
 
 def test_which_half_is_told_by_the_last_quarter_of_training():
-    def fake(trainable, accuracies, positions="all"):
-        made = fake_run(**PRESETS["3c3d-cifar10"] | {"trainable": trainable, "positions": positions, "epochs": 8})
+    def fake(trainable, accuracies, positions="all", **changes):
+        fields = {"trainable": trainable, "positions": positions, "epochs": 8} | changes
+        made = fake_run(**PRESETS["3c3d-cifar10"] | fields)
         made.history = pd.DataFrame({"epoch": range(1, 9), "test_accuracy": accuracies})
         return made
     runs = [fake("all", [0.1] * 6 + [0.72, 0.74], "none"), fake("weights", [0.9] * 6 + [0.76, 0.78])]
@@ -444,7 +445,9 @@ def test_which_half_is_told_by_the_last_quarter_of_training():
     assert analysis.which_half(runs)[1] == ("From no batch norm to normalisation alone +4.0 points, from "
                                             "there to training γ and β too +0.5 points (less than epochs deviate, "
                                             "1.6).")
-    assert analysis.which_half([]) == []
+    (row,) = analysis.by_positions([runs[-1], fake("all", [0.9] * 6 + [0.71, 0.70], seed=1)]).itertuples()
+    assert (round(row.mean, 6), row.n) == (74.0, 2) and round(row.std ** 2, 6) == round((9 + 16 + 9 + 16) / 3, 6)
+    assert analysis.which_half([]) == [] and analysis.by_positions([]).empty
 
 
 def test_what_weight_decay_alone_would_leave_of_gamma(logged):

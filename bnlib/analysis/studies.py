@@ -38,30 +38,28 @@ def histories(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def by_positions(runs: Iterable[Run]) -> pd.DataFrame:
-    """Final test accuracy in %: mean, std and n over seeds, one row a network, its positions and modification."""
-    table = pd.DataFrame([_about(run) | {"accuracy": 100 * run.metrics["test_accuracy"]} for run in runs
-                          if run.status == "done"])
-    if table.empty:
-        return table
-    return table.groupby(["dataset", "model", "positions", "modification", "epochs"], as_index=False).agg(
-        mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"))
+    """Test accuracy in % over the last quarter of training: mean, std, and n, the number of seeds; one row a network,
+    its positions and modification.
+
+    At a constant learning rate accuracy goes up and down from epoch to epoch, so that a single last one tells little;
+    mean and standard deviation are over those epochs of all seeds.
+    """
+    table = histories(run for run in runs if run.status == "done")
+    late = table[table["epoch"] > 0.75 * table["epochs"]] if len(table) else table
+    return late.groupby(["dataset", "model", "positions", "modification", "epochs"], as_index=False).agg(
+        mean=("test_accuracy", "mean"), std=("test_accuracy", "std"), n=("seed", "nunique")) if len(late) else late
 
 
 def which_half(runs: Iterable[Run]) -> Sentences:
-    """What each modification of batch norm at all positions reaches, beside no batch norm: a sentence a network.
-
-    At a constant learning rate accuracy goes up and down from epoch to epoch; hence the mean over the last quarter of
-    training, and the standard deviation there.
-    """
-    table = histories(taken_apart(runs))
-    said = Sentences()
+    """What each modification of batch norm at all positions reaches, beside no batch norm: a sentence a network."""
+    table, said = by_positions(taken_apart(runs)), Sentences()
     for (dataset, model, epochs), part in table.groupby(["dataset", "model", "epochs"]) if len(table) else ():
-        late = part[part["epoch"] > 0.75 * epochs].groupby("modification")["test_accuracy"].agg(["mean", "std"])
+        late = part.set_index("modification")
         order = [m for m in HALVES if m in late.index]
         stated = ", ".join(f"{half(m)} (`{m}`) {late.loc[m, 'mean']:.1f} ± {late.loc[m, 'std']:.1f} %" for m in order)
         if order:
             said.append(f"{name(model)} on {shown(dataset)}, mean and deviation over the last quarter of "
-                        f"{epochs} epochs, {seeds_of(part['seed'].nunique())}: {stated}.")
+                        f"{epochs} epochs, {seeds_of(part['n'].max())}: {stated}.")
         if {"vanilla", "fixed_bn", "trained_bn"} <= set(order):
             steps = (_step(late, *pair) for pair in (("vanilla", "fixed_bn"), ("fixed_bn", "trained_bn")))
             said.append("From no batch norm to normalisation alone {}, from there to training γ and β too {}.".format(

@@ -82,7 +82,7 @@ def smoothed(values: np.ndarray, window: int) -> np.ndarray:
 def by_positions(table: pd.DataFrame) -> Figure:
     """Test accuracy of each modification, a row for each choice of the layers, from the image on, with batch norm.
 
-    table: from `analysis.by_positions`. Hollow: all other weights frozen. Bars are one standard deviation over seeds.
+    table: from `analysis.by_positions`. Hollow: all other weights frozen. Bars are one standard deviation of epochs.
     """
     if not len(table):
         return nothing_yet()
@@ -96,7 +96,8 @@ def by_positions(table: pd.DataFrame) -> Figure:
                       color=shade(name), label=half(name), **hollow)
     axes.set_yticks(range(len(masks)), [mask.replace(",", " ") for mask in masks])
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="test accuracy (%)", ylabel="batch norm at", ylim=(-0.5, len(masks) - 0.5))
+    axes.set(xlabel="test accuracy (%), mean of the last quarter of training", ylabel="batch norm at",
+             ylim=(-0.5, len(masks) - 0.5))
     figure.legend(loc="outside lower center", ncols=2)
     note(figure, _stated(table))
     return figure
