@@ -9,21 +9,18 @@ from bnlib.store import Run
 from bnlib.wording import Sentences, name, seeds_of, shown, spread, trained
 
 
-def summary(runs: Iterable[Run], dataset: str | None = None) -> Sentences:
-    """The answer in at most five sentences, the longest training of each network and mode; every number computed.
-
-    dataset: on which images; None: on all there are.
-    """
-    everything = list(runs)
-    runs = [run for run in plain(everything)
-            if run.config.width >= 1 and dataset in (None, run.config.dataset)]      # not the narrow ones of 08_beyond
+def summary(runs: Iterable[Run], dataset: str = "cifar10") -> Sentences:
+    """The answer on one set of images in at most five sentences, the longest training of each network and mode; every
+    number computed."""
+    everything = [run for run in runs if run.config.dataset == dataset]
+    runs = [run for run in plain(everything) if run.config.width >= 1]             # not the narrow ones of 08_beyond
     table = accuracy(runs)
     table = table[table["n"] > 0].sort_values("epochs")
     of_bn = table[table["trainable"] == "bn"]
     if of_bn.empty:
         return Sentences(["No BN-only run is there yet."])
     return Sentences([*_alone(runs, table), *_scaling(of_bn), *_parts(table), *_switched_off(runs),
-                      *_without_shortcuts(everything, dataset)])
+                      *_without_shortcuts(everything)])
 
 
 def progress(runs: Iterable[Run], planned: int) -> Sentences:
@@ -89,10 +86,9 @@ def _switched_off(runs: list[Run]) -> list[str]:
             f"{paper:g} %, BN only, {PAPER_EPOCHS} epochs."] if shares else []
 
 
-def _without_shortcuts(runs: list[Run], dataset: str | None) -> list[str]:
+def _without_shortcuts(runs: list[Run]) -> list[str]:
     """BN-only accuracy with shortcuts and without, at the depths at which both were trained for as long."""
-    table = residual_and_plain(run for run in runs if run.config.trainable == "bn"
-                               and dataset in (None, run.config.dataset))
+    table = residual_and_plain(run for run in runs if run.config.trainable == "bn")
     both = table.dropna(subset=["residual, ours", "plain, ours"])
     if both.empty:
         return []

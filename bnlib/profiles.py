@@ -177,7 +177,7 @@ _DEMO = {
     "masks": ["all", "last3"],
     "modifications": [m for m in MODIFICATIONS if m != "fixed_bn alone"],
     "rates": [0.00226, 0.0226, 0.226],
-    "residual": {"dataset": "digits", "n_train": 512, "epochs": 4, "batch_size": 32, "augment": "crop"},
+    "residual": {"dataset": "digits", "epochs": 4, "batch_size": 32, "augment": "crop"},      # as `training`
     "plain_depths": [8, 14],
     "changes": [{"shortcut": "none"}, {"final_relu": False}, {"inputs": "raw"},
                 {"augment": "none"}],

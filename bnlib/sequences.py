@@ -15,8 +15,8 @@ def make(seed: int = 0) -> tuple[list[np.ndarray], list[str]]:
 
     A motif is a smooth random curve in three channels. Each occurrence is stretched by 0.75 to 1.25, scaled by 0.7 to
     1.3, turned upside down or not, and lies anywhere, the second one after the first; half of a third motif lies
-    anywhere as a distraction; noise covers all. So neither a step's value nor a sum over the steps tells the class: the
-    mean of every class is the same. An image of height 1 is a sequence.
+    anywhere as a distraction; noise covers all. So the mean of every class is the same. An image of height 1 is a
+    sequence.
     """
     draws = np.random.default_rng(seed)
     motifs = _smooth(draws.standard_normal((MOTIFS, 40, CHANNELS)))

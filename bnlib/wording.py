@@ -11,7 +11,7 @@ class Sentences(list):
     """Sentences with computed numbers; a notebook shows them as a list."""
 
     def _repr_markdown_(self) -> str:
-        return "\n".join(f"* {sentence}" for sentence in self) or "Nothing to show yet: no finished run."
+        return "\n".join(f"* {sentence}" for sentence in self) or "Nothing to show here yet."
 
 
 _DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "digits": "scikit-learn's digits",
@@ -106,8 +106,12 @@ def spread(row) -> str:
     """`43.4 ± 0.3 % (3 seeds)`, or what there is of it."""
     if not row.n:
         return f"diverged ({seeds_of(row.diverged)})"
-    deviation = "" if np.isnan(row.std) else f" ± {row.std:.1f}"
-    return f"{row.mean:.1f}{deviation} % ({seeds_of(row.n)})"
+    return f"{plus_minus(row.mean, row.std)} % ({seeds_of(row.n)})"
+
+
+def plus_minus(mean: float, deviation: float) -> str:
+    """`43.4 ± 0.3`; without the deviation where there is none."""
+    return f"{mean:.1f}" + ("" if np.isnan(deviation) else f" ± {deviation:.1f}")
 
 
 def machine(device: str) -> str:

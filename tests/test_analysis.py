@@ -34,6 +34,21 @@ def test_accuracies_come_by_the_number_of_random_weights_and_not_by_its_digits()
     assert table["trainable"].tolist() == ["random2", "random4", "random16", "random32"]
 
 
+def test_runs_that_differ_in_more_than_their_seed_make_no_mean():
+    """Batches of 256 and of 1,024 are the protocol of large images of two profiles; other fields make a variant."""
+    of_short, of_paper = (PROFILES[name]["large"] | {"model": "imagenet_resnet18", "epochs": 16}
+                          for name in ("short", "paper"))
+    runs = [fake_run(0.4, **of_short), fake_run(0.42, **of_short, seed=1), fake_run(0.8, **of_paper)]
+    assert analysis.accuracy(runs)["n"].tolist() in ([2, 1], [1, 2])
+    dead = analysis.dead_features([fake_run(), fake_run(seed=1), fake_run(lr=0.5)])
+    assert sorted(zip(dead["variant"], dead["n"], strict=True)) == [("", 2), ("learning rate 0.5", 1)]
+
+
+def test_the_demo_trains_residual_networks_as_all_others():
+    for each in PROFILES.values():
+        assert each["residual"] == each["training"]
+
+
 def test_a_diverged_run_counts_as_diverged_and_not_as_an_accuracy():
     row = analysis.accuracy([fake_run(0.4, seed=0), fake_run(0.1, seed=1, status="diverged")]).iloc[0]
     assert (row["mean"], row["n"], row["diverged"]) == (pytest.approx(40), 1, 1)
@@ -44,6 +59,14 @@ def test_dead_share_counts_small_gammas_of_either_sign():
     assert share.to_dict() == {"a": 0.5, "b": 0.0}
     with pytest.raises(InputError, match="below=-1"):
         analysis.dead_share({}, below=-1)
+
+
+def test_the_threshold_that_was_counted_by_is_the_one_that_is_named():
+    runs = [fake_run(gamma=(0.03, 0.5)), fake_run(gamma=(0.03, 0.03), trainable="random8")]
+    table = analysis.dead_features(runs, below=0.05)
+    assert "50.0 % of all |γ| below 0.05" in analysis.compare_dead(table)[0]
+    (axes,) = plots.dead_share(table).axes
+    assert axes.get_ylabel() == "channels with |γ| < 0.05 (%)" and len(axes.containers) == 4        # bars, their errors
 
 
 def test_affine_has_a_row_a_channel(tiny_run):
@@ -58,6 +81,11 @@ def test_compare_computes_the_difference_to_each_published_value():
     assert any("46.67 %" in s and "+0.8 points" in s for s in said) and not any(" of 160 epochs" in s for s in said)
     short = analysis.compare(analysis.accuracy([fake_run(0.475, epochs=16)]), published("test accuracy", "cifar10"))
     assert short and all(s.endswith("points, after 16 of 160 epochs.") for s in short)
+    large = PROFILES["paper"]["large"] | {"model": "imagenet_resnet200"}
+    for epochs, said in ((90, "points."), (16, "points, after 16 of 90 epochs.")):
+        table = analysis.accuracy([fake_run(0.3, **large | {"epochs": epochs})])
+        (whole,) = analysis.compare(table, published("top-5 accuracy"))
+        assert whole.endswith(said)
 
 
 def in_fp32(run):
@@ -74,7 +102,8 @@ def test_a_config_trained_once_more_is_told_by_precision():
     assert said == ("ResNet-14, BN only, 160 epochs, the same seeds: "
                     "45.0 ± 1.0 % (3 seeds) in bf16, batch norm by C++; "
                     "44.0 ± 2.0 % (3 seeds) in fp32, batch norm by torch.")
-    assert analysis.by_precision(runs, []) == []
+    assert "45.5 ± 0.7 % (2 seeds) in bf16" in analysis.by_precision(runs[1:], repeats)[0]      # of both the same seeds
+    assert analysis.by_precision(runs, []) == analysis.by_precision([fake_run(model="resnet32")], repeats) == []
 
 
 def verdict(runs, claim):
@@ -99,6 +128,13 @@ def test_short_runs_say_nothing_on_a_number_reported_after_160_epochs():
 def test_an_ordering_is_judged_pair_by_pair(accuracies, expected):
     runs = [fake_run(a, model=f"resnet{d}") for d, a in accuracies.items()]
     assert verdict(runs, "BN only: deeper is better") == expected
+
+
+def test_a_network_that_diverged_is_not_left_out_of_an_ordering():
+    runs = [fake_run(a, model=f"resnet{d}") for d, a in ((14, 0.4), (32, 0.5), (56, 0.6))]
+    row = verdicts.table([*runs, fake_run(0.1, model="resnet110", status="diverged")]).set_index("claim").loc[
+        "BN only: deeper is better"]
+    assert row["verdict"] == "partly" and "in 2 of 3 pairs" in row["ours"] and "1 of these runs diverged" in row["ours"]
 
 
 def test_full_training_is_compared_with_bn_only_of_the_same_seed():
@@ -287,6 +323,25 @@ def test_a_difference_that_seeds_alone_make_is_undecided(ahead, expected):
     assert ("a change of seeds alone makes 1.2 points" in row["ours"]) == (expected == "undecided")
     one_seed = verdicts.table([full[1], alone[1]]).set_index("claim")["verdict"]        # no noise is known of
     assert one_seed["Training all parameters beats BN only"] == ("partly" if ahead > 0 else "undecided")
+
+
+def test_pairs_that_share_a_run_go_up_and_down_together():
+    """Seeds deviate by 1 point. Of three depths the mean gain is half of last less first: 2·√2/2 = 1.4. Two starts that
+    are compared with one run: 2·√(1 + ¼ + ¼) = 2.4."""
+    noisy = [fake_run(0.2 + s / 100, epochs=5, seed=s) for s in range(3)]
+    deep = [fake_run(0.44 + i / 200, model=f"resnet{d}") for i, d in enumerate((14, 32, 56))]
+    starts = [fake_run(0.441, bn_init="ones"), fake_run(0.442, bn_init="signed")]
+    ours = verdicts.table([*noisy, *deep, *starts]).set_index("claim")["ours"]
+    assert ours["BN only: deeper is better"].endswith("a change of seeds alone makes 1.4 points")
+    assert ours["How γ and β start matters little"].endswith("a change of seeds alone makes 2.4 points")
+
+
+def test_a_mean_that_says_otherwise_than_most_pairs_decides_nothing():
+    noisy = [fake_run(0.2 + s / 1000, epochs=5, seed=s) for s in range(3)]
+    full = [fake_run(a, model=f"resnet{d}", trainable="all") for d, a in ((14, 0.5), (32, 0.5), (56, 0.1))]
+    alone = [fake_run(0.45, model=f"resnet{d}") for d in (14, 32, 56)]
+    row = verdicts.table(noisy + full + alone).set_index("claim").loc["Training all parameters beats BN only"]
+    assert row["verdict"] == "undecided" and row["ours"].endswith("but -8.3 points in the mean of the pairs")
 
 
 def test_the_noise_between_seeds_is_pooled_over_what_differs_in_nothing_else():

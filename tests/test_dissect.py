@@ -361,6 +361,15 @@ def test_layer_means_are_those_of_the_trajectory_and_biases_stand_for_beta(logge
                                                                               "dense2"]
 
 
+def test_each_run_has_a_line_of_its_own_in_the_means_of_layers(logged):
+    table = analysis.layer_means([logged])
+    both = pd.concat([table, table.assign(run="another", seed=1)])
+    lines = [len(axes.lines) for axes in plots.studies.layer_means(both).axes]
+    assert lines == [2 * len(axes.lines) for axes in plots.studies.layer_means(table).axes]
+    assert all(np.all(np.diff(line.get_xdata()) > 0) for axes in plots.studies.layer_means(both).axes
+               for line in axes.lines)
+
+
 def test_smoothing_leaves_parabolas_and_removes_noise():
     x = np.arange(30.0)
     assert plots.studies.smoothed(x**2, 7) == pytest.approx(x**2)
@@ -436,7 +445,7 @@ def test_which_half_is_told_by_the_last_quarter_of_training():
     def fake(trainable, accuracies, positions="all", **changes):
         fields = {"trainable": trainable, "positions": positions, "epochs": 8} | changes
         made = fake_run(**PRESETS["3c3d-cifar10"] | fields)
-        made.history = pd.DataFrame({"epoch": range(1, 9), "test_accuracy": accuracies})
+        made.history = pd.DataFrame({"epoch": range(1, len(accuracies) + 1), "test_accuracy": accuracies})
         return made
     runs = [fake("all", [0.1] * 6 + [0.72, 0.74], "none"), fake("weights", [0.9] * 6 + [0.76, 0.78])]
     (said,) = analysis.which_half(runs)
@@ -448,6 +457,8 @@ def test_which_half_is_told_by_the_last_quarter_of_training():
     (row,) = analysis.by_positions([runs[-1], fake("all", [0.9] * 6 + [0.71, 0.70], seed=1)]).itertuples()
     assert (round(row.mean, 6), row.n) == (74.0, 2) and round(row.std ** 2, 6) == round((9 + 16 + 9 + 16) / 3, 6)
     assert analysis.which_half([]) == [] and analysis.by_positions([]).empty
+    (alone,) = analysis.which_half([fake("weights", [0.76, 0.78, 0.8, 0.8], epochs=4)])          # of one epoch and seed
+    assert "(`fixed_bn`) 80.0 %." in alone
 
 
 def test_what_weight_decay_alone_would_leave_of_gamma(logged):

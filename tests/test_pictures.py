@@ -1,6 +1,7 @@
 """Pictures and what moves: against hand-made channels, plain hooks, and a notebook that runs in a real kernel."""
 
 import base64
+import dataclasses
 import io
 import re
 from types import SimpleNamespace
@@ -104,8 +105,21 @@ def test_of_pictures_of_nothing_a_sentence_is_left_and_no_file(tmp_path):
     for figure in (draw.network(channels()), draw.feature_maps(pd.DataFrame()), draw.switched_off([], []),
                    of_studies.surfaces([]), of_studies.courses(analysis.histories([])),
                    of_studies.by_depth(analysis.residual_and_plain([]))):
-        assert "no finished run" in plots.save(figure, "drawn", tmp_path)._repr_markdown_()
+        assert "Nothing to show" in plots.save(figure, "drawn", tmp_path)._repr_markdown_()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_never_moved_has_a_ridge_too(tiny_run):
+    still = analysis.affine([tiny_run]).assign(beta=0.0)
+    assert len(plots.ridges(still, "beta").axes) == 1
+
+
+def test_of_ten_classes_top_1_is_shown_alone_and_variants_have_rows_of_their_own(tiny_run):
+    other = SimpleNamespace(**vars(tiny_run) | {"config": dataclasses.replace(tiny_run.config, norm="group")})
+    table = analysis.top1_and_top5([tiny_run, other])
+    assert table["top"].tolist() == [1, 1] and set(table["chance"]) == {10}
+    (axes,) = plots.top1_and_top5(table).axes
+    assert len(axes.get_yticks()) == 3 and len({y for c in axes.containers for y in c.lines[0].get_ydata()}) == 2
 
 
 def test_a_surface_names_what_trained_in_the_words_of_its_study(tiny_run):
@@ -227,7 +241,7 @@ def test_the_slider_draws_its_threshold_and_trains_nothing(tiny_run, tmp_path, m
     pytest.importorskip("ipywidgets")
     monkeypatch.setattr(interactive, "with_widgets", lambda: True)
     monkeypatch.setattr(interactive, "run", None)
-    assert "no finished run" in interactive.threshold([], pd.DataFrame(), tmp_path)._repr_markdown_()
+    assert "Nothing to show" in interactive.threshold([], pd.DataFrame(), tmp_path)._repr_markdown_()
     slider, picture = interactive.threshold([tiny_run], pd.DataFrame(), tmp_path).children
     for value in (0.3, 0.02):
         slider.value = value

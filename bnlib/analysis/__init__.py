@@ -7,11 +7,13 @@ from bnlib.analysis.accuracies import (
     by_precision,
     comparable,
     compare,
+    epochs_of_the_paper,
     machines,
     pair,
     plain,
     provenance,
     published,
+    seedless,
     sizes,
     top1_and_top5,
     varied,
@@ -56,7 +58,8 @@ from bnlib.analysis.studies import (
 
 __all__ = ["DEAD", "PAPER_EPOCHS", "about_images", "accuracy", "affine", "alone_logged", "by_positions", "by_precision",
            "comparable", "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "decayed",
-           "growth", "histories", "last_loss", "layer_means", "logged_losses", "machines", "made_on", "optimizers",
-           "own_decay", "pair", "percent_dead", "plain", "provenance", "published", "residual_and_plain", "restrained",
-           "root_mean_square", "searched", "shared_batch", "sizes", "speeds", "surface", "taken_apart", "timed_alike",
-           "top1_and_top5", "trials", "trials_stated", "varied", "which_half", "with_and_without"]
+           "epochs_of_the_paper", "growth", "histories", "last_loss", "layer_means", "logged_losses", "machines",
+           "made_on", "optimizers", "own_decay", "pair", "percent_dead", "plain", "provenance", "published",
+           "residual_and_plain", "restrained", "root_mean_square", "searched", "seedless", "shared_batch", "sizes",
+           "speeds", "surface", "taken_apart", "timed_alike", "top1_and_top5", "trials", "trials_stated", "varied",
+           "which_half", "with_and_without"]

@@ -10,11 +10,17 @@ import pandas as pd
 from bnlib import data
 from bnlib.config import Config
 from bnlib.names import DEEPOBS, InputError, parse_model
-from bnlib.profiles import OF_THE_PAPER, variant
+from bnlib.profiles import OF_THE_PAPER, PROFILES, variant
 from bnlib.store import Run
 from bnlib.wording import Sentences, changed, listed, name, shown, spread, trained
 
 PAPER_EPOCHS = Config().epochs      # after which the paper reports its numbers
+
+
+def epochs_of_the_paper(dataset: str) -> int:
+    """After how many epochs the paper reports its numbers on a set of images."""
+    large = PROFILES["paper"]["large"]
+    return large["epochs"] if dataset == large["dataset"] else PAPER_EPOCHS
 
 
 def plain(runs: Iterable[Run]) -> list[Run]:
@@ -54,7 +60,8 @@ def comparable(table: pd.DataFrame, of: str = "model", kinds: Iterable[str] = ("
 
 
 def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame:
-    """Final test accuracy (or another share among the metrics) in %, a row a setting: mean and deviation over seeds.
+    """Final test accuracy (or another share among the metrics) in %, a row a setting: mean and deviation over seeds,
+    which are all that the runs of a row differ in.
 
     Columns: dataset, model, depth, width, trainable, variant (in words), epochs, parameters (trained), mean, std (of
     the sample, NaN for one seed), n (finished seeds), diverged (seeds that diverged), seeds, devices.
@@ -63,14 +70,19 @@ def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame
     rows = pd.DataFrame([{
         "dataset": run.config.dataset, "depth": run.config.depth, "width": run.config.width, "model": run.config.model,
         "trainable": run.config.trainable, "variant": changed(variant(run.config)), "epochs": run.config.epochs,
-        "parameters": run.metrics["parameters_trained"], "seed": run.config.seed,
+        "parameters": run.metrics["parameters_trained"], "setting": seedless(run.config).id, "seed": run.config.seed,
         "accuracy": 100 * run.metrics[metric] if run.status == "done" else np.nan,
         "diverged": run.status == "diverged", "device": run.provenance["device"],
-    } for run in runs], columns=[*keys, "seed", "accuracy", "diverged", "device"])
-    table = rows.groupby(keys, as_index=False).agg(
+    } for run in runs], columns=[*keys, "setting", "seed", "accuracy", "diverged", "device"])
+    table = rows.groupby([*keys, "setting"], as_index=False).agg(
         mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), diverged=("diverged", "sum"),
         seeds=("seed", listed), devices=("device", listed))
-    return table.sort_values(keys, key=_by_number, ignore_index=True)
+    return table.drop(columns="setting").sort_values(keys, key=_by_number, ignore_index=True)
+
+
+def seedless(config: Config) -> Config:
+    """What runs that differ in their seed alone have in common."""
+    return dataclasses.replace(config, seed=Config.seed)
 
 
 def _by_number(column: pd.Series) -> pd.Series:
@@ -83,13 +95,13 @@ def _by_number(column: pd.Series) -> pd.Series:
 def top1_and_top5(runs: Iterable[Run]) -> pd.DataFrame:
     """`accuracy` by the most probable class (`top` 1) and by the five most probable (5), and what chance gives.
 
-    Of runs on sets of more than ten classes; columns top and chance (%) beside those of `accuracy`.
+    Columns top and chance (%) beside those of `accuracy`. Of ten classes or fewer the five are not recorded.
     """
-    runs = [run for run in runs if "test_top5_accuracy" in run.metrics]
+    runs = list(runs)
     classes = {run.config.dataset: run.record["classes"] for run in runs}
-    tables = [accuracy(runs, metric).assign(top=top) for top, metric in (
+    tables = [accuracy((run for run in runs if metric in run.metrics), metric).assign(top=top) for top, metric in (
         (1, "test_accuracy"), (5, "test_top5_accuracy"))]
-    both = pd.concat(tables, ignore_index=True)
+    both = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     return both.assign(chance=100 * both["top"] / both["dataset"].map(classes))
 
 
@@ -128,7 +140,8 @@ def compare(table: pd.DataFrame, published: pd.DataFrame) -> Sentences:
         same = (published["dataset"] == row.dataset) & (published["model"] == row.model) & (
             published["trainable"] == row.trainable)
         for other in published[same].itertuples():
-            short = f", after {row.epochs} of {PAPER_EPOCHS} epochs" if row.epochs < PAPER_EPOCHS else ""
+            theirs = epochs_of_the_paper(row.dataset)
+            short = f", after {row.epochs} of {theirs} epochs" if row.epochs < theirs else ""
             said.append(f"{name(row.model)}, {trained(row.trainable)}: {spread(row)} after {row.epochs} epochs; "
                         f"{other.source} ({other.where}): {other.value:g} %; "
                         f"difference {row.mean - other.value:+.1f} points{short}.")
@@ -139,13 +152,13 @@ def compare(table: pd.DataFrame, published: pd.DataFrame) -> Sentences:
 
 def by_precision(runs: Iterable[Run], repeats: Iterable[Run]) -> Sentences:
     """One sentence a config that was trained once more in another way (`store.repeats`): its accuracy by each precision
-    and path of batch norm."""
-    repeats = list(repeats)
-    alike = {config: [] for config in dict.fromkeys(dataclasses.replace(run.config, seed=0) for run in repeats)}
+    and path of batch norm, of the seeds that were trained in both."""
+    runs, repeats = list(runs), list(repeats)
+    both = {run.config for run in runs} & {run.config for run in repeats}
+    alike: dict[Config, list[Run]] = {}
     for run in [*runs, *repeats]:
-        config = dataclasses.replace(run.config, seed=0)
-        if config in alike:
-            alike[config].append(run)
+        if run.config in both:
+            alike.setdefault(seedless(run.config), []).append(run)
     said = Sentences()
     for config, of_one in alike.items():
         ways: dict[str, list[Run]] = {}

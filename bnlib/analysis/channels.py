@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from bnlib.analysis.accuracies import PAPER_EPOCHS, published
+from bnlib.analysis.accuracies import PAPER_EPOCHS, published, seedless
 from bnlib.names import InputError
+from bnlib.profiles import variant
 from bnlib.store import ABOUT, Run, about
-from bnlib.wording import Sentences, name, seeds_of, trained
+from bnlib.wording import Sentences, changed, name, seeds_of, trained
 
 DEAD = 0.01            # |γ| below which the paper counts a feature as switched off (Sec. 5)
 
@@ -44,12 +45,18 @@ def percent_dead(run: Run, below: float = DEAD) -> float:
 
 
 def dead_features(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
-    """Share of all channels with |γ| < `below`, in %: mean and standard deviation over seeds, one row a setting."""
-    keys = ["dataset", "depth", "width", "model", "trainable", "epochs"]
-    by_run = pd.DataFrame([{**{key: getattr(run.config, key) for key in keys}, "seed": run.config.seed,
-                            "dead": percent_dead(run, below)}
-                           for run in runs if run.status == "done" and run.gamma], columns=[*keys, "seed", "dead"])
-    return by_run.groupby(keys, as_index=False).agg(mean=("dead", "mean"), std=("dead", "std"), n=("dead", "count"))
+    """Share of all channels with |γ| < `below`, in %: mean and standard deviation over seeds, one row a setting.
+
+    Columns: dataset, depth, width, model, trainable, variant (in words), epochs, below, mean, std, n (seeds).
+    """
+    fields = ["dataset", "depth", "width", "model", "trainable"]
+    keys = [*fields, "variant", "epochs", "below"]
+    by_run = pd.DataFrame([{
+        **{key: getattr(run.config, key) for key in (*fields, "epochs")}, "variant": changed(variant(run.config)),
+        "setting": seedless(run.config).id, "below": below, "dead": percent_dead(run, below)}
+        for run in runs if run.status == "done" and run.gamma], columns=[*keys, "setting", "dead"])
+    return by_run.groupby([*keys, "setting"], as_index=False).agg(
+        mean=("dead", "mean"), std=("dead", "std"), n=("dead", "count")).drop(columns="setting")
 
 
 def dead_by_layer(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
@@ -66,7 +73,8 @@ def dead_by_layer(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
 def compare_dead(table: pd.DataFrame) -> Sentences:
     """What share of γ is switched off, from `dead_features`, beside the published one."""
     claim = published("share of features disabled").iloc[0]
+    theirs = f"{claim['source']} for {trained(claim['trainable'])} after {PAPER_EPOCHS}: about {claim['value']:g} %"
     return Sentences(
-        f"{name(row.model)}, {trained(row.trainable)}: {row.mean:.1f} % of all |γ| below {DEAD} after {row.epochs} "
-        f"epochs ({seeds_of(row.n)}); {claim['source']} for {trained(claim['trainable'])} after {PAPER_EPOCHS}: "
-        f"about {claim['value']:g} %." for row in table.itertuples())
+        f"{', '.join(filter(None, (name(row.model), trained(row.trainable), row.variant)))}: {row.mean:.1f} % of all "
+        f"|γ| below {row.below:g} after {row.epochs} epochs ({seeds_of(row.n)}); {theirs}."
+        for row in table.itertuples())

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from bnlib.analysis.accuracies import accuracy, published
+from bnlib.analysis.accuracies import accuracy, published, seedless
+from bnlib.config import Config
 from bnlib.names import choose, parse_model
 from bnlib.profiles import PRESETS, modification, variant
 from bnlib.store import Run
-from bnlib.wording import HALVES, Sentences, half, name, seeds_of, shown
+from bnlib.wording import HALVES, OPTIMIZER, Sentences, half, name, plus_minus, seeds_of, shown
 
 
 def taken_apart(runs: Iterable[Run]) -> list[Run]:
@@ -39,26 +40,29 @@ def histories(runs: Iterable[Run]) -> pd.DataFrame:
 
 def by_positions(runs: Iterable[Run]) -> pd.DataFrame:
     """Test accuracy in % over the last quarter of training: mean, std, and n, the number of seeds; one row a network,
-    its positions and modification.
+    its positions, modification and optimizer.
 
     At a constant learning rate accuracy goes up and down from epoch to epoch, so that a single last one tells little;
     mean and standard deviation are over those epochs of all seeds.
     """
     table = histories(run for run in runs if run.status == "done")
     late = table[table["epoch"] > 0.75 * table["epochs"]] if len(table) else table
-    return late.groupby(["dataset", "model", "positions", "modification", "epochs"], as_index=False).agg(
-        mean=("test_accuracy", "mean"), std=("test_accuracy", "std"), n=("seed", "nunique")) if len(late) else late
+    keys = ["dataset", "model", "positions", "modification", "optimizer", "epochs", "setting"]
+    return late.groupby(keys, as_index=False).agg(mean=("test_accuracy", "mean"), std=("test_accuracy", "std"), n=(
+        "seed", "nunique")).drop(columns="setting") if len(late) else late
 
 
 def which_half(runs: Iterable[Run]) -> Sentences:
     """What each modification of batch norm at all positions reaches, beside no batch norm: a sentence a network."""
     table, said = by_positions(taken_apart(runs)), Sentences()
-    for (dataset, model, epochs), part in table.groupby(["dataset", "model", "epochs"]) if len(table) else ():
+    keys = ["dataset", "model", "optimizer", "epochs"]
+    for (dataset, model, optimizer, epochs), part in table.groupby(keys) if len(table) else ():
         late = part.set_index("modification")
         order = [m for m in HALVES if m in late.index]
-        stated = ", ".join(f"{half(m)} (`{m}`) {late.loc[m, 'mean']:.1f} ± {late.loc[m, 'std']:.1f} %" for m in order)
+        stated = ", ".join(f"{half(m)} (`{m}`) {plus_minus(*late.loc[m, ['mean', 'std']])} %" for m in order)
         if order:
-            said.append(f"{name(model)} on {shown(dataset)}, mean and deviation over the last quarter of "
+            by = f" by {OPTIMIZER[optimizer]}" * (optimizer != Config.optimizer)
+            said.append(f"{name(model)} on {shown(dataset)}{by}, mean and deviation over the last quarter of "
                         f"{epochs} epochs, {seeds_of(part['n'].max())}: {stated}.")
         if {"vanilla", "fixed_bn", "trained_bn"} <= set(order):
             steps = (_step(late, *pair) for pair in (("vanilla", "fixed_bn"), ("fixed_bn", "trained_bn")))
@@ -124,8 +128,8 @@ def surface(run: Run, layer: str, part: str = "gamma") -> pd.DataFrame:
 def _about(run: Run) -> dict:
     """What tells apart the runs of `09_dissect_batchnorm`."""
     return {"run": run.id, "dataset": run.config.dataset, "model": run.config.model, "positions": run.config.positions,
-            "modification": modification(run.config), "lr": run.config.lr, "epochs": run.config.epochs,
-            "seed": run.config.seed}
+            "modification": modification(run.config), "optimizer": run.config.optimizer, "lr": run.config.lr,
+            "epochs": run.config.epochs, "setting": seedless(run.config).id, "seed": run.config.seed}
 
 
 def residual_and_plain(runs: Iterable[Run]) -> pd.DataFrame:

@@ -54,6 +54,7 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     table: from `analysis.accuracy`. Bars are one standard deviation over seeds. Lines are named where they end; where
     one of several is a single point, which others may hide, below the figure.
     """
+    table = table[table["n"] > 0]
     if not len(table):
         return nothing_yet()
     figure, axes = plt.subplots(figsize=(6, 3.8))
@@ -134,27 +135,30 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
 def top1_and_top5(table: pd.DataFrame, published: pd.DataFrame | None = None) -> Figure:
     """Top-1 and top-5 accuracy, a panel each; a row for what trains of each network, and how many parameters that are.
 
-    table: from `analysis.top1_and_top5`; published: of top-5, hollow marks. Dotted: chance.
+    table: from `analysis.top1_and_top5`; without top-5 there is one panel. published: of top-5, hollow marks of the
+    protocol. Dotted: chance.
     """
     table = table[table["n"] > 0]
     if not len(table):
         return nothing_yet()
     table = comparable(table).sort_values(["depth", "width", "model", "mean"], ascending=[False, False, False, True])
-    rows = [(model, trainable) for model, of_model in table[table["top"] == 1].groupby("model", sort=False)
-            for trainable in [*of_model["trainable"], ""]]                            # "": the network's name
-    figure, grid = plt.subplots(1, 2, figsize=(7.4, 1.2 + 0.24 * len(rows)), sharey=True)
-    for axes, top in zip(grid, (1, 5), strict=True):
+    rows = [(model, *what) for model, of_model in table[table["top"] == 1].groupby("model", sort=False)
+            for what in [*zip(of_model["trainable"], of_model["variant"], strict=True), ("", "")]]  # the network's name
+    tops = sorted(table["top"].unique())
+    figure, grid = plt.subplots(1, len(tops), figsize=(2.6 + 2.4 * len(tops), 1.2 + 0.24 * len(rows)), sharey=True,
+                                squeeze=False)
+    for axes, top in zip(grid[0], tops, strict=True):
         part = table[table["top"] == top]
         for row in part.itertuples():
-            y = rows.index((row.model, row.trainable))
+            y = rows.index((row.model, row.trainable, row.variant))
             axes.errorbar(row.mean, y, xerr=row.std, color=colour(row.trainable), capsize=2,
                           marker=MARKERS.get(row.epochs, "D"))
             axes.annotate(f"{row.mean:.1f}", (row.mean + np.nan_to_num(row.std), y), xytext=(7, 0), va="center",
                           textcoords="offset points", fontsize=7.5, color="#555555")
         known = () if published is None or top == 1 else published.itertuples()
         for claim in known:
-            if claim.dataset in set(part["dataset"]) and (claim.model, claim.trainable) in rows:
-                y = rows.index((claim.model, claim.trainable)) + 0.3                  # above ours and its number
+            if claim.dataset in set(part["dataset"]) and (claim.model, claim.trainable, "") in rows:
+                y = rows.index((claim.model, claim.trainable, "")) + 0.3              # above ours and its number
                 axes.scatter(claim.value, y, s=35, facecolors="none", edgecolors=colour(claim.trainable),
                              label=f"published: {claim.source}")
         axes.axvline(part["chance"].iloc[0], color="#333333", linewidth=0.8, linestyle=":")
@@ -164,12 +168,13 @@ def top1_and_top5(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set(xlim=(0, 1.2 * max(axes.dataLim.xmax, part["chance"].iloc[0])), ylim=(-0.6, len(rows) - 0.4))
-    counts = table.set_index(["model", "trainable"])["parameters"].groupby(level=[0, 1]).first()
-    labels = [f"{trained(t)}: {counts[m, t]:,}" if t else name(m).removeprefix("ImageNet ") for m, t in rows]
-    grid[0].set_yticks(range(len(rows)), labels)
-    for label, (_, trainable) in zip(grid[0].get_yticklabels(), rows, strict=True):
+    counts = table.groupby(["model", "trainable"])["parameters"].first()
+    labels = [f"{', '.join(filter(None, (trained(t), v)))}: {counts[m, t]:,}" if t else
+              name(m).removeprefix("ImageNet ") for m, t, v in rows]
+    grid[0][0].set_yticks(range(len(rows)), labels)
+    for label, (_, trainable, _) in zip(grid[0][0].get_yticklabels(), rows, strict=True):
         label.set_fontweight("normal" if trainable else "bold")
-    if grid[1].get_legend_handles_labels()[0]:
+    if grid[0][-1].get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower right", fontsize=7.5)
     note(figure, f"{seeds_stated(table)}; {listed(table['epochs'])} epochs")
     return figure

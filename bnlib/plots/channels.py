@@ -6,10 +6,10 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from bnlib.analysis import DEAD, comparable
+from bnlib.analysis import comparable
 from bnlib.plots.style import COLOURS, SYMBOL, colour, legend_below, nothing_yet, of_seeds, seeds_stated, smallest_first
 from bnlib.store import Run
-from bnlib.wording import name, trained
+from bnlib.wording import listed, name, trained
 
 
 def affine_histograms(channels: pd.DataFrame) -> Figure:
@@ -64,15 +64,15 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
 
 
 def dead_share(table: pd.DataFrame) -> Figure:
-    """Share of switched-off features, |γ| < 0.01, a group a network and length of training, a colour a training mode.
+    """Share of switched-off features, a group a network and length of training, a colour a training mode.
 
-    table: from `analysis.dead_features`. Bars are one standard deviation over seeds.
+    table: of the protocol, from `analysis.dead_features`. Bars are one standard deviation over seeds.
     """
     if not len(table):
         return nothing_yet()
     table = table.sort_values(["depth", "width", "epochs"])
     networks = list(dict.fromkeys(zip(table["model"], table["epochs"], strict=True)))
-    modes = [mode for mode in COLOURS if mode in set(table["trainable"])]
+    modes = sorted(table["trainable"].unique(), key=[*COLOURS, *table["trainable"]].index)
     figure, axes = plt.subplots(figsize=(1.8 + 1.1 * len(networks), 3.4))
     width = 0.8 / len(modes)
     for i, mode in enumerate(modes):
@@ -87,7 +87,7 @@ def dead_share(table: pd.DataFrame) -> Figure:
                               textcoords="offset points", fontsize=7.5, color=colour(mode), **beside)
     axes.set_xticks(range(len(networks)), [f"{name(model)}\n{epochs} epochs" for model, epochs in networks])
     axes.grid(axis="x", visible=False)
-    axes.set_ylabel(f"channels with |γ| < {DEAD} (%)")
+    axes.set_ylabel(f"channels with |γ| < {listed(table['below'])} (%)")
     axes.set_title(seeds_stated(table), loc="left", color="#555555", fontsize=8)
     axes.legend()
     return figure
@@ -105,7 +105,8 @@ def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
     layers = int(channels["number"].max())
     figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.6 * len(networks), 1.4 + min(0.24 * layers, 6)),
                                 sharex=True, squeeze=False)
-    values = np.linspace(*np.quantile(channels[part].astype(float), [0.002, 0.998]), 160)
+    low, high = np.quantile(channels[part].astype(float), [0.002, 0.998])
+    values = np.linspace(*((low, high) if low < high else (low - 0.5, low + 0.5)), 160)         # equal: nothing moved
     for axes, model in zip(grid[0], networks, strict=True):
         of_model = channels[channels["model"] == model]
         count = of_model["number"].max()

@@ -104,7 +104,7 @@ def by_positions(table: pd.DataFrame) -> Figure:
 
 
 def layer_means(table: pd.DataFrame) -> Figure:
-    """Mean γ and β of each layer against epoch, a line a layer, a column a modification.
+    """Mean γ and β of each layer against epoch, a line a layer and run, a column a modification.
 
     table: from `analysis.layer_means`. Where a layer has no batch norm, its bias stands for β (dotted).
     """
@@ -116,11 +116,12 @@ def layer_means(table: pd.DataFrame) -> Figure:
                                 squeeze=False)
     for column, what in zip(grid.T, columns, strict=True):
         for i, layer in enumerate(layers):
-            rows = table[(table["modification"] == what) & (table["layer"] == layer)]
+            of_layer = table[(table["modification"] == what) & (table["layer"] == layer)]
             hue = plt.get_cmap("viridis")(0.9 * i / max(1, len(layers) - 1))
-            for axes, part in zip(column, ("gamma", "beta"), strict=True):
-                dotted = part == "beta" and rows["gamma"].isna().all()
-                axes.plot(rows["epoch"], rows[part], ":" if dotted else "-", color=hue, marker=".", label=layer)
+            for _, rows in of_layer.groupby("run", sort=False):
+                for axes, part in zip(column, ("gamma", "beta"), strict=True):
+                    dotted = part == "beta" and rows["gamma"].isna().all()
+                    axes.plot(rows["epoch"], rows[part], ":" if dotted else "-", color=hue, marker=".", label=layer)
         column[0].set_title(half(what).replace("; ", "\n"), color=shade(what), fontsize=9)
         column[-1].set_xlabel("epoch")
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))

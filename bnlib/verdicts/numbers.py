@@ -2,8 +2,7 @@
 
 import pandas as pd
 
-from bnlib.analysis import DEAD, PAPER_EPOCHS, accuracy, dead_features, plain, published
-from bnlib.profiles import PROFILES
+from bnlib.analysis import DEAD, PAPER_EPOCHS, accuracy, dead_features, epochs_of_the_paper, plain, published
 from bnlib.store import Run
 from bnlib.verdicts.rules import ENOUGH, NOT, NOT_RUN, PARTLY, REPRODUCED, UNDECIDED, against_number
 from bnlib.wording import machine, name, seeds_of, spread, trained
@@ -16,16 +15,16 @@ def claims(runs: list[Run], dataset: str) -> list[tuple]:
     paper = published().query("source == 'Frankle et al. 2021' and dataset == @dataset").iloc[::-1]
     return [
         *(_number(accuracy(ours), claim) for claim in paper.itertuples()),
-        *(_number(accuracy(large, "test_top5_accuracy"), claim, PROFILES["paper"]["large"]["epochs"])
+        *(_number(accuracy(large, "test_top5_accuracy"), claim)
           for claim in published("top-5 accuracy", "imagenet").itertuples()),
-        _dead_share([run for run in ours if run.status == "done"]),
+        *([_dead_share([run for run in ours if run.status == "done"])] if len(paper) else []),
     ]
 
 
-def _number(table: pd.DataFrame, claim, epochs: int = PAPER_EPOCHS) -> tuple:
+def _number(table: pd.DataFrame, claim) -> tuple:
     title = f"{name(claim.model)}, {trained(claim.trainable)}: {claim.metric}"
     ours = table[(table["model"] == claim.model) & (table["trainable"] == claim.trainable)].sort_values("epochs")
-    at_the_papers = ours[ours["epochs"] == epochs]
+    at_the_papers = ours[ours["epochs"] == epochs_of_the_paper(claim.dataset)]
     row = next((at_the_papers if len(at_the_papers) else ours.iloc[::-1]).itertuples(), None)
     stated = f"{spread(row)} after {row.epochs} epochs on {machine(row.devices)}" if row else "–"
     verdict = against_number(row, claim.value) if len(at_the_papers) else NOT_RUN

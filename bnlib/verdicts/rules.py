@@ -1,11 +1,13 @@
 """The rules by which runs decide a claim: against a number, by pairs of runs, and within the noise that seeds make."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
+from bnlib.analysis import seedless
 from bnlib.config import Config
 from bnlib.store import Run
 from bnlib.wording import listed, name
@@ -75,19 +77,26 @@ def judged(holds: list[bool], said: str, runs: list[Run], units: set | None = No
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """By how many points of accuracy a pair of runs is on the side of a claim, below 0 on the other; and what of each
-    run trained."""
+    """By how many points of accuracy a pair of runs is on the side of a claim, below 0 on the other; and how many of
+    them a point more of either run makes."""
 
     points: float
-    trained: tuple[str, str]
+    runs: tuple[Run, Run]
+    weights: tuple[float, float]
 
 
-def judged_by_accuracy(distances: list[float], said: str, pairs: list[tuple[Run, Run]],
-                        units: set | None = None) -> tuple[str, str, list[Distance]]:
-    """`judged`, and the distances, by which `decided` says whether they are more than what seeds make."""
+def judged_by_accuracy(distances: list[float], said: str, pairs: list[tuple[Run, Run]], units: set | None = None,
+                       weights: Sequence[tuple[float, float]] | None = None) -> tuple[str, str, list[Distance]]:
+    """`judged`, and the distances, by which `decided` says whether they are more than what seeds make.
+
+    weights: of each pair's runs in its distance; None: that is the second less the first. A run that diverged counts
+    by what its network still guesses right.
+    """
+    diverged = {run.id for pair in pairs for run in pair if run.status == "diverged"}
+    said += f"; {len(diverged)} of these runs diverged" * bool(diverged)
     stated, verdict = judged([distance >= 0 for distance in distances], said, [first for first, _ in pairs], units)
-    return stated, verdict, [Distance(distance, (a.config.trainable, b.config.trainable))
-                             for distance, (a, b) in zip(distances, pairs, strict=True)]
+    weights = [(-1, 1)] * len(pairs) if weights is None else weights
+    return stated, verdict, [Distance(*each) for each in zip(distances, pairs, weights, strict=True)]
 
 
 def seed_noise(runs: Iterable[Run]) -> dict[str, float]:
@@ -95,7 +104,7 @@ def seed_noise(runs: Iterable[Run]) -> dict[str, float]:
     over all configs and precisions that have several; under "" over all of these."""
     alike: dict[tuple[Config, str], list[float]] = {}
     for run in runs:
-        key = dataclasses.replace(run.config, seed=0), run.provenance["precision"]
+        key = seedless(run.config), run.provenance["precision"]
         alike.setdefault(key, []).append(percent_right(run))
     several = [(config.trainable, len(right) - 1, np.var(right, ddof=1))
                for (config, _), right in alike.items() if len(right) > 1]
@@ -107,15 +116,23 @@ def seed_noise(runs: Iterable[Run]) -> dict[str, float]:
 
 def decided(stated: str, verdict: str, distances: Sequence[Distance] = (), *,
              noise: dict[str, float]) -> tuple[str, str]:
-    """What is stated and the verdict as they are, or undecided: the mean of the distances, where accuracy judged, is
-    within two standard errors of a mean of so many differences."""
+    """What is stated and the verdict as they are, or undecided, where accuracy judged: because the mean of the
+    distances is within two standard errors of what seeds make of it, or on the other side than most of them."""
     if not distances or not noise:
         return stated, verdict
-    variances = [noise.get(what, noise[""]) ** 2 for distance in distances for what in distance.trained]
-    allowed = 2 * np.sqrt(np.sum(variances)) / len(distances)
-    if abs(np.mean([distance.points for distance in distances])) > allowed:
-        return stated, verdict
-    return f"{stated}; a change of seeds alone makes {allowed:.1f} points", UNDECIDED
+    variance: dict[str, float] = {}
+    weight: Counter = Counter()
+    for distance in distances:
+        for run, share in zip(distance.runs, distance.weights, strict=True):
+            variance[run.id] = noise.get(run.config.trainable, noise[""]) ** 2
+            weight[run.id] += share                  # pairs that share a run go up and down together
+    allowed = 2 * np.sqrt(sum(weight[run] ** 2 * variance[run] for run in weight)) / len(distances)
+    mean = np.mean([distance.points for distance in distances])
+    if abs(mean) <= allowed:
+        return f"{stated}; a change of seeds alone makes {allowed:.1f} points", UNDECIDED
+    if (mean > 0) is not (np.mean([distance.points >= 0 for distance in distances]) > 0.5):
+        return f"{stated}; but {mean:+.1f} points in the mean of the pairs", UNDECIDED
+    return stated, verdict
 
 
 def paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Callable[[Run], float],

@@ -39,7 +39,7 @@ def claims(runs: list[Run]) -> list[tuple]:
                  residual, ("model", "trainable"), ("A", "B"), lambda a, b: b - a),
         _matched("BN only survives without shortcuts", OURS, "–",
                  *([r for r in side if r.config.trainable == "bn"] for side in (plain_ones, residual)),
-                 ("depth", "width"), ("plain", "residual"), survives),
+                 ("depth", "width"), ("plain", "residual"), survives, (1, -0.5)),
     ]
 
 
@@ -62,10 +62,11 @@ def _ends(title: str, where: str, claim: str, runs: list[Run], ahead: Callable[[
 
 
 def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[Run], alike: tuple[str, ...],
-             names: tuple[str, str], ahead: Callable[[float, float], float]) -> tuple:
+             names: tuple[str, str], ahead: Callable[[float, float], float],
+             weights: tuple[float, float] = (-1, 1)) -> tuple:
     """Whether a claim holds on each pair of runs, a lower and an upper, that are `alike`, of one seed and epochs.
 
-    ahead: as of `_ends`.
+    ahead: as of `_ends`; weights: by how much it rises with either accuracy.
     """
     def key(run: Run) -> tuple:
         return tuple(getattr(run.config, field) for field in (*alike, "epochs", "seed"))
@@ -76,7 +77,8 @@ def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[R
     found = [ahead(low, high) for low, high in numbers]
     means = np.mean(numbers, 0) if pairs else ()
     said = ", ".join(f"{side} {mean:.1f} %" for side, mean in zip(names, means, strict=False))
-    return title, where, claim, *judged_by_accuracy(found, "in the mean " * (len(pairs) > 1) + said, pairs)
+    return title, where, claim, *judged_by_accuracy(
+        found, "in the mean " * (len(pairs) > 1) + said, pairs, weights=[weights] * len(pairs))
 
 
 def _place(run: Run) -> tuple:
