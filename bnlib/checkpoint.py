@@ -129,14 +129,18 @@ class Progress:
         self.saved = time.time()
 
     def load(self) -> None:
-        """Goes on from the checkpoint, or the one before it where that is damaged; a warning says what is lost."""
+        """Goes on from the checkpoint, or the one before it where that is damaged; a warning says what is lost.
+
+        Raises InputError where it cannot be read.
+        """
         there = [file for file in (self.file, self.previous) if file.exists()]
         states = [read(file) for file in there]
         state = next((state for state in states if state is not None), None)
         if there and states[0] is None:
             where = f"the one before it, after epoch {len(state['history'])}" if state else "the start"
             warnings.warn(f"{there[0]} is damaged; training goes on from {where}", stacklevel=2)
-            there[0].unlink(missing_ok=True)         # or the next save would put it in the place of the sound one
+            if parallel.leads():                     # or the next save would put it in the place of the sound one
+                there[0].unlink(missing_ok=True)
         if state is not None:
             self._restore(state)
         parallel.check_same(epochs=len(self.history), steps=self.epoch.steps)
@@ -147,7 +151,10 @@ class Progress:
             warnings.warn(f"{self.file} is of another {others}; training begins anew", stacklevel=2)
             return
         self.network.load_state_dict(state["network"], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
+        own, saved = self.optimizer.state_dict(), state["optimizer"]
+        for group, here in zip(saved["param_groups"], own["param_groups"], strict=True):
+            group |= {how: here[how] for how in ("fused", "capturable", "foreach") if how in here}      # by this device
+        self.optimizer.load_state_dict(saved)
         self.schedule.load_state_dict(state["schedule"])
         for group in self.optimizer.param_groups:
             group["lr"] = optim.rate(float(group["lr"]), self.device, optim.captured(self.optimizer))
@@ -178,7 +185,10 @@ def previous(file: Path) -> Path:
 
 
 def read(file: Path) -> dict | None:
-    """What a checkpoint holds, or None if it is not what was written. Reading it runs no code."""
+    """What a checkpoint holds, or None if it is not what was written. Reading it runs no code.
+
+    Raises InputError where it cannot be read now, which is no reason to give it up.
+    """
     try:
         content = file.read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
@@ -187,8 +197,9 @@ def read(file: Path) -> dict | None:
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, zlib.error):
-        return None
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, zlib.error) as error:
+        raise InputError(f"{file}: the checkpoint cannot be read ({error}); try again, or remove it to begin "
+                         "anew".replace("\n", " ")) from None
 
 
 def affine(network: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:

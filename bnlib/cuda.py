@@ -1,6 +1,7 @@
 """A training step as one CUDA graph, so that a small network's hundreds of kernels cost one launch."""
 
 import os
+import warnings
 
 import torch
 
@@ -8,16 +9,17 @@ from bnlib import optim, parallel
 
 
 def graphed(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
-    """Whether a step is captured: on a GPU, by one process, of an optimizer that a graph can hold; `BNLIB_GRAPHS=0`
-    in the environment keeps the plain step."""
+    """Whether a step is captured: on a GPU, by one process, of an optimizer that a graph can hold and of something that
+    trains; `BNLIB_GRAPHS=0` in the environment keeps the plain step."""
     return (device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0" and parallel.processes() == 1
-            and optim.captured(optimizer))
+            and optim.captured(optimizer) and optimizer.param_groups[0]["params"][0].device.type == "cuda")
 
 
 class GraphedStep:
     """`step(images, labels) -> (loss, logits)`, captured once and replayed for each batch of the same shape.
 
-    A batch of another shape, such as the last of an epoch, takes the plain step. What the warm-up before the capture
+    A smaller batch, such as the last of an epoch, takes the plain step; after it, where a run begins with it, the
+    larger ones are captured. What the warm-up before the capture
     changes is put back, so that the graph changes speed and nothing else. The learning rate must be a tensor on the
     device (`optim.optimizer` makes it one), or the graph would hold its value of today.
     """
@@ -27,9 +29,12 @@ class GraphedStep:
     def __init__(self, step, network: torch.nn.Module, optimizer: torch.optim.Optimizer):
         self.step, self.network, self.optimizer = step, network, optimizer
         self.graph = None
+        for group in optimizer.param_groups:
+            if "capturable" in group:                  # of Adam, which warns of it where no graph is made
+                group["capturable"] = True
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.graph is None:
+        if self.graph is None or len(images) > len(self.images):
             self._capture(images, labels)
         if images.shape != self.images.shape:
             return self.step(images, labels)
@@ -45,7 +50,8 @@ class GraphedStep:
                  if isinstance(value, torch.Tensor)}
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        with torch.cuda.stream(aside), warnings.catch_warnings():
+            warnings.simplefilter("ignore")            # that capturable costs time where nothing is captured
             for _ in range(self.WARM_UP):
                 self.step(self.images, self.labels)
         torch.cuda.current_stream().wait_stream(aside)
@@ -58,5 +64,6 @@ class GraphedStep:
                         value.copy_(state.get((parameter, name), torch.zeros_like(value)))
         self.optimizer.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # another thread may pin the memory of streamed images meanwhile
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.loss, self.logits = self.step(self.images, self.labels)

@@ -88,7 +88,7 @@ class Dataset:
             parts = np.array_split(channel, 50)                     # bincount widens its input: keep that small
             share = sum(np.bincount(part.ravel(), minlength=256) for part in parts) / channel.size
             mean.append(float(share @ value))
-            std.append(float(np.sqrt(share @ value**2 - mean[-1] ** 2)))
+            std.append(float(np.sqrt(max(0, share @ value**2 - mean[-1] ** 2))))
         return mean, std
 
 
@@ -322,9 +322,10 @@ def split(config: Config, available: int) -> tuple[np.ndarray, np.ndarray]:
 class Normalise:
     """uint8 images (N, H, W, C) → floats (N, 3, H, W), channels-last.
 
-    inputs: `own`: mean 0 and deviation 1 over the training set; `imagenet`: with ImageNet's moments (for grey images
-    those of red); `unit`: from 0 to 1; `raw`: from 0 to 255. Grey images are repeated over three channels, so that one
-    network takes every set. image_size: pixels a side to which images of another size are enlarged, bilinearly.
+    inputs: `own`: mean 0 and deviation 1 over the training set, or 0 of a channel that is the same in all images;
+    `imagenet`: with ImageNet's moments (for grey images those of red); `unit`: from 0 to 1; `raw`: from 0 to 255. Grey
+    images are repeated over three channels, so that one network takes every set. image_size: pixels a side to which
+    images of another size are enlarged, bilinearly.
     """
 
     def __init__(self, dataset: Dataset | streaming.Folder, device: torch.device, dtype: torch.dtype,
@@ -335,6 +336,7 @@ class Normalise:
         channels = len(dataset.moments[0])
         mean, std = ((torch.tensor(moment, device=device) * torch.ones(3, device=device))[:channels]
                      for moment in moments[inputs])
+        std = torch.where(std > 1e-6, std, 1)
         self.scale, self.shift = 1 / (255 * std), -mean / std
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:

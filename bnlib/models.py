@@ -336,19 +336,27 @@ def multiply_adds(name: str, image_size: int | None = None) -> int:
     """
     family = parse_model(name).family
     usual = {"resnet1d": (1, STEPS)}.get(family, (IMAGE_SIZE,) * 2 if family.startswith("imagenet") else (32, 32))
-    size = (image_size, image_size) if image_size else usual
     with torch.device("meta"):
         network = architecture(name, classes=1)
-    total = 0
+    return sum(output[0].numel() * layer.weight[0].numel()
+               for layer, output in _outputs(network, (image_size, image_size) if image_size else usual)
+               if isinstance(layer, nn.Conv2d))
 
-    def count(module, inputs, output):
-        nonlocal total
-        total += output[0].numel() * module.weight[0].numel()
 
+def smallest_map(network: nn.Module, size: tuple[int, int]) -> int:
+    """Pixels of the smallest map that a batch norm gets of an image of this size, 1 after a dense layer."""
+    shadow = copy.deepcopy(network).to("meta")
+    return min((output.shape[2:].numel() for layer, output in _outputs(shadow, size) if isinstance(layer, _BatchNorm)),
+               default=math.prod(size))
+
+
+def _outputs(network: nn.Module, size: tuple[int, int]) -> list[tuple[nn.Module, torch.Tensor]]:
+    """Each convolution and batch norm of a network on the meta device, with what it makes of one image; in order."""
+    found = []
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(count)
-        elif isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm):
             module.forward = lambda x, add=None: x       # on the meta device batch norm makes torch load its compiler
+        if isinstance(module, nn.Conv2d | _BatchNorm):
+            module.register_forward_hook(lambda layer, _, output: found.append((layer, output)))
     network(torch.empty(1, 3, *size, device="meta"))
-    return total
+    return found

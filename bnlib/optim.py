@@ -57,7 +57,7 @@ def optimizer(parameters, config: Config, undecayed=frozenset()) -> torch.optim.
             return made
         if config.optimizer in ("adam", "adamw"):
             kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-            return kind(groups, lr, weight_decay=decay, **options, **fused, capturable=device.type == "cuda")
+            return kind(groups, lr, weight_decay=decay, **options, **fused)
         if config.optimizer == "lbfgs":
             return LBFGS(parameters, lr, weight_decay=decay, penalised=decayed, **options)
         return _library()[config.optimizer](groups, lr=lr, weight_decay=decay, **options)

@@ -180,7 +180,12 @@ class SynchronisedBN1d(Synchronised, nn.BatchNorm1d):
     pass
 
 
-SYNCHRONISED = {BN: SynchronisedBN, BNReLU: SynchronisedBNReLU, nn.BatchNorm1d: SynchronisedBN1d}
+class SynchronisedBN2d(Synchronised, nn.BatchNorm2d):
+    pass
+
+
+SYNCHRONISED = {BN: SynchronisedBN, BNReLU: SynchronisedBNReLU, nn.BatchNorm1d: SynchronisedBN1d,
+                nn.BatchNorm2d: SynchronisedBN2d}
 
 
 def synchronise(network: nn.Module, config: Config) -> bool:

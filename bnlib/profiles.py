@@ -300,6 +300,8 @@ def _differing(config: Config, kinds: tuple[str, ...]) -> list[str]:
     keys = {key: getattr(config, key) for key in (*KEYS, "optimizer")}      # beside what another optimizer brings along
     protocols = [profile[kind] for profile in PROFILES.values() for kind in kinds]
     protocols += PRESETS.values() if "dissect" in kinds else []
+    protocols = [protocol | {"warmup_epochs": min(protocol["warmup_epochs"], config.epochs)}      # it must fit
+                 if "warmup_epochs" in protocol else protocol for protocol in protocols]
     differing = [["optimizer"] * (config.optimizer != Config.optimizer) + [
                   field.name for field in dataclasses.fields(Config)
                   if getattr(config, field.name) != getattr(Config(**protocol | keys), field.name)]

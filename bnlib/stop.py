@@ -50,7 +50,8 @@ class Stop:
     def asked(self) -> bool:
         due = self.deadline is not None and time.time() >= self.deadline
         number, due = parallel.largest(self.signal or 0, due)             # all processes of a run stop together
-        self.signal = number or None
+        if number:                                   # else one may have come meanwhile: it is for the next step
+            self.signal = number
         return bool(number or due)
 
     def end(self, config_id: str, epoch: int | None = None) -> None:

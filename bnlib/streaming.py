@@ -125,13 +125,15 @@ def loaded(images: Images, batches: list[list[tuple[int, int]]], device: torch.d
 
 
 def workers() -> int:
-    """How many processes decode: `$BNLIB_WORKERS`, else one for each core that this process may use but one.
+    """How many processes decode: `$BNLIB_WORKERS`, else one for each core that this process may use but one; of
+    several that torchrun started here each has its part of them.
 
     None, so that decoding takes turns with training, in a process that may have no children, as a Dask worker's.
     """
     if multiprocessing.current_process().daemon:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     asked = os.environ.get("BNLIB_WORKERS") or str(max(1, cores - 1))
     if not asked.isdecimal():
         raise InputError(f"BNLIB_WORKERS={asked!r}: must be a number of processes, 0 or more")
@@ -144,8 +146,10 @@ def _stack(items: list):
 
 
 def _leave_signals(worker: int) -> None:
-    """Ctrl-C reaches workers too; it is for the training process to end them, after it has saved a checkpoint."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Ctrl-C and the end of a job reach workers too; it is for the training process to end them, after it has saved a
+    checkpoint. Without it they end by themselves."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _cut(rows: list, size: int) -> list[list]:

@@ -84,20 +84,22 @@ def place(network: nn.Module, config: Config, device: torch.device, precision: s
     return trainable
 
 
-def check_last_batch(network: nn.Module, images: int, config: Config) -> None:
-    """InputError where an epoch's last batch, or a piece of one of LBFGS's, is too small for batch norm: after a dense
-    layer one image is no batch."""
+def check_last_batch(network: nn.Module, images: int, size: tuple[int, int], config: Config) -> None:
+    """InputError where an epoch's last batch, or a piece of one of LBFGS's, is too small for batch norm: where a map
+    has one pixel, as after a dense layer, one image is no batch. size: of the images, in pixels."""
+    def least(given: int) -> int:
+        return config.bn_parts * (1 + (given < 2 * config.bn_parts and models.smallest_map(network, size) == 1))
+
     last = images % config.batch_size or config.batch_size
-    least = config.bn_parts * (1 + any(isinstance(layer, nn.BatchNorm1d) for layer in network.modules()))
-    if last < least:
+    if last < least(last):
         raise InputError(f"batch_size={config.batch_size}: leaves a last batch of {last} of {images:,} images; batch "
-                         f"norm of {config.model} takes at least {least}")
+                         f"norm of {config.model} takes at least {least(last)}")
     if config.optimizer == "lbfgs":
         piece = options_of("lbfgs", config.optimizer_options)["piece"]
         smallest = min(size // -(-size // piece) for size in (min(config.batch_size, images), last))
-        if smallest < least:
+        if smallest < least(smallest):
             raise InputError(f"optimizer_options={config.optimizer_options!r}: piece={piece} leaves pieces of "
-                             f"{smallest} images; batch norm of {config.model} takes at least {least}")
+                             f"{smallest} images; batch norm of {config.model} takes at least {least(smallest)}")
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -127,7 +129,8 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
                                config.image_size, config.inputs)
     in_training, in_validation = data.split(config, dataset.n_train)
     batches = dataset.batches(in_training, config, normalise, device)
-    check_last_batch(network, len(batches.labels), config)
+    size = (config.image_size, config.image_size) if config.image_size else batches.size
+    check_last_batch(network, len(batches.labels), size, config)
     held_out = {"test": dataset.in_order("test", device, config.image_size)}
     if config.n_val:
         held_out["val"] = dataset.in_order("train", device, config.image_size, in_validation)

@@ -206,6 +206,8 @@ def test_published_values_have_a_source_and_a_place():
 def test_a_variant_is_what_differs_from_the_profile():
     assert variant(Config(seed=3, epochs=16, model="resnet56", trainable="all")) == {}
     assert variant(Config(lr=0.3, bn_init="ones")) == {"bn_init": "ones", "lr": 0.3}
+    few = Config(dataset="imagenet", model="imagenet_resnet18", epochs=2)               # fewer than of the warm-up
+    assert variant(few).keys() <= {"warmup_epochs", "batch_size", "lr", "milestones"}
     demo = {"dataset": "digits", "batch_size": 32, "augment": "crop", "epochs": 3}
     assert variant(Config(**demo)) == {} and variant(Config(**demo, lr=0.5)) == {"lr": 0.5}
 

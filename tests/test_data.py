@@ -253,3 +253,11 @@ def test_the_digits_come_with_scikit_learn():
     digits = data.load("digits")
     assert (len(digits.x_train), len(digits.x_test), digits.x_train.shape[1:]) == (1437, 360, (32, 32, 1))
     assert digits.fingerprint == data.FINGERPRINTS["digits"]
+
+
+def test_a_channel_that_is_the_same_in_all_images_becomes_zero():
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), np.uint8))
+    images[..., 2] = 7
+    constant = data.Dataset("two colours", images, torch.zeros(8).long(), images, torch.zeros(8).long(), ("a",), "")
+    floats = data.Normalise(constant, torch.device("cpu"), torch.float32)(images)
+    assert floats[:, 2].abs().max() < 1e-6 and floats[:, :2].std((0, 2, 3), correction=0) == pytest.approx(1, abs=1e-4)

@@ -25,6 +25,7 @@ from bnlib import (
     verdicts,
     wording,
 )
+from bnlib.bnrelu import BNReLU
 from bnlib.deepobs import Dropout, SamePad, SamePool
 from bnlib.profiles import MODIFICATIONS, PRESETS, modification, modified, profile, variant
 from bnlib.train import evaluate_on_test_set
@@ -326,6 +327,11 @@ def test_a_last_batch_of_one_image_is_refused_where_dense_layers_normalise(tmp_p
     with pytest.raises(InputError, match="batch_size=32: leaves a last batch of 1 of 65 images"):
         run(config, results=tmp_path / "results")
     assert run(dataclasses.replace(config, positions="first3", epochs=1), results=tmp_path / "results").status == "done"
+    small = dataclasses.replace(config, model="imagenet_resnet18", positions="", conv_init="he_normal")
+    with pytest.raises(InputError, match="a last batch of 1 of 65 images"):                 # 1×1 pixels at the end
+        run(small, results=tmp_path / "results")
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        BNReLU(16).train()(torch.ones(1, 16, 1, 1).to(memory_format=torch.channels_last))
 
 
 def test_a_network_without_batch_norm_comes_back_from_its_weights(tmp_path):

@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bnlib import Config, InputError, data, load_runs, models, run, run_all, store, train
+from bnlib import Config, InputError, data, load_runs, models, parallel, run, run_all, stop, store, train
 from bnlib.campaign import profile_configs
 from bnlib.checkpoint import previous
 from bnlib.verify import differences, verify
@@ -270,6 +270,33 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, tiny, unharmed,
             again = run(config, results=results)
         assert not differences(again, whole)
         shutil.rmtree(again.folder)
+
+
+def test_a_checkpoint_that_cannot_be_read_just_now_is_not_given_up(tiny, unharmed, tmp_path, monkeypatch):
+    config, results = dataclasses.replace(tiny, epochs=5), tmp_path / "results"
+    stop_after(6, config, results, monkeypatch)
+    file = store.checkpoint_file(config, results)
+    kept, read_bytes = file.read_bytes(), type(file).read_bytes
+    with monkeypatch.context() as patched:
+        def fails(path):
+            if path == file:
+                raise OSError(23, "Too many open files")
+            return read_bytes(path)
+        patched.setattr(type(file), "read_bytes", fails)
+        with pytest.raises(InputError, match=r"the checkpoint cannot be read .*Too many open files.*; try again"):
+            run(config, results=results)
+    assert file.read_bytes() == kept and not differences(run(config, results=results), unharmed(config))
+
+
+def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(monkeypatch):
+    with pytest.raises(KeyboardInterrupt), stop.Stop() as asked:
+        def agree(*values):
+            signal.raise_signal(signal.SIGINT)
+            return list(values)
+        with monkeypatch.context() as patched:
+            patched.setattr(parallel, "largest", agree)
+            assert not asked.asked()
+        assert asked.asked()
 
 
 def test_a_checkpoint_of_another_config_is_not_gone_on_with(tiny, unharmed, tmp_path, monkeypatch):

@@ -8,8 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from torch import nn
 
-from bnlib import InputError, freeze, models, run, store
+from bnlib import Config, InputError, freeze, models, parallel, run, store
 from tests.sharing import CONFIGS, OPTIONS
 from tests.test_train import same
 
@@ -85,3 +86,9 @@ def test_the_command_line_under_torchrun_leaves_one_record_and_says_so_once(tmp_
     assert record.name == CONFIGS["bn"].id and done.stdout.count("test accuracy") == 1
     one = run(CONFIGS["bn"], results=alone, **OPTIONS)
     np.testing.assert_allclose(store.Run(record).history["train_loss"], one.history["train_loss"], rtol=1e-4)
+
+
+def test_a_network_of_torchs_own_batch_norm_shares_its_statistics_too(monkeypatch):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    monkeypatch.setattr(parallel, "processes", lambda: 2)
+    assert parallel.synchronise(network, Config()) and isinstance(network[1], parallel.Synchronised)

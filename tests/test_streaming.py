@@ -288,8 +288,9 @@ def test_validation_images_are_not_trained_on(small, tmp_path):
     assert np.allclose(r.history["val_accuracy"] * 12, (r.history["val_accuracy"] * 12).round(), atol=1e-5)
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_no_workers_traceback(small, root, tmp_path):
-    """The signal reaches all processes of the terminal, as a shell sends it."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_and_no_workers_traceback(number, small, root, tmp_path):
+    """It reaches all processes of the terminal, as a shell sends Ctrl-C and a queue the end of a job."""
     config = Config(dataset="photos", model=small.model, image_size=64, batch_size=4, epochs=500)
     arguments = ["train", config.model, "--dataset=photos", "--image-size=64", "--batch-size=4", "--epochs=500",
                  f"--results={tmp_path}/results", "--precision=fp32"]
@@ -298,10 +299,10 @@ def test_ctrl_c_leaves_a_checkpoint_and_no_workers_traceback(small, root, tmp_pa
     deadline, checkpoint = time.time() + 120, store.checkpoint_file(config, tmp_path / "results")
     while not checkpoint.exists() and time.time() < deadline and process.poll() is None:
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 128 + signal.SIGINT, said
-    assert "stopped by SIGINT" in said and "Traceback" not in said
+    assert process.returncode == 128 + number, said
+    assert f"stopped by {number.name}" in said and "Traceback" not in said
     assert checkpoint.exists()
 
 

@@ -289,6 +289,19 @@ def test_a_config_that_asks_for_fp32_trains_in_it_and_is_another_run(tiny, tmp_p
         run(dataclasses.replace(config, seed=5), results=tmp_path, precision="fp61")
 
 
+def test_how_an_optimizer_computes_is_for_the_device_to_say_and_not_for_the_checkpoint(tiny, tmp_path, monkeypatch):
+    config, make, made = dataclasses.replace(tiny, optimizer="adam", momentum=None), optim.optimizer, []
+    stop_after(3, config, tmp_path / "results", monkeypatch)
+
+    def another(*arguments):
+        made.append(make(*arguments))
+        made[-1].param_groups[0]["fused"] = False
+        return made[-1]
+    monkeypatch.setattr(optim, "optimizer", another)
+    run(config, results=tmp_path / "results")
+    assert made[0].param_groups[0]["fused"] is False
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu_the_graph_changes_speed_and_nothing_else(tiny, tmp_path, monkeypatch):
     config = dataclasses.replace(tiny, n_train=130, warmup_epochs=1)       # the last batch has another shape

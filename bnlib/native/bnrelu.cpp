@@ -199,6 +199,7 @@ struct BatchNormReLU : torch::autograd::Function<BatchNormReLU> {
                         const Tensor& beta, const Tensor& running_mean, const Tensor& running_var, double momentum,
                         double eps, bool relu) {
     const int64_t C = x.size(1), rows = x.numel() / C;
+    TORCH_CHECK_VALUE(rows > 1, "Expected more than 1 value per channel when training, got input size ", x.sizes());
     const Tensor y = at::empty_like(x), sum = add.value_or(Tensor()), saved = at::empty({4, C}, gamma.options());
     specialise(x, add.has_value(), relu, [&](auto element, auto adds, auto relus) {
       using T = decltype(element);
