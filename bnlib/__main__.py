@@ -17,7 +17,7 @@ from functools import cache
 
 from bnlib import Config, InputError, campaign, data, grid, load_runs, parallel, run, store, streaming, verify
 from bnlib.device import choose_device
-from bnlib.names import choose
+from bnlib.names import choose, parse_model
 from bnlib.options import OPTIMIZERS, OPTIONS, compact
 from bnlib.profiles import PROFILES
 from bnlib.train import evaluate_on_test_set
@@ -117,6 +117,8 @@ class Parser(argparse.ArgumentParser):
 
 def train(model, results, device, precision, tensorboard, **fields):
     """Train one network, or load its record if there is one."""
+    if fields.get("milestones") == [None]:
+        fields["milestones"] = None
     if model.startswith("cifar_"):       # an earlier study's spelling says what trains
         fields.setdefault("trainable", "bn" if model.startswith("cifar_freeze") else "all")
     finished = run(Config(model=model, **fields), results=results, device=device, precision=precision,
@@ -132,9 +134,11 @@ def test_(run_or_model, dataset, seed, results, device):
         recorded = _sound(folder)
         network, config = recorded.network(), recorded.config
     else:
-        ids = [r.id for r in store.all_runs(results)]
-        if "-" in run_or_model and not run_or_model.lower().startswith("resnet-"):
-            choose("run", run_or_model, _few(run_or_model, ids))
+        try:
+            parse_model(run_or_model)
+        except InputError:
+            if "-" in run_or_model:
+                choose("run", run_or_model, _few(run_or_model, [r.id for r in store.all_runs(results)]))
         config = Config(model=run_or_model, dataset=dataset, seed=seed)
         network = _untrained(config)
     found = evaluate_on_test_set(network, config, device)
@@ -199,6 +203,8 @@ def campaign_(profile, budget, cluster, plan, price, watts, results):
     else:
         tiers = campaign.tiers()
     results = results or (PROFILES[profile]["results"] if profile else "results")
+    if not plan and (price, watts) != (None, None):
+        raise InputError("--price and --watts: go with --plan")
     if plan:
         from bnlib import plan
         return print(plan.text([c for configs in tiers.values() for c in configs], results, price, watts))

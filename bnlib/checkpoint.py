@@ -184,22 +184,49 @@ def previous(file: Path) -> Path:
     return file.with_suffix(".previous.pt")
 
 
+def newest(file: Path) -> bytes | None:
+    """The content of a checkpoint, or of the one before it where that is damaged or gone; None without either.
+
+    Raises InputError as `read` does.
+    """
+    there = (each for each in (file, previous(file)) if each.exists())
+    return next((each.read_bytes() for each in there if read(each) is not None), None)
+
+
+def put_further(content: bytes, file: Path) -> tuple[int, int] | None:
+    """Puts a checkpoint from elsewhere in its place, unless the one there has come as far; the epochs and steps that it
+    has behind it, or None where it was not put."""
+    def done(state: dict) -> tuple[int, int]:
+        return len(state["history"]), state["epoch"]["steps"]
+
+    theirs, here = unpacked(content), newest(file)
+    if theirs is None or (here is not None and done(unpacked(here)) >= done(theirs)):
+        return None
+    store.put(file, content)
+    return done(theirs)
+
+
 def read(file: Path) -> dict | None:
     """What a checkpoint holds, or None if it is not what was written. Reading it runs no code.
 
     Raises InputError where it cannot be read now, which is no reason to give it up.
     """
     try:
-        content = file.read_bytes()
-        if hashlib.sha256(content[32:]).digest() != content[:32]:
-            return None
-        content = content[32:]
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return unpacked(file.read_bytes())
     except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, zlib.error) as error:
-        raise InputError(f"{file}: the checkpoint cannot be read ({error}); try again, or remove it to begin "
-                         "anew".replace("\n", " ")) from None
+        why = str(error).partition(". ")[0]
+        raise InputError(f"{file}: the checkpoint cannot be read ({why}); try again, or remove it to begin anew"
+                         ) from None
+
+
+def unpacked(content: bytes) -> dict | None:
+    """What the content of a checkpoint's file holds, or None if it is not what was written."""
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        return None
+    content = content[32:]
+    if content.startswith(b"\x1f\x8b"):
+        content = gzip.decompress(content)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def affine(network: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:

@@ -167,8 +167,7 @@ class Place:
     folder: str               # of its machine, for what is not shared
     machine: str              # host and cores, which several workers may share
     cores: int
-    data: str                 # where data that is shipped to it lies
-    shipped: list[str]        # which sets were
+    shipped: list[str]        # sets of images that it lacked
 
     @property
     def room(self) -> float:
@@ -288,7 +287,7 @@ class Grid:
 
     def greet(self, addresses: list[str]) -> None:
         """Takes in workers of these versions, the first of which must be; data goes to each machine that lacks some."""
-        sets = sorted({config.dataset for config in self.waiting})
+        sets = sorted({config.dataset for config in (*self.waiting, *self.running)})
         said = self.client.run(worker.greet, [str(mark) for mark in self.marks], list(self.configs), sets,
                                workers=addresses, on_error="return")
         own = worker.versions()
@@ -296,35 +295,54 @@ class Grid:
             if isinstance(words, OSError):                       # gone again
                 continue
             if isinstance(words, Exception):
-                raise InputError(f"worker {address} cannot answer ({type(words).__name__}: {words}); it needs "
-                                 f"{_in_words(own)}, as here")
+                self.refuse(address, f"worker {address} cannot answer ({type(words).__name__}: {words}); it needs "
+                                     f"{_in_words(own)}, as here")
+                continue
             if words["versions"] != own:
-                differ = f"worker {address} has {_in_words(words['versions'])}, and here is {_in_words(own)}"
-                if not self.places:
-                    raise InputError(f"{differ}; they must be the same")
-                warnings.warn(f"{differ}; it gets no runs", stacklevel=2)
-                self.refused.add(address)
+                self.refuse(address, f"worker {address} has {_in_words(words['versions'])}, and here is "
+                                     f"{_in_words(own)}; they must be the same")
                 continue
             place = Place(address, words["slots"], words["gpus"], words["shared"], words["folder"],
-                          str(words["machine"]), words["cores"], str(Path(words["folder"]) / "data"), words["lacks"])
-            self.ship(address, place.data, place.shipped)
+                          str(words["machine"]), words["cores"], words["lacks"])
+            try:
+                self.ship(place)
+            except InputError as error:
+                self.refuse(address, str(error))
+                continue
             self.places[address] = place
             for run_id in words["finished"] if not words["shared"] else ():     # for a caller that was lost
                 if self.configs[run_id] in self.waiting:
                     files = self.ask(address, worker.read_record, self.results_on(place), run_id)
                     self.receive(self.configs[run_id], address, files)
 
-    def ship(self, address: str, folder: str, sets: list[str]) -> None:
+    def refuse(self, address: str, why: str) -> None:
+        """Leaves a worker out. Raises InputError where there is no other: it is the first."""
+        if not self.places:
+            raise InputError(why)
+        warnings.warn(f"{why}; it gets no runs", stacklevel=2)
+        self.refused.add(address)
+
+    def fingerprint(self, name: str) -> str:
+        if name not in self.fingerprints:
+            self.fingerprints[name] = data.FINGERPRINTS.get(name) or data.load(name).fingerprint
+        return self.fingerprints[name]
+
+    def folder_of(self, name: str, place: Place) -> str:
+        """Where data that is shipped lies: other images under the same name have another folder."""
+        return str(Path(place.folder) / "data" / self.fingerprint(name)[:16])
+
+    def ship(self, place: Place) -> None:
         """Sends datasets to the machine of a worker, unless another worker there has them by now."""
-        for name in sets:
-            if not self.ask(address, worker.holds, folder, name):
+        for name in place.shipped:
+            folder = self.folder_of(name, place)
+            if not self.ask(place.address, worker.holds, folder, name):
                 found, content = data.load(name), io.BytesIO()
                 if not isinstance(found, data.Dataset):
                     raise InputError(f"{name}: images that are streamed from disk are not sent to other machines; put "
                                      f"the folder {name} under $BNLIB_DATA of each of them")
                 np.savez(content, classes=np.array(found.classes), **{
                     part: getattr(found, part).numpy() for part in ("x_train", "y_train", "x_test", "y_test")})
-                self.ask(address, worker.put_data, folder, name, content.getvalue())
+                self.ask(place.address, worker.put_data, folder, name, content.getvalue())
 
     def ask(self, address: str, question: Callable, *arguments):
         """What a function returns on a worker; None where the worker is gone. Raises what the function raises."""
@@ -350,7 +368,7 @@ class Grid:
                     begun = None if self.places[address].shared else self.hold(config, address, held)
                     if config in self.waiting:
                         self.submit(config, self.places[address], begun, held.pop_all())
-                except store.Busy:
+                except (store.Busy, KeyError, OSError):            # the last two: the worker has gone this moment
                     self.put_off[config] = time.time() + BUSY_SECONDS
                 except InputError as error:
                     self.fail(config, str(error))
@@ -361,18 +379,16 @@ class Grid:
         if found := store.find(config, self.results):
             self.keep(config, found)
             return None
-        file = store.checkpoint_file(config, self.results)
-        return self.client.scatter(file.read_bytes(), workers=[address], hash=False) if file.exists() else None
+        begun = checkpoint.newest(store.checkpoint_file(config, self.results))
+        return begun and self.client.scatter(begun, workers=[address], hash=False)
 
     def submit(self, config: Config, place: Place, begun, held: contextlib.ExitStack) -> None:
         name = config.dataset
-        if name not in self.fingerprints:
-            self.fingerprints[name] = data.FINGERPRINTS.get(name) or data.load(name).fingerprint
         neighbours = sum(other.slots for other in self.places.values() if other.machine == place.machine)
         job = {
-            "config": config.to_dict(), "fingerprint": self.fingerprints[name], "topic": self.topic,
+            "config": config.to_dict(), "fingerprint": self.fingerprint(name), "topic": self.topic,
             "results": self.results_on(place), "shared": place.shared, "threads": max(1, place.cores // neighbours),
-            "environment": {"BNLIB_DATA": place.data} if name in place.shipped else {},
+            "environment": {"BNLIB_DATA": self.folder_of(name, place)} if name in place.shipped else {},
             "options": self.options | {"deadline": self.deadline},
         }
         key = f"{config.id}-{self.topic}-{self.deaths[config]}"         # of this call alone: another has its own folder
@@ -405,10 +421,14 @@ class Grid:
         running.done, running.text = event["done"], event["text"]
         if not running.place.shared and time.time() - running.fetched > FETCH_SECONDS:
             running.fetched = time.time()
-            content = self.ask(running.place.address, worker.read_checkpoint, self.results_on(running.place),
-                               config.to_dict())
+            self.fetch(config, running.place)
+
+    def fetch(self, config: Config, place: Place) -> None:
+        """Copies a run's checkpoint from a worker, should that not be there the next time."""
+        content = self.ask(place.address, worker.read_checkpoint, self.results_on(place), config.to_dict())
+        with contextlib.suppress(OSError, InputError):         # a full disk here: the worker still has it
             if content:
-                store.put(store.checkpoint_file(config, self.results), content)
+                checkpoint.put_further(content, store.checkpoint_file(config, self.results))
 
     def ended(self, future) -> None:
         """A task has ended: with a record, at a checkpoint, or with an error."""
@@ -427,6 +447,8 @@ class Grid:
                 self.put_off[config] = time.time() + BUSY_SECONDS
                 self.wait(config)
             except Paused:                     # the time is up, or the worker is being closed
+                if not place.shared:
+                    self.fetch(config, place)
                 self.wait(config)
             except (InputError, AssertionError) as error:
                 self.fail(config, f"on {place.address}: {error}")

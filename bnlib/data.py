@@ -99,7 +99,6 @@ def in_order(images: torch.Tensor, labels: torch.Tensor, size: int = 500) -> lis
 
 # ------------------------------------------------------------------------------------------- loading
 
-@lru_cache(maxsize=1)
 def load(name: str, root: str | Path | None = None) -> Dataset | streaming.Folder:
     """The dataset `name` from the first place that has it, in canonical order and checked.
 
@@ -109,7 +108,11 @@ def load(name: str, root: str | Path | None = None) -> Dataset | streaming.Folde
     is not held in memory but streamed from disk.
     Raises InputError where nothing is found, or where what is found is not the official set.
     """
-    folder = _root(root)
+    return _load(name, _root(root))
+
+
+@lru_cache(maxsize=1)
+def _load(name: str, folder: Path) -> Dataset | streaming.Folder:
     try:
         if found := _streamed(name, folder):
             return found

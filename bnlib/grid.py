@@ -12,7 +12,7 @@ from bnlib.config import Config
 from bnlib.names import InputError, choose
 from bnlib.optim import work
 from bnlib.stop import Paused
-from bnlib.train import progress_bar, run
+from bnlib.train import check_images, progress_bar, run
 
 NAMED = 6                 # missing runs, at most, that a notebook names
 
@@ -50,16 +50,19 @@ def run_all(configs: Iterable[Config], *, budget: str | float | None = None, mis
     deadline = None if budget is None else time.time() + seconds(budget)
     configs = list(dict.fromkeys(configs))
     found = {config: store.find_sound(config, results) for config in configs}
+    for each in sorted(filter(None, found.values()), key=lambda each: each.config.dataset):
+        check_images(each)
     to_train = sorted((c for c in configs if not found[c]), key=lambda c: (not started(c, results), work(c)))
     if missing == "train":                         # what a process left that was killed between record and clean-up
         for config in set(configs) - set(to_train):
             if started(config, results):
                 run(config, **options)
     failed = {}
-    if missing == "train" and to_train and cluster is not None:
+    late = deadline is not None and time.time() >= deadline
+    if missing == "train" and to_train and cluster is not None and not late:
         trained, failed = train_all(to_train, cluster, deadline=deadline, **options)
         found |= trained
-    elif missing == "train" and to_train:
+    elif missing == "train" and to_train and cluster is None:
         queue, busy = deque(to_train), 0           # busy: how many in a row are being trained by other processes
         with progress_bar(sum(map(work, to_train)), f"{len(to_train)} runs") as bar:
             while queue and (deadline is None or time.time() < deadline):
@@ -85,6 +88,8 @@ def started(config: Config, results: str | Path = "results") -> bool:
 
 def seconds(budget: str | float) -> float:
     """`90s`, `30m`, `1.5h` or a number of seconds → seconds. Raises InputError for anything else."""
+    if isinstance(budget, int | float) and budget >= 0:
+        return float(budget)
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", str(budget).strip())
     if not found:
         raise InputError(f"budget={budget!r}: must be a time such as 90s, 30m or 2h")

@@ -1,9 +1,11 @@
 """Records and unfinished runs of another machine's results folder, each checked before it is taken in."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from bnlib import checkpoint, store
+from bnlib.config import Config
 from bnlib.names import InputError
 from bnlib.verify import Finding, check, differences
 
@@ -21,7 +23,7 @@ def merge(folder: str | Path, results: str | Path = "results", device: str | Non
     store.check_writable(results)
     for theirs in store.folders(folder.absolute()):
         yield _take_record(theirs, results, device)
-    for theirs in sorted((folder / "partial").glob("*/checkpoint.pt")):
+    for theirs in sorted(each for each in (folder / "partial").glob("*") if each.is_dir()):
         yield _take_unfinished(theirs, results)
 
 
@@ -29,38 +31,59 @@ def _take_record(theirs: Path, results: str | Path, device: str | None) -> Findi
     finding, found = check(theirs, device)
     if finding.faults:
         return finding
-    if store.record_folder(results, found.id).exists():
-        ours = store.find_sound(found.config, results)
-        if ours is None:
-            finding.faults.append("the one here is damaged; remove it and merge again")
-        elif differing := differences(ours, found):
-            finding.faults.append(f"the one here stays, and is another: {', '.join(differing)}")
-        else:
-            finding.checked.append("here already")
-    else:
-        store.receive(results, found.id, found.files())
-        checkpoint.remove(store.checkpoint_file(found.config, results))
-        finding.checked.append("taken in")
+    if found.record["protocol"] != store.PROTOCOL:
+        finding.faults.append(_of_another(found.record["protocol"]))
+        return finding
+    with _held(found.config, results, finding) as held:
+        if held and store.record_folder(results, found.id).exists():
+            ours = store.find_sound(found.config, results)
+            if ours is None:
+                finding.faults.append("the one here is damaged, or of an older protocol; remove it and merge again")
+            elif differing := differences(ours, found):
+                finding.faults.append(f"the one here stays, and is another: {', '.join(differing)}")
+            else:
+                finding.checked.append("here already")
+        elif held:
+            store.receive(results, found.id, found.files())
+            checkpoint.remove(store.checkpoint_file(found.config, results))
+            finding.checked.append("taken in")
     return finding
 
 
 def _take_unfinished(theirs: Path, results: str | Path) -> Finding:
-    finding = Finding(f"{theirs.parent.name}, unfinished", [], [])
-    state, here = checkpoint.read(theirs), store.resolve(results) / "partial" / theirs.parent.name / theirs.name
-    if state is None or state["science"]["config"] != theirs.parent.name:
+    finding, name = Finding(f"{theirs.name}, unfinished", [], []), theirs.name
+    here = store.resolve(results) / "partial" / name / "checkpoint.pt"
+    try:
+        content = checkpoint.newest(theirs / here.name)
+        science = checkpoint.unpacked(content)["science"] if content else {"config": None}
+    except InputError as error:
+        finding.faults.append(str(error))
+        return finding
+    if science["config"] != name:
         finding.faults.append(f"{theirs}: damaged, or of another run; remove it")
-    elif state["science"]["protocol"] != store.PROTOCOL:
-        finding.faults.append(f"{theirs}: of protocol {state['science']['protocol']}; this bnlib has {store.PROTOCOL}")
-    elif store.record_folder(results, theirs.parent.name).exists():
+    elif science["protocol"] != store.PROTOCOL:
+        finding.faults.append(_of_another(science["protocol"]))
+    elif store.record_folder(results, name).exists():
         finding.checked.append("finished here")
-    elif here.exists() and (ours := checkpoint.read(here)) and _done(ours) >= _done(state):
-        finding.checked.append("come further here")
     else:
-        store.put(here, theirs.read_bytes())
-        finding.checked.append(f"taken in, after epoch {_done(state)[0]}")
+        with _held(name, results, finding) as held:
+            if held and (done := checkpoint.put_further(content, here)):
+                finding.checked.append(f"taken in, after epoch {done[0]}")
+            elif held:
+                finding.checked.append("come further here")
     return finding
 
 
-def _done(state: dict) -> tuple[int, int]:
-    """Epochs and steps that a checkpoint has behind it."""
-    return len(state["history"]), state["epoch"]["steps"]
+def _of_another(protocol: int) -> str:
+    return f"of protocol {protocol}; this bnlib has {store.PROTOCOL}"
+
+
+@contextlib.contextmanager
+def _held(run: Config | str, results: str | Path, finding: Finding) -> Iterator[bool]:
+    """The run's lock; False, and a fault, where a process here trains it."""
+    try:
+        with store.lock(run, results, wait=False):
+            yield True
+    except store.Busy:
+        finding.faults.append("is being trained here; merge again when that has ended")
+        yield False

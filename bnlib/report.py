@@ -16,7 +16,7 @@ from bnlib.profiles import PROFILES
 NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"
 #: What a parameter's declared type takes, and how that is called.
 KINDS = {"str": (str, "a text"), "int": (int, "a whole number"), "float": ((int, float), "a number"),
-         "list": ((list, tuple, range), "a list")}
+         "bool": (bool, "true or false"), "list": ((list, tuple, range), "a list")}
 _OWN = ("profile_name", "profiles", "results", "missing", "budget", "cluster")      # parameters that `reproduce` sets
 
 
@@ -37,7 +37,7 @@ def check_parameters(name: str, parameters: dict) -> None:
     declared = parameters_of(name)
     for parameter, value in parameters.items():
         kind = declared[choose(f"{name}: parameter", parameter, sorted(declared))]
-        of_kind, called = KINDS[kind]
+        of_kind, called = KINDS.get(kind, (object, "a value"))         # of a type that is not checked
         if value is None or (isinstance(value, of_kind) and (kind != "list" or len(value))):
             continue
         example = " of at least one" if kind == "list" and value == [] else f", such as [{value!r}]" * (kind == "list")
@@ -94,8 +94,8 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
     print(f"profile {profile}: {len(configs)} runs, {len(missing)} of them to train", flush=True)
     runs = run_all(configs, budget=budget, cluster=cluster, results=results)
     if runs.missing:
-        why = f"{len(runs.failed)} runs failed" if runs.failed else "the budget is spent"
-        print(f"{why}; {len(runs.missing)} runs are still missing", flush=True)
+        failed = [f"{len(runs.failed)} runs failed"] * bool(runs.failed)
+        print("; ".join([*failed, f"{len(runs.missing)} runs are still missing"]), flush=True)
     for name in chosen:
         wanted = {"profile_name": profile, "profiles": [profile], "results": results, "missing": "skip"}
         if name == QUICKSTART:                         # always seconds long, whatever the profile
@@ -114,7 +114,7 @@ def render(profile: str = "short") -> None:
     folder = resolve("build/report")
     for name in names():
         reads_records = "missing" in parameters_of(name)
-        shown = {"profile_name": profile, "missing": "skip", "results": "results"}
+        shown = {"profile_name": profile, "missing": "skip", "results": PROFILES[profile]["results"]}
         _show(name, folder, {} if name == SUMMARY else shown if reads_records else {"profile_name": "demo"})
     _keep_outputs(folder / f"{SUMMARY}.ipynb", resolve(NOTEBOOKS) / f"{SUMMARY}.ipynb")
     site.build([folder / f"{name}.ipynb" for name in names()], resolve("build/site"), front=SUMMARY)
@@ -144,7 +144,8 @@ def _without_traces(file: Path) -> None:
     _moved(notebook, resolve(NOTEBOOKS), file.parent)        # it ran there
     text = nbformat.writes(notebook)
     for place, name in ((resolve("."), "."), (Path(sys.prefix), "python"), (Path.home(), "~")):
-        text = text.replace(str(place), name)
+        if place != Path("/"):                               # a home that some containers have
+            text = text.replace(str(place), name)
     file.write_text(text + "\n")
 
 

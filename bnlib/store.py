@@ -244,13 +244,15 @@ def checkpoint_file(config: Config, results: str | Path = "results") -> Path:
 
 
 @contextlib.contextmanager
-def lock(config: Config, results: str | Path = "results", wait: bool = True,
+def lock(config: Config | str, results: str | Path = "results", wait: bool = True,
          deadline: float | None = None) -> Iterator[None]:
-    """Held by the one process that trains this config; given back when that process ends, however it ends.
+    """Held by the one process that trains this config, or the run of this id; given back when that process ends,
+    however it ends.
 
     Raises Busy if another process holds it: at once without `wait`, else when the deadline (`time.time()`) has come.
     """
-    file = scratch_folder(results) / "checkpoints" / f"{config.id}.lock"
+    run_id = config if isinstance(config, str) else config.id
+    file = scratch_folder(results) / "checkpoints" / f"{run_id}.lock"
     held = FileLock(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -259,10 +261,10 @@ def lock(config: Config, results: str | Path = "results", wait: bool = True,
         except Timeout:
             if not wait:
                 raise
-            logging.getLogger(__name__).warning("%s: another process is training it; waiting", config.id)
+            logging.getLogger(__name__).warning("%s: another process is training it; waiting", run_id)
             held.acquire(timeout=-1 if deadline is None else max(0.0, deadline - time.time()))
     except Timeout:
-        raise Busy(config.id) from None
+        raise Busy(run_id) from None
     except OSError as error:
         raise InputError(f"{file.parent}: cannot be written ({error.strerror}); checkpoints need a folder on a disk "
                          "with room") from None

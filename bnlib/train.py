@@ -58,11 +58,17 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
     if checkpoint.waits(left):
         with contextlib.suppress(store.Busy, InputError), store.lock(config, results, wait=False):
             checkpoint.remove(left)
-    if config.dataset not in data.FINGERPRINTS and data.at_hand(config.dataset) and (
-            data.load(config.dataset).fingerprint != found.provenance["dataset_sha256"]):
-        raise InputError(f"{found.folder}: trained on other images than {config.dataset} now has; remove the record, "
-                         "or give the new images another name")
+    check_images(found)
     return found
+
+
+def check_images(found: store.Run) -> None:
+    """InputError where a set of one's own now has other images than those that the record was made on."""
+    name = found.config.dataset
+    if name not in data.FINGERPRINTS and data.at_hand(name) and (
+            data.load(name).fingerprint != found.provenance["dataset_sha256"]):
+        raise InputError(f"{found.folder}: trained on other images than {name} now has; remove the record, or give the "
+                         "new images another name")
 
 
 # ---------------------------------------------------------------------------------------------- set-up

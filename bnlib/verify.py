@@ -9,7 +9,7 @@ from bnlib import data, store
 from bnlib.names import InputError
 from bnlib.optim import work
 from bnlib.stop import Interrupted
-from bnlib.train import evaluate_on_test_set, run
+from bnlib.train import check_images, evaluate_on_test_set, run
 
 #: What two trainings must share to end in the same bytes; the commit is not one of them: a change of code that changes
 #: results raises `store.PROTOCOL`.
@@ -68,6 +68,7 @@ def _check_predictions(found: store.Run, finding: Finding, device: str | None) -
     if not data.at_hand(found.config.dataset):
         finding.checked.append(f"not its predictions, since {found.config.dataset} is not here")
         return
+    check_images(found)
     again = evaluate_on_test_set(found.network(), found.config, device)
     recorded = found.predictions["predicted"].to_numpy()
     if len(again.predicted) != len(recorded):
@@ -84,6 +85,9 @@ def _check_predictions(found: store.Run, finding: Finding, device: str | None) -
 def _retrain(found: store.Run, device: str | None) -> Finding:
     """A second training: the same bytes on the same device and software, else an accuracy near the first."""
     finding = Finding(f"{found.id}, trained again", [], [])
+    if found.config.bn_parts > 1:
+        finding.checked.append(f"not trained: that takes {found.config.bn_parts} processes")
+        return finding
     with tempfile.TemporaryDirectory() as folder:
         try:
             again = run(found.config, results=Path(folder) / "results", device=device,

@@ -101,8 +101,8 @@ def _train(job: dict, begun: bytes | None, report: Callable[[dict], bool]) -> di
     if (found := data.load(config.dataset).fingerprint) != job["fingerprint"]:
         raise InputError(f"{config.dataset}: fingerprint {found[:16]}… on {socket.gethostname()}, and "
                          f"{job['fingerprint'][:16]}… where the run was asked for; both must have the same images")
-    if begun is not None:
-        store.put(store.checkpoint_file(config, results), begun)
+    if begun is not None:                # from the caller, who may have an older one than this machine
+        checkpoint.put_further(begun, store.checkpoint_file(config, results))
     done = run(config, results=results, bar=Reporter(config, report), wait=False, **job["options"])
     if job["shared"]:
         return None
@@ -182,14 +182,17 @@ def read_checkpoint(results: str, config: dict) -> bytes | None:
 
 
 def read_record(results: str, run_id: str) -> dict[str, bytes] | None:
-    """The files of a record that lies here; None of a damaged one, which is trained again."""
+    """The files of a record that lies here; None of one that is damaged or of an older protocol, and has to be trained
+    again."""
     try:
-        return store.Run(store.record_folder(results, run_id)).files()
+        found = store.Run(store.record_folder(results, run_id))
+        return found.files() if found.record["protocol"] == store.PROTOCOL else None
     except store.RecordError:
         return None
 
 
 def holds(folder: str, name: str) -> bool:
+    """Whether this machine has the images that the caller has: of other ones the folder is another."""
     return (Path(folder) / f"{name}.npz").exists()
 
 

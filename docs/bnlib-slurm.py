@@ -6,6 +6,8 @@ Runs where jobs can be submitted, and stays there while they work; stopped and s
 import argparse
 import os
 import sys
+import threading
+import time
 
 import dask
 from dask_jobqueue import SLURMCluster
@@ -36,10 +38,15 @@ if __name__ == "__main__":
         cores=4 if options.gpus else 1,                # runs at a time: several small networks share a GPU
         processes=1, memory=options.memory, job_cpu=options.cores, python=sys.executable,
         job_extra_directives=["--requeue", *([f"--gres=gpu:{options.gpus}"] if options.gpus else [])],
-        worker_extra_args=["--lifetime-stagger", "2m", *(["--resources", "GPU=1"] if options.gpus else [])],
+        worker_extra_args=["--resources", "GPU=1"] if options.gpus else [],
         scheduler_options={"dashboard_address": bound},
     ) as cluster:
-        cluster.scale(jobs=options.jobs)               # a job that is pre-empted or out of time is followed by another
+        def keep() -> None:                            # a job that is pre-empted or out of time is followed by another
+            while True:
+                cluster.scale(jobs=options.jobs)
+                time.sleep(60)
+
+        threading.Thread(target=keep, daemon=True).start()
         runs = run_all(profile_configs(options.profile), cluster=cluster, budget=options.budget,
                        results=PROFILES[options.profile]["results"])
     print(f"{len(runs)} runs of profile {options.profile} are there, {len(runs.missing)} are missing")

@@ -69,7 +69,8 @@ def main() -> int:
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     faults = size_faults() + import_faults() + [f for n in notebooks for f in notebook_faults(n)]
     faults += [f for n in [*notebooks, *ROOT.glob("results/runs/*/run.json")] for f in trace_faults(n)]
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = listed.stdout.split("\0")
     faults += [f"{name}: {size / 1e6:.1f} MB; at most 5" for name in tracked
                if name and (ROOT / name).is_file() and (size := (ROOT / name).stat().st_size) > 5e6]
     print("\n".join(faults) or f"lint: {len(notebooks)} notebooks, all in shape")

@@ -101,8 +101,7 @@ def test_a_mistake_is_one_line_and_a_failing_exit_status(words, said, capsys, tm
     assert error.startswith("bnlib: ") and said in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["train", "test", "list", "show", "verify", "data", "campaign", "reproduce",
-                                     "report"])
+@pytest.mark.parametrize("command", next(action.choices for action in parser()._actions if action.choices))
 def test_every_commands_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         parser().parse_args([command, "--help"])

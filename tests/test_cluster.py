@@ -21,11 +21,12 @@ import pytest
 import torch
 
 from benchmarks import scale
-from bnlib import Config, InputError, plan, run, run_all, store
+from bnlib import Config, InputError, checkpoint, plan, run, run_all, store
 from bnlib.campaign import profile_configs
 from bnlib.config import resolve
 from tests import workers
 from tests.conftest import FULL, TALLY, TINY
+from tests.test_train import stop_after
 
 distributed = pytest.importorskip("distributed", reason="no Dask: `pip install dask distributed`")
 from bnlib import cluster, worker  # noqa: E402
@@ -143,7 +144,7 @@ def test_the_longest_run_starts_first_on_the_worker_with_the_most_room():
 
 def test_small_networks_share_a_gpu_and_do_not_keep_a_large_one_waiting_for_ever():
     small, wide = [Config(seed=seed) for seed in range(9)], Config(model="resnet14x8")
-    place = cluster.Place("a", slots=4, gpus=1.0, shared=True, folder="", machine="", cores=8, data="", shipped=[])
+    place = cluster.Place("a", slots=4, gpus=1.0, shared=True, folder="", machine="", cores=8, shipped=[])
     share = lambda config, _: place.share(config)        # noqa: E731
     assert len(cluster.assign(small, {"a": 1.0}, share)) == 4
     assert cluster.assign([wide, *small], {"a": 0.75}, share) == []
@@ -256,9 +257,9 @@ def test_a_worker_that_lacks_one_set_gets_that_one_and_reads_its_own(tmp_path, m
     with worker.environment({"BNLIB_DATA": "shipped", "BNLIB_NEW": "1"}):
         assert (os.environ["BNLIB_DATA"], os.environ["BNLIB_NEW"]) == ("shipped", "1")
     assert os.environ["BNLIB_DATA"] == "its own" and "BNLIB_NEW" not in os.environ
-    place, sent = cluster.Place("tcp://there:1", 1, 0, False, "there", "there", 2, "there/data", ["noise"]), []
+    place, sent = cluster.Place("tcp://there:1", 1, 0, False, "there", "there", 2, ["noise"]), []
     grid = cluster.Grid.__new__(cluster.Grid)
-    grid.fingerprints, grid.places, grid.deaths = {"noise": "a", "digits": "b"}, {place.address: place}, Counter()
+    grid.fingerprints, grid.places, grid.deaths = {"noise": "a" * 64, "digits": "b"}, {place.address: place}, Counter()
     grid.waiting = [Config(**TINY), Config(**TINY | {"dataset": "noise", "n_train": None})]
     grid.topic, grid.results, grid.options, grid.deadline, grid.running = "call", tmp_path, {}, None, {}
     grid.inbox = queue.Queue()
@@ -266,7 +267,59 @@ def test_a_worker_that_lacks_one_set_gets_that_one_and_reads_its_own(tmp_path, m
                                         types.SimpleNamespace(add_done_callback=lambda call: None))
     for config in list(grid.waiting):
         grid.submit(config, place, None, None)
-    assert [job["environment"] for job in sent] == [{}, {"BNLIB_DATA": "there/data"}]
+    assert [job["environment"] for job in sent] == [{}, {"BNLIB_DATA": f"there/data/{'a' * 16}"}]
+
+
+def lonely_grid(tmp_path, **client) -> cluster.Grid:
+    """A grid that knows one worker and trains nothing."""
+    grid = cluster.Grid.__new__(cluster.Grid)
+    grid.places, grid.refused, grid.marks, grid.configs, grid.fingerprints = {"tcp://first:1": None}, set(), [], {}, {}
+    grid.waiting, grid.running, grid.put_off, grid.deadline, grid.results = [], {}, {}, None, tmp_path / "results"
+    grid.client = types.SimpleNamespace(**client)
+    return grid
+
+
+@pytest.mark.parametrize("said", [
+    ModuleNotFoundError("No module named 'bnlib'"),
+    {"versions": worker.versions(), "slots": 1, "gpus": 0, "shared": False, "folder": "there", "machine": "there",
+     "cores": 2, "lacks": ["large_digits"], "finished": []}], ids=["without bnlib", "without images that are streamed"])
+def test_a_worker_that_comes_later_and_is_of_no_use_gets_no_runs(said, tmp_path):
+    grid = lonely_grid(tmp_path, run=lambda question, *_, workers, **__: {
+        workers[0]: said if question is worker.greet else False})
+    with pytest.warns(UserWarning, match="it gets no runs"):
+        grid.greet(["tcp://late:1"])
+    assert grid.refused == {"tcp://late:1"} and list(grid.places) == ["tcp://first:1"]
+
+
+def test_a_worker_that_goes_while_it_is_sent_a_checkpoint_ends_nothing(tiny, tmp_path, monkeypatch):
+    def gone(*_, workers, **__):
+        raise KeyError(workers[0])
+    stop_after(1, tiny, tmp_path / "results", monkeypatch)
+    grid = lonely_grid(tmp_path, scatter=gone)
+    grid.places["tcp://first:1"] = cluster.Place("tcp://first:1", 1, 0, False, "there", "there", 2, [])
+    grid.waiting = [tiny]
+    grid.start()
+    assert grid.waiting == [tiny] and tiny in grid.put_off
+
+
+def test_images_of_a_run_that_has_begun_go_to_workers_that_come_later(tiny, tmp_path):
+    asked = []
+    grid = lonely_grid(tmp_path, run=lambda question, marks, ids, sets, **_: asked.append(sets) or {})
+    grid.waiting, grid.running = [tiny], {dataclasses.replace(tiny, dataset="mnist", n_train=8): None}
+    grid.greet(["tcp://late:1"])
+    assert asked == [["digits", "mnist"]]
+
+
+def test_a_checkpoint_that_has_come_less_far_takes_no_place(tiny, tmp_path, monkeypatch):
+    stop_after(1, tiny, tmp_path / "less", monkeypatch)
+    stop_after(3, tiny, tmp_path / "further", monkeypatch)
+    less, further = (store.checkpoint_file(tiny, tmp_path / name) for name in ("less", "further"))
+    early, late = less.read_bytes(), further.read_bytes()
+    assert checkpoint.put_further(early, further) is None and further.read_bytes() == late
+    assert checkpoint.put_further(late, less) == (1, 0) and less.read_bytes() == late
+    less.write_bytes(b"damaged")
+    checkpoint.previous(less).write_bytes(early)
+    assert checkpoint.newest(less) == early
 
 
 def test_two_calls_with_one_config_and_two_folders_have_a_record_each(two, tiny, tmp_path):

@@ -32,9 +32,9 @@ def unofficial(monkeypatch, tmp_path):
     """The small sets below stand in for CIFAR-10, so its fingerprint is not asked for."""
     monkeypatch.delitem(data.FINGERPRINTS, "cifar10")
     monkeypatch.setenv("BNLIB_DATA", str(tmp_path))
-    data.load.cache_clear()
+    data._load.cache_clear()
     yield
-    data.load.cache_clear()
+    data._load.cache_clear()
 
 
 def write_npz(folder, arrays, **changed):
@@ -116,7 +116,7 @@ def test_another_order_of_the_files_gives_the_same_arrays(arrays, tmp_path):
     first = data.load("cifar10")
     order = np.random.default_rng(1).permutation(40)
     write_npz(tmp_path, arrays, x_train=arrays["x_train"][order], y_train=arrays["y_train"][order])
-    data.load.cache_clear()
+    data._load.cache_clear()
     second = data.load("cifar10")
     assert torch.equal(first.x_train, second.x_train) and torch.equal(first.y_train, second.y_train)
     assert first.fingerprint == second.fingerprint
@@ -143,7 +143,7 @@ def brighten(x):
 def test_a_wrong_pixel_or_a_swapped_label_is_an_error(change, arrays, tmp_path, monkeypatch):
     write_npz(tmp_path, arrays)
     monkeypatch.setitem(data.FINGERPRINTS, "cifar10", data.load("cifar10").fingerprint)
-    data.load.cache_clear()
+    data._load.cache_clear()
     write_npz(tmp_path, arrays, **{part: mend(arrays[part]) for part, mend in change.items()})
     with pytest.raises(InputError, match=r"cifar10\.npz is not the official cifar10: fingerprint .* expected"):
         data.load("cifar10")

@@ -55,6 +55,18 @@ def test_an_unfinished_run_goes_on_on_another_machine_and_ends_in_the_same_bytes
     assert not list((tmp_path / "ours/partial").iterdir())
 
 
+def test_what_is_being_trained_here_is_left_alone(tiny_run, tmp_path):
+    with store.lock(tiny_run.config, tmp_path / "ours"):
+        said = taken(tiny_run.folder.parent.parent, tmp_path / "ours")[tiny_run.id]
+    assert "being trained here" in said and store.find(tiny_run.config, tmp_path / "ours") is None
+
+
+def test_a_record_of_another_protocol_is_not_taken_in(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "PROTOCOL", 2)
+    said = taken(tiny_run.folder.parent.parent, tmp_path / "ours")[tiny_run.id]
+    assert said == "of protocol 1; this bnlib has 2" and not (tmp_path / "ours/runs" / tiny_run.id).exists()
+
+
 def test_a_damaged_or_renamed_checkpoint_is_not_taken_in(tiny, tmp_path, monkeypatch):
     stop_after(1, tiny, tmp_path / "theirs", monkeypatch)
     file = store.checkpoint_file(tiny, tmp_path / "theirs")

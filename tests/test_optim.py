@@ -248,7 +248,10 @@ def test_lbfgs_takes_fewer_epochs_of_its_batch_than_its_passes_and_lowers_the_lo
 
 @pytest.mark.parametrize("trainable", ["none", "output", "random2", "weights"])
 def test_lbfgs_trains_whatever_trains(trainable, tiny, tmp_path):
-    assert run(other(tiny, "lbfgs", trainable=trainable, epochs=1), results=tmp_path / "results").status == "done"
+    found = run(other(tiny, "lbfgs", trainable=trainable, epochs=1), results=tmp_path / "results")
+    begun = models.from_config(found.config, 10)
+    moved = {name for name, value in found.network().named_parameters() if not value.equal(begun.get_parameter(name))}
+    assert moved == set(select(begun, trainable))
 
 
 def test_an_lbfgs_run_whose_loss_is_no_number_is_recorded_as_diverged(tiny, tmp_path, monkeypatch):
@@ -287,7 +290,9 @@ def test_pieces_too_small_for_batch_norm_and_several_processes_are_one_line(tiny
 
 def test_decay_of_weights_waits_while_gamma_and_beta_train_alone(tiny, tmp_path):
     config = other(tiny, "lbfgs", trainable="all", bn_first=1, weight_decay=0.01, decay="weights")
-    assert run(config, results=tmp_path / "results").status == "done"
+    found = run(config, results=tmp_path / "results")
+    begun, ended = models.from_config(config, 10), found.network()
+    assert not ended.conv.weight.equal(begun.conv.weight) and found.history["train_loss"].is_monotonic_decreasing
 
 
 def test_a_plan_counts_the_passes_of_lbfgs(tiny):

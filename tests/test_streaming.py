@@ -18,11 +18,26 @@ from PIL import Image
 from sklearn.metrics import top_k_accuracy_score
 from torchvision.transforms.v2 import functional as tv
 
-from bnlib import Config, InputError, analysis, campaign, data, freeze, lbfgs, models, run, store, streaming, verdicts
+from bnlib import (
+    Config,
+    InputError,
+    analysis,
+    campaign,
+    data,
+    freeze,
+    lbfgs,
+    models,
+    run,
+    run_all,
+    store,
+    streaming,
+    verdicts,
+)
 from bnlib.config import resolve
 from bnlib.names import IMAGENET
 from bnlib.profiles import profile
 from bnlib.train import evaluate, evaluate_on_test_set
+from bnlib.verify import verify
 from tests.test_analysis import fake_run
 from tests.test_train import same, stop_after
 
@@ -56,9 +71,9 @@ def root(tmp_path_factory):
 def found_there(root, monkeypatch):
     monkeypatch.setenv("BNLIB_DATA", str(root))
     monkeypatch.setenv("BNLIB_WORKERS", "0")
-    data.load.cache_clear()
+    data._load.cache_clear()
     yield
-    data.load.cache_clear()
+    data._load.cache_clear()
 
 
 @pytest.fixture
@@ -345,7 +360,7 @@ def test_the_fingerprint_is_that_of_paths_and_sizes_wherever_the_folder_lies(roo
     for change in (lambda: file.write_bytes(content + b"\0"),
                    lambda: (file.write_bytes(content), file.rename(file.with_name("9.png")))):
         change()
-        data.load.cache_clear()
+        data._load.cache_clear()
         assert data.load("elsewhere").fingerprint != first
 
 
@@ -354,11 +369,15 @@ def test_a_record_of_other_images_is_not_taken_for_one_of_these(small, root, tmp
     config = dataclasses.replace(small, dataset="changing", epochs=1)
     run(config, results=tmp_path / "results")
     Image.new("RGB", (30, 30)).save(place / "train/class A/new.png")
-    data.load.cache_clear()
+    data._load.cache_clear()
     with pytest.raises(InputError, match="trained on other images than changing now has"):
         run(config, results=tmp_path / "results")
+    with pytest.raises(InputError, match="trained on other images than changing now has"):
+        run_all([config], results=tmp_path / "results")
+    (finding,) = verify(tmp_path / "results")
+    assert "trained on other images" in finding.faults[0]
     place.rename(root / "gone")
-    data.load.cache_clear()
+    data._load.cache_clear()
     assert run(config, results=tmp_path / "results").status == "done"       # nothing here to compare with
 
 
@@ -384,7 +403,7 @@ def test_the_demos_folder_is_made_whole_and_with_all_its_classes(tmp_path, monke
     assert [f.name for f in (tmp_path / "build").iterdir()] == ["large_digits"]
     sizes = {Image.open(file).size for file in (tmp_path / "build/large_digits").rglob("*.png")}
     assert len(sizes) > 100
-    data.load.cache_clear()
+    data._load.cache_clear()
     assert data.load("large_digits").fingerprint == digits.fingerprint
 
 
@@ -428,7 +447,7 @@ def test_cars_are_read_once_and_then_from_an_array(tmp_path):
     write_cars(tmp_path)
     first = data.load("stanford_cars_64x96", tmp_path).fingerprint
     (tmp_path / "stanford_cars").rename(tmp_path / "away")
-    data.load.cache_clear()
+    data._load.cache_clear()
     assert data.load("stanford_cars_64x96", tmp_path).fingerprint == first
 
 
