@@ -368,19 +368,25 @@ class Grid:
                     begun = None if self.places[address].shared else self.hold(config, address, held)
                     if config in self.waiting:
                         self.submit(config, self.places[address], begun, held.pop_all())
-                except (store.Busy, KeyError, OSError):            # the last two: the worker has gone this moment
+                except store.Busy:
                     self.put_off[config] = time.time() + BUSY_SECONDS
                 except InputError as error:
                     self.fail(config, str(error))
 
     def hold(self, config: Config, address: str, held: contextlib.ExitStack):
-        """Locks a run that its worker cannot lock, and sends its checkpoint; keeps its record if it is there."""
+        """Locks a run that its worker cannot lock, and sends its checkpoint; keeps its record if it is there.
+
+        Raises Busy where another process trains it, or where the worker has just gone.
+        """
         held.enter_context(store.lock(config, self.results, wait=False))
         if found := store.find(config, self.results):
             self.keep(config, found)
             return None
         begun = checkpoint.newest(store.checkpoint_file(config, self.results))
-        return begun and self.client.scatter(begun, workers=[address], hash=False)
+        try:
+            return begun and self.client.scatter(begun, workers=[address], hash=False)
+        except (KeyError, OSError):                  # KeyError: the scheduler knows no such worker
+            raise store.Busy(config.id) from None
 
     def submit(self, config: Config, place: Place, begun, held: contextlib.ExitStack) -> None:
         name = config.dataset

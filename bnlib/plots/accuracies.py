@@ -76,7 +76,7 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(t) for t in ticks], rotation=45 if len(ticks) > 8 else 0)
-    axes.margins(x=0.07, y=0.18)
+    axes.margins(x=0.09, y=0.18)
     if axes.get_legend_handles_labels()[0]:
         legend_below(figure, axes, ncols=2, fontsize=7.5)
     axes.set_xlabel({"depth": "depth (layers)", "width": "width (multiple of 16, 32, 64 channels)"}[by])
@@ -206,7 +206,7 @@ def random_weights(table: pd.DataFrame) -> Figure:
                           textcoords="offset points", color=colour("bn"), fontsize=7.5)
         axes.set_xscale("log", base=2)
         axes.set_xticks(line["weights"], line["weights"])
-        axes.margins(y=0.14)
+        axes.margins(x=0.1, y=0.14)
         axes.set(xlabel="random weights a channel", title=f"{name(model)}, {listed(line['epochs'])} epochs")
     grid[0][0].set_ylabel("test accuracy (%)")
     note(figure, seeds_stated(chosen))

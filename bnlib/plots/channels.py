@@ -73,7 +73,7 @@ def dead_share(table: pd.DataFrame) -> Figure:
     table = table.sort_values(["depth", "width", "epochs"])
     networks = list(dict.fromkeys(zip(table["model"], table["epochs"], strict=True)))
     modes = sorted(table["trainable"].unique(), key=[*COLOURS, *table["trainable"]].index)
-    figure, axes = plt.subplots(figsize=(1.8 + 1.1 * len(networks), 3.4))
+    figure, axes = plt.subplots(figsize=(max(5.2, 1.8 + 1.1 * len(networks)), 3.4))
     width = 0.8 / len(modes)
     for i, mode in enumerate(modes):
         rows = table[table["trainable"] == mode].set_index(["model", "epochs"]).reindex(networks)
