@@ -146,7 +146,7 @@ def test_jupyterlab_shows_the_summary_with_its_figures(lab, browser):
     shown = browser.new_page()
     shown.goto(lab("summary.ipynb"))
     shown.wait_for_selector(".jp-Notebook img", timeout=120_000)
-    assert "What was found" in shown.inner_text(".jp-Notebook")
+    shown.get_by_role("heading", name="What was found").wait_for(timeout=120_000)
     shown.close()
 
 
