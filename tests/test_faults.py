@@ -288,7 +288,7 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_not_given_up(tiny, unharme
     assert file.read_bytes() == kept and not differences(run(config, results=results), unharmed(config))
 
 
-def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(monkeypatch):
+def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(monkeypatch, interruptible):
     with pytest.raises(KeyboardInterrupt), stop.Stop() as asked:
         def agree(*values):
             signal.raise_signal(signal.SIGINT)
