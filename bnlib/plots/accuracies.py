@@ -89,7 +89,8 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
     """Test accuracy of each choice of what trains (`trainable`) or of each `variant`, a row each, a panel a network.
 
     table: from `analysis.accuracy`. Bars are one standard deviation over seeds. With one network, what trains is
-    followed by how many parameters that are. Variants of several training modes share a row, the modes named on top.
+    followed by how many parameters that are. Variants of several training modes share a row; each mode is named where
+    it is highest.
     """
     table = table[table["n"] > 0]
     if not len(table):
@@ -103,12 +104,14 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
     figure, grid = plt.subplots(1, len(networks), figsize=(2.4 + 3 * len(networks), 1.1 + 0.28 * len(settings)),
                                 sharey=True, sharex=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
+        highest = {mode: max(map(settings.index, of_mode[by]))                     # where a mode is named
+                   for mode, of_mode in table[table["model"] == model].groupby("trainable")}
         for row in table[table["model"] == model].itertuples():
             y, hue = settings.index(getattr(row, by)), colour(row.trainable)
             if len(modes) > 1:                         # one above the other, the best mode on top
                 place = modes.index(row.trainable) / (len(modes) - 1) - 0.5
                 y += 0.36 * place
-                if getattr(row, by) == settings[-1]:
+                if settings.index(getattr(row, by)) == highest[row.trainable]:
                     axes.annotate(trained(row.trainable), (row.mean - np.nan_to_num(row.std), y), xytext=(-6, 0),
                                   ha="right", va="center", textcoords="offset points", fontsize=7.5, color=hue)
             axes.errorbar(row.mean, y, xerr=row.std, color=hue, capsize=2,
