@@ -18,10 +18,10 @@ def graphed(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
 class GraphedStep:
     """`step(images, labels) -> (loss, logits)`, captured once and replayed for each batch of the same shape.
 
-    A smaller batch, such as the last of an epoch, takes the plain step; after it, where a run begins with it, the
-    larger ones are captured. What the warm-up before the capture
-    changes is put back, so that the graph changes speed and nothing else. The learning rate must be a tensor on the
-    device (`optim.optimizer` makes it one), or the graph would hold its value of today.
+    A smaller batch, such as the last of an epoch, takes the plain step; where a run begins with one, a larger one is
+    captured anew. What the warm-up before the capture changes is put back, so that the graph changes speed and nothing
+    else. The learning rate must be a tensor on the device (`optim.optimizer` makes it one), or the graph would hold its
+    value of today.
     """
 
     WARM_UP = 3        # steps before a capture, as torch's documentation of CUDA graphs asks for

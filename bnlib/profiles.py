@@ -292,7 +292,12 @@ def variant(config: Config, kinds: tuple[str, ...] = PROTOCOLS) -> dict:
 
     kinds: the protocols that it may follow; the nearest counts.
     """
-    return {name: getattr(config, name) for name in _differing(dataclasses.replace(config, seed=0), kinds)}
+    return {name: getattr(config, name) for name in _differing(seedless(config), kinds)}
+
+
+def seedless(config: Config) -> Config:
+    """What runs that differ in their seed alone have in common."""
+    return dataclasses.replace(config, seed=Config.seed)
 
 
 @cache

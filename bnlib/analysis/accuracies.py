@@ -1,6 +1,5 @@
 """Which runs can stand beside each other, how accurate they are, and what was published."""
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pandas as pd
 from bnlib import data
 from bnlib.config import Config
 from bnlib.names import DEEPOBS, InputError, parse_model
-from bnlib.profiles import OF_THE_PAPER, PROFILES, variant
+from bnlib.profiles import OF_THE_PAPER, PROFILES, seedless, variant
 from bnlib.store import Run
 from bnlib.wording import Sentences, changed, listed, name, shown, spread, trained
 
@@ -78,11 +77,6 @@ def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame
         mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), diverged=("diverged", "sum"),
         seeds=("seed", listed), devices=("device", listed))
     return table.drop(columns="setting").sort_values(keys, key=_by_number, ignore_index=True)
-
-
-def seedless(config: Config) -> Config:
-    """What runs that differ in their seed alone have in common."""
-    return dataclasses.replace(config, seed=Config.seed)
 
 
 def _by_number(column: pd.Series) -> pd.Series:

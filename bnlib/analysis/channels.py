@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from bnlib.analysis.accuracies import PAPER_EPOCHS, published, seedless
+from bnlib.analysis.accuracies import PAPER_EPOCHS, published
 from bnlib.names import InputError
-from bnlib.profiles import variant
+from bnlib.profiles import seedless, variant
 from bnlib.store import ABOUT, Run, about
 from bnlib.wording import Sentences, changed, name, seeds_of, trained
 

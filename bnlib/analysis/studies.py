@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from bnlib.analysis.accuracies import accuracy, published, seedless
+from bnlib.analysis.accuracies import accuracy, published
 from bnlib.config import Config
 from bnlib.names import choose, parse_model
-from bnlib.profiles import PRESETS, modification, variant
+from bnlib.profiles import PRESETS, modification, seedless, variant
 from bnlib.store import Run
 from bnlib.wording import HALVES, OPTIMIZER, Sentences, half, name, plus_minus, seeds_of, shown
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from bnlib.analysis import seedless
 from bnlib.config import Config
+from bnlib.profiles import seedless
 from bnlib.store import Run
 from bnlib.wording import listed, name
 
