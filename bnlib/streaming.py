@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from bnlib.names import InputError
 IMAGE_SIZE = 224                                          # pixels a side where no other size is asked for
 MOMENTS = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]    # ImageNet's mean and deviation, as torchvision has them
 EVALUATED = 250                                           # images a batch of an evaluation
+ENDING = {signal.SIGINT, signal.SIGTERM}                  # what asks training to stop at a checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +119,13 @@ def loaded(images: Images, batches: list[list[tuple[int, int]]], device: torch.d
     Raises InputError, naming the file, for an image that cannot be read.
     """
     loader = DataLoader(images, batch_sampler=batches, num_workers=workers(), collate_fn=_stack,
-                        worker_init_fn=_leave_signals, pin_memory=device.type == "cuda", generator=torch.Generator())
-    for batch in loader:
+                        worker_init_fn=_heed_parent, pin_memory=device.type == "cuda", generator=torch.Generator())
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)              # and so workers begin with both blocked
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+    for batch in batches:
         if isinstance(batch, InputError):
             raise batch
         yield tuple(tensor.to(device, non_blocking=True) for tensor in batch)
@@ -145,11 +152,23 @@ def _stack(items: list):
     return broken or tuple(torch.stack(column) for column in zip(*items, strict=True))
 
 
-def _leave_signals(worker: int) -> None:
-    """Ctrl-C and the end of a job reach workers too; it is for the training process to end them, after it has saved a
-    checkpoint. Without it they end by themselves."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _heed_parent(worker: int) -> None:
+    """A worker ends when the training process asks it to, or is gone.
+
+    Ctrl-C and the end of a job reach workers too: these they leave to the training process, which needs them until it
+    has saved a checkpoint. The two kinds of SIGTERM differ in who sent them.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    if hasattr(signal, "sigwaitinfo"):
+        threading.Thread(target=_end_by, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+    else:                                                      # macOS does not say who sent it: whoever it was, it ends
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _end_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _cut(rows: list, size: int) -> list[list]:

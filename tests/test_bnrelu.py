@@ -1,13 +1,33 @@
 """Batch norm, sum and ReLU: ours against torch's modules and against float64."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from bnlib import Config, bnrelu, freeze, models, native
+from bnlib.config import resolve
 from bnlib.device import autocast
 from bnlib.train import place
 
 needs_cpp = pytest.mark.skipif(bool(native.why_not()), reason=f"C++ operation {native.why_not()}")
+
+
+@needs_cpp
+def test_another_copy_of_the_project_takes_the_build_that_is_there(tmp_path):
+    """Although a process killed as it built has left its lock."""
+    (library,) = native.build_folder().glob("*.so")
+    (library.parent / "lock").touch()
+    built = library.stat().st_mtime_ns
+    shutil.copytree(resolve("bnlib"), tmp_path / "bnlib")
+    done = subprocess.run([sys.executable, "-c", "from bnlib import native; print(native.__file__, native.why_not())"],
+                          cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, text=True, capture_output=True,
+                          timeout=60)
+    assert done.stdout == f"{tmp_path}/bnlib/native/__init__.py \n", done.stderr
+    assert library.stat().st_mtime_ns == built
 
 
 def channels_last(*shape, dtype):

@@ -321,6 +321,15 @@ def test_a_signal_leaves_a_checkpoint_and_no_workers_traceback(number, small, ro
     assert checkpoint.exists()
 
 
+def test_a_process_ends_although_batches_are_under_way(root):
+    """Python asks the workers to end by SIGTERM and waits: they may leave unheard only what others send."""
+    code = ("import torch; from bnlib import data; from bnlib.streaming import InOrder; "
+            "begun = iter(data.load('photos').in_order('train', torch.device('cpu'), 32)); print(len(next(begun)[1]))")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"BNLIB_WORKERS": "2"}, cwd=resolve("."),
+                          capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "60\n", "")
+
+
 # --------------------------------------------------------------------------------------------- folders
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
-FOLDER = Path(__file__).parent
+SOURCES = sorted(Path(__file__).parent.glob("*.[ch]*"))
 
 
 @cache
@@ -27,21 +28,41 @@ def why_not() -> str:
     if os.environ.get("BNLIB_CPP") == "0":
         return "switched off by BNLIB_CPP=0"
     try:
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)      # not: "No CUDA runtime is found"
-        from torch.utils import cpp_extension
-        scripts = str(Path(sys.executable).parent)          # ninja is installed beside python
-        if scripts not in os.environ["PATH"].split(os.pathsep):
-            os.environ["PATH"] = scripts + os.pathsep + os.environ["PATH"]
-        # built for this very processor: another one, another torch or another source is another build
-        model, flags = processor()
-        built_for = "".join(file.read_text() for file in sorted(FOLDER.glob("*.[ch]*")))
-        built_for += f"{torch.__version__} {model} {sorted(flags)} {sys.version}"
-        cpp_extension.load(f"bnlib_{hashlib.sha256(built_for.encode()).hexdigest()[:12]}",
-                           [str(file) for file in sorted(FOLDER.glob("*.cpp"))],
-                           extra_cflags=["-O3", "-march=native", "-fopenmp"], is_python_module=False)
+        _build()
     except Exception as error:          # no compiler, no ninja, no disk: whatever it is, training must go on
         return f"not built: {type(error).__name__}"         # its text may hold a path, and this goes into records
     return ""
+
+
+def _build() -> None:
+    """Loads the operations; builds them where no process has, from copies: ninja builds anew for another path."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)          # not: "No CUDA runtime is found"
+    from torch.utils import cpp_extension
+    scripts = str(Path(sys.executable).parent)              # ninja is installed beside python
+    if scripts not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] = scripts + os.pathsep + os.environ["PATH"]
+    folder = build_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "building.lock"):
+        (folder / "lock").unlink(missing_ok=True)           # torch's own, which outlives a process killed as it built
+        for source in SOURCES:
+            copy = folder / source.name
+            if not copy.exists() or copy.read_text() != source.read_text():
+                copy.write_text(source.read_text())
+        cpp_extension.load(folder.name, [str(folder / source.name) for source in SOURCES if source.suffix == ".cpp"],
+                           extra_cflags=["-O3", "-march=native", "-fopenmp"], build_directory=str(folder),
+                           is_python_module=False)
+
+
+def build_folder() -> Path:
+    """Where the operations for this very processor are built: another processor, another torch or another source is
+    another build, another copy of the project is not. `$TORCH_EXTENSIONS_DIR` is heeded."""
+    from torch.utils import cpp_extension
+    model, flags = processor()
+    built_for = "".join(source.read_text() for source in SOURCES)
+    built_for += f"{torch.__version__} {model} {sorted(flags)} {sys.version}"
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    return Path(root) / f"bnlib_{hashlib.sha256(built_for.encode()).hexdigest()[:12]}"
 
 
 @cache
