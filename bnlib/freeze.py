@@ -107,8 +107,12 @@ def narrow(model: str, depths: tuple[int, ...] = (8, 14, 20), classes: int = 10)
     The nearest count among ResNets of these depths with 2 to 16 channels in their first stage; with one channel there,
     8 to 20 layers learn nothing (`08_beyond` shows it).
     """
-    def parameters(name: str, what: str) -> int:
-        with torch.device("meta"):
-            return count(architecture(name, classes), what)
+    wanted = _parameters(model, classes, "bn")
     names = [model_name(depth, channels / 16) for depth in depths for channels in range(2, 17)]
-    return min(names, key=lambda name: abs(math.log(parameters(name, "all") / parameters(model, "bn"))))
+    return min(names, key=lambda name: abs(math.log(_parameters(name, classes, "all") / wanted)))
+
+
+@cache
+def _parameters(model: str, classes: int, trainable: str) -> int:
+    with torch.device("meta"):
+        return count(architecture(model, classes), trainable)

@@ -4,6 +4,9 @@ import os
 import shutil
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby
+from multiprocessing import get_context
 from pathlib import Path
 
 from bnlib import site
@@ -12,6 +15,7 @@ from bnlib.config import resolve
 from bnlib.grid import run_all
 from bnlib.names import InputError, choose
 from bnlib.profiles import PROFILES
+from bnlib.streaming import cores
 
 NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"
 #: What a parameter's declared type takes, and how that is called.
@@ -58,7 +62,7 @@ def execute(name: str, output: Path, parameters: dict) -> float:
     began = time.time()
     try:
         papermill.execute_notebook(str(source), str(output), parameters, cwd=str(source.parent), progress_bar=False,
-                                   kernel_name="python3", extra_arguments=["--log-level=ERROR"])
+                                   kernel_name="python3", extra_arguments=["--log-level=CRITICAL"])
     except papermill.PapermillExecutionError as error:
         where = f"{name}, cell {error.exec_count}"
         raise InputError(f"{where}: {error.ename}: {error.evalue} (all of it: {output})") from None
@@ -100,7 +104,8 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
         wanted = {"profile_name": profile, "profiles": [profile], "results": results, "missing": "skip"}
         if name == QUICKSTART:                         # always seconds long, whatever the profile
             wanted = {"profile_name": profile} if profile in ("demo", "smoke") else {}
-        _show(name, folder, {k: v for k, v in wanted.items() if k in parameters_of(name)} | grids[name])
+        grids[name] = {k: v for k, v in wanted.items() if k in parameters_of(name)} | grids[name]
+    _execute_all(grids, folder)
     print(f"figures: {os.path.relpath(resolve(results).parent / 'figures')}")
 
 
@@ -112,10 +117,9 @@ def render(profile: str = "short") -> None:
     """
     choose("profile", profile, PROFILES)
     folder = resolve("build/report")
-    for name in names():
-        reads_records = "missing" in parameters_of(name)
-        shown = {"profile_name": profile, "missing": "skip", "results": PROFILES[profile]["results"]}
-        _show(name, folder, {} if name == SUMMARY else shown if reads_records else {"profile_name": "demo"})
+    shown = {"profile_name": profile, "missing": "skip", "results": PROFILES[profile]["results"]}
+    _execute_all({name: {} if name == SUMMARY else shown if _reads_records(name) else {"profile_name": "demo"}
+                  for name in names()}, folder)
     _keep_outputs(folder / f"{SUMMARY}.ipynb", resolve(NOTEBOOKS) / f"{SUMMARY}.ipynb")
     site.build([folder / f"{name}.ipynb" for name in names()], resolve("build/site"), front=SUMMARY)
 
@@ -125,10 +129,26 @@ def _moved(notebook, before: Path, after: Path) -> None:
     site.figure_links(notebook, lambda svg: Path(os.path.relpath(before / svg, after)))
 
 
-def _show(name: str, folder: Path, parameters: dict) -> None:
-    print(f"{name:16s}", end=" ", flush=True)
-    took = execute(name, folder / f"{name}.ipynb", parameters)
-    print(f"{took:6.1f} s   {os.path.relpath(folder / name)}.ipynb", flush=True)
+def _execute_all(parameters: dict[str, dict], folder: Path) -> None:
+    """Executes notebooks in their order, each with its parameters, into `folder`; those that only read records at the
+    same time, up to four of them. Others measure or train and are left alone, or are the summary of what was kept."""
+    workers = min(4, cores())
+    with ProcessPoolExecutor(workers, get_context("spawn"), _share_cores, [workers]) as pool:
+        for side_by_side, group in groupby(parameters, _reads_records):
+            group = list(group)
+            took = (pool.map if side_by_side else map)(
+                execute, group, [folder / f"{name}.ipynb" for name in group], [parameters[name] for name in group])
+            for name, seconds in zip(group, took, strict=True):
+                print(f"{name:20s} {seconds:6.1f} s   {os.path.relpath(folder / name)}.ipynb", flush=True)
+
+
+def _share_cores(workers: int) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores() // workers))         # of the notebooks' kernels
+
+
+def _reads_records(name: str) -> bool:
+    """Whether a notebook shows what a grid has left, and can go without what is missing of it."""
+    return "missing" in parameters_of(name)
 
 
 def _without_traces(file: Path) -> None:

@@ -131,6 +131,11 @@ def loaded(images: Images, batches: list[list[tuple[int, int]]], device: torch.d
         yield tuple(tensor.to(device, non_blocking=True) for tensor in batch)
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def workers() -> int:
     """How many processes decode: `$BNLIB_WORKERS`, else one for each core that this process may use but one; of
     several that torchrun started here each has its part of them.
@@ -139,9 +144,8 @@ def workers() -> int:
     """
     if multiprocessing.current_process().daemon:
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores //= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    asked = os.environ.get("BNLIB_WORKERS") or str(max(1, cores - 1))
+    ours = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    asked = os.environ.get("BNLIB_WORKERS") or str(max(1, ours - 1))
     if not asked.isdecimal():
         raise InputError(f"BNLIB_WORKERS={asked!r}: must be a number of processes, 0 or more")
     return int(asked)

@@ -191,6 +191,7 @@ def test_a_number_of_workers_is_a_cluster_whose_dashboard_is_printed(tiny, tmp_p
 
 
 def test_a_budget_stops_workers_at_a_checkpoint(two, tmp_path):
+    run_all([Config(**TINY, seed=s) for s in (0, 1)], cluster=two, results=tmp_path / "results")   # both begun and warm
     long = dataclasses.replace(LONGER, epochs=2000)
     began = time.time()
     runs = run_all([long], cluster=two, budget="4s", results=tmp_path / "results")
@@ -341,7 +342,8 @@ def test_what_fp32_takes_is_estimated_from_the_fast_precision():
 
 
 def test_the_simulated_grid_keeps_sixteen_workers_busy():
-    hours = {config: plan.hours(config, next(iter(plan.measured().values()))) for config in scale.grids()["every mode"]}
+    rates = next(iter(plan.measured().values()))
+    hours = {config: plan.hours(config, rates) for config in scale.grids()["every mode"]}
     assert scale.simulate(hours, 16, failures=0.01)["utilisation"] >= 0.9
 
 

@@ -314,7 +314,7 @@ def test_on_a_gpu_the_graph_changes_speed_and_nothing_else(tiny, tmp_path, monke
 
 def test_batch_norm_alone_learns_the_digits(tmp_path):
     """Far above chance: 36 of 360 right by chance, with a standard deviation of under 6."""
-    r = run(Config(dataset="digits", epochs=15, batch_size=32, augment="none"), results=tmp_path / "results")
+    r = run(Config(dataset="digits", epochs=6, batch_size=32, augment="none"), results=tmp_path / "results")
     assert r.metrics["test_accuracy"] > 0.5
     assert r.metrics["parameters_trained"] == 1120
 
