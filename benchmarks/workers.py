@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import pandas as pd
 
-from bnlib import campaign, cluster, grid
+from bnlib import campaign, grid
 from bnlib.config import Config
+from bnlib.connect import connect
 
 #: Half a second of training: what is measured with it is the rest.
 SHORT = Config(model="resnet8", dataset="digits", epochs=1, n_train=128, batch_size=64, warmup_epochs=0)
@@ -33,7 +34,7 @@ def seconds(configs: list[Config], to=None) -> float:
 def gained(configs: list[Config], workers: int, rounds: int) -> pd.DataFrame:
     """Seconds of a grid by one process and by workers, in turns: a row a round, and their ratio."""
     rows = []
-    with cluster.connect(workers) as client:
+    with connect(workers) as client:
         for place in (None, client):                          # libraries and images loaded before anything is timed
             seconds(configs[:workers], place)
         for _ in range(rounds):
@@ -46,7 +47,7 @@ def gained(configs: list[Config], workers: int, rounds: int) -> pd.DataFrame:
 def overhead(runs: int, rounds: int) -> pd.DataFrame:
     """Seconds that each of so many short runs takes in this process and by one worker: a row a round."""
     configs, rows = [replace(SHORT, seed=seed) for seed in range(runs)], []
-    with cluster.connect(1) as client:
+    with connect(1) as client:
         for place in (None, client):
             seconds(configs[:2], place)
         for _ in range(rounds):

@@ -9,22 +9,20 @@ import io
 import os
 import queue
 import signal
-import socket
 import sys
-import threading
 import time
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from bnlib import checkpoint, data, store, worker
 from bnlib.config import Config, resolve
+from bnlib.connect import RUNS_A_GPU, connect
 from bnlib.names import InputError
 from bnlib.optim import work
 from bnlib.stop import Interrupted, Paused, Stop
@@ -34,10 +32,8 @@ DEATHS = 3                # of its workers, after which a run is reported failed
 LOOK_SECONDS = 1.0        # between two looks at which workers are there
 FETCH_SECONDS = 10.0      # between two copies of a checkpoint from a worker without the results folder
 BUSY_SECONDS = 5.0        # until a run is tried again that another process trains
-CONNECT_SECONDS = 10.0    # until a scheduler that does not answer counts as none
 LONELY_SECONDS = 10.0     # without any worker, until that is said
 TELL_SECONDS = 60.0       # between two lines of progress where there is no terminal for a bar
-RUNS_A_GPU = 4            # at most, at a time
 SHOWN = 4                 # running runs that have a line of their own beside the bar
 
 
@@ -70,88 +66,6 @@ def assign(waiting: Iterable, free: dict[str, float], share: Callable[..., float
             if left > 1e-9:
                 room[worker] = left
     return pairs
-
-
-# ------------------------------------------------------------------------------------------- connecting
-
-@contextlib.contextmanager
-def connect(cluster) -> Iterator:
-    """A Dask client of `cluster`: a number of local workers, `local`, an address, a scheduler file, Cluster or Client.
-
-    What was started here ends here; what was given stays. Raises InputError for what is none of these, or no answer.
-    """
-    try:
-        from distributed import Client
-        from distributed.deploy import Cluster
-    except ModuleNotFoundError as error:
-        raise InputError(f"cluster={cluster!r}: needs {error.name}: `pip install dask distributed`") from None
-    if isinstance(cluster, Client):
-        yield cluster
-        return
-    where = str(cluster)
-    with contextlib.ExitStack() as opened:
-        if isinstance(cluster, Cluster):
-            target = {"address": cluster}
-        elif where == "local" or (where.isdigit() and int(where) > 0):
-            with deaf_to_interrupts():                       # this process stops its workers, at a checkpoint
-                target = {"address": opened.enter_context(local(None if where == "local" else int(where)))}
-        elif "://" in where:
-            target = {"address": where}
-        elif Path(where).is_file():
-            target = {"scheduler_file": where}
-        else:
-            raise InputError(f"cluster={cluster!r}: must be a number of local workers, local, an address such as "
-                             "tcp://host:8786, a scheduler file that is there, or a Dask Cluster or Client")
-        try:
-            client = opened.enter_context(Client(**target, set_as_default=False, timeout=CONNECT_SECONDS))
-        except (OSError, ValueError) as error:
-            raise InputError(f"cluster={cluster!r}: no Dask scheduler answers there ({error})") from None
-        yield client
-
-
-@contextlib.contextmanager
-def deaf_to_interrupts():
-    """Processes that are started within do not hear a terminal's Ctrl-C, which goes to all that it shows."""
-    if threading.current_thread() is not threading.main_thread():         # Python gives signals to no other thread
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def local(workers: int | None = None):
-    """A cluster of this machine: one worker process a GPU, else one for each two cores, or as many as are asked for.
-
-    Its dashboard is bound to loopback; `BNLIB_DASHBOARD=0.0.0.0:8787` in the environment tells it otherwise.
-    """
-    from dask.system import CPU_COUNT
-    from distributed import Nanny, Scheduler, SpecCluster
-    gpus = torch.cuda.device_count()
-    cards = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
-    workers = workers or gpus or max(1, CPU_COUNT // 2)
-
-    def options(i: int) -> dict:
-        if not gpus:
-            return {"nthreads": 1}
-        share = min(1.0, gpus / workers)
-        return {"nthreads": max(1, int(RUNS_A_GPU * share)), "resources": {"GPU": share},
-                "env": {"CUDA_VISIBLE_DEVICES": cards[i % gpus]}}
-
-    common = {"host": "127.0.0.1", "memory_limit": 0, "dashboard": False, "silence_logs": 40}
-    dashboard = os.environ.get("BNLIB_DASHBOARD") or f"127.0.0.1:{free_port(8787)}"
-    return SpecCluster(
-        scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": dashboard}},
-        workers={i: {"cls": Nanny, "options": common | options(i)} for i in range(workers)}, silence_logs=40)
-
-
-def free_port(wanted: int) -> int:
-    """The wanted port of this machine if it is free, else 0, by which the system chooses one."""
-    with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        return 0 if trial.connect_ex(("127.0.0.1", wanted)) == 0 else wanted
 
 
 # ------------------------------------------------------------------------------------------- here
@@ -431,9 +345,8 @@ class Grid:
 
     def fetch(self, config: Config, place: Place) -> None:
         """Copies a run's checkpoint from a worker, should that not be there the next time."""
-        content = self.ask(place.address, worker.read_checkpoint, self.results_on(place), config.to_dict())
-        with contextlib.suppress(OSError, InputError):         # a full disk here: the worker still has it
-            if content:
+        with contextlib.suppress(OSError, InputError):         # a full disk here, say: the worker still has it
+            if content := self.ask(place.address, worker.read_checkpoint, self.results_on(place), config.to_dict()):
                 checkpoint.put_further(content, store.checkpoint_file(config, self.results))
 
     def ended(self, future) -> None:

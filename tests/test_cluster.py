@@ -156,7 +156,7 @@ def test_small_networks_share_a_gpu_and_do_not_keep_a_large_one_waiting_for_ever
     ("nowhere", "must be a number of local workers"), (0, "must be a number of local workers"),
     ("tcp://127.0.0.1:1", "no Dask scheduler answers there")])
 def test_a_cluster_that_is_none_is_named_in_one_line(given, said, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr("bnlib.connect.CONNECT_SECONDS", 1)
     with pytest.raises(InputError, match=said) as error:
         run_all([tiny], cluster=given, results=tmp_path / "results")
     assert "\n" not in str(error.value)

@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bnlib import Config, InputError, data, load_runs, models, parallel, run, run_all, stop, store, train
+from bnlib import Config, InputError, data, load_runs, models, parallel, run, run_all, stop, store, train, worker
 from bnlib.campaign import profile_configs
 from bnlib.checkpoint import previous
 from bnlib.verify import differences, verify
@@ -266,6 +266,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, tiny, unharmed,
         for each in (file, previous(file))[:damaged]:
             each.write_bytes(DAMAGE[kind](each.read_bytes(), 5000))
             TALLY["faults injected"] += 1
+        sent = worker.read_checkpoint(str(results), config.to_dict())
+        assert sent == (previous(file).read_bytes() if damaged == 1 else None)
         with pytest.warns(UserWarning, match=f"{file.name} is damaged; training goes on {said}"):
             again = run(config, results=results)
         assert not differences(again, whole)
