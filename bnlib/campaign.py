@@ -35,8 +35,8 @@ def notebook_configs(notebook: Path, **parameters) -> list[Config]:
 
 
 def possible(configs: Iterable[Config], results: str | Path = "results") -> list[Config]:
-    """The configs whose images are here, or whose record is; for sets that nobody can download, such as ImageNet."""
-    return [c for c in configs if data.at_hand(c.dataset) or store.record_folder(results, c.id).exists()]
+    """The configs whose images are here or can be downloaded, as ImageNet's cannot, or whose record is here."""
+    return [c for c in configs if data.obtainable(c.dataset) or store.record_folder(results, c.id).exists()]
 
 
 def profile_configs(profile_name: str, notebooks: Iterable[str] | None = None, **parameters) -> list[Config]:

@@ -137,6 +137,11 @@ def at_hand(name: str) -> bool:
     return name in ("digits", "sequences", "large_digits") or any((_root() / place).exists() for place in places)
 
 
+def obtainable(name: str) -> bool:
+    """Whether `load(name)` finds the set here or downloads it, as anybody may."""
+    return at_hand(name) or (name in TORCHVISION and name not in MISSING)
+
+
 def _root(root: str | Path | None = None) -> Path:
     return resolve(root or os.environ.get("BNLIB_DATA") or "data")
 

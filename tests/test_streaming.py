@@ -496,6 +496,8 @@ def test_a_recorded_run_is_in_the_grid_also_where_its_images_are_not(small, tmp_
     r = run(dataclasses.replace(small, epochs=1), results=tmp_path / "results")
     monkeypatch.setenv("BNLIB_DATA", str(tmp_path))
     assert campaign.possible([r.config, small], tmp_path / "results") == [r.config]
+    anybodys = [Config(), Config(dataset="cifar100"), Config(dataset="digits")]
+    assert not data.at_hand("cifar10") and campaign.possible([*anybodys, small], tmp_path / "empty") == anybodys
 
 
 @pytest.mark.parametrize(("top5", "epochs", "verdict"), [
