@@ -21,7 +21,7 @@ SOURCES = sorted(Path(__file__).parent.glob("*.[ch]*"))
 
 @cache
 def why_not() -> str:
-    """`""` if the C++ operations can run on this machine, else why not; builds them on the first call (20 s, cached).
+    """`""` if the C++ operations can run on this machine, else why not; builds them on the first call (half a minute).
 
     `BNLIB_CPP=0` in the environment forces torch's own modules.
     """
