@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as interruption:
-        print(f"bnlib: {interruption or 'interrupted'}", file=sys.stderr)
+        print(f"bnlib: {str(interruption) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(interruption, "signal", signal.SIGINT)
 
 
