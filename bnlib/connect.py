@@ -13,7 +13,7 @@ import torch
 from bnlib.names import InputError
 
 CONNECT_SECONDS = 10.0    # until a scheduler that does not answer counts as none
-RUNS_A_GPU = 4            # at most, at a time
+RUNS_A_GPU = 4            # that share one at a time, at most
 
 
 @contextlib.contextmanager

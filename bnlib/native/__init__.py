@@ -44,8 +44,8 @@ def _build() -> None:
     folder = build_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "building.lock"):
-        (folder / "lock").unlink(missing_ok=True)           # torch's own, which outlives a process killed as it built
-        for source in SOURCES:
+        (folder / "lock").unlink(missing_ok=True)           # an older torch's own outlives a process killed as it built
+        for source in SOURCES:                              # they may differ where a killed process had begun to copy
             copy = folder / source.name
             if not copy.exists() or copy.read_text() != source.read_text():
                 copy.write_text(source.read_text())
