@@ -1,7 +1,8 @@
-"""Where training runs: the device and its precision, its memory, and what the provenance says of them."""
+"""Where training runs: the device and its precision, cores and memory, and what the provenance says of them."""
 
 import contextlib
 import ctypes
+import os
 import platform
 import subprocess
 from functools import cache
@@ -36,6 +37,11 @@ def choose_precision(device: torch.device, precision: str | None = None) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     fast = device.type == "cpu" and {"avx512_bf16", "amx_bf16"} & native.processor()[1]
     return "bf16" if fast else "fp32"
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_memory() -> None:

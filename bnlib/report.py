@@ -12,10 +12,10 @@ from pathlib import Path
 from bnlib import site
 from bnlib.campaign import profile_configs
 from bnlib.config import resolve
+from bnlib.device import cores
 from bnlib.grid import run_all
 from bnlib.names import InputError, choose
 from bnlib.profiles import PROFILES
-from bnlib.streaming import cores
 
 NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"
 #: What a parameter's declared type takes, and how that is called.

@@ -7,6 +7,8 @@ import time
 
 from bnlib import parallel
 
+ENDING = {signal.SIGINT, signal.SIGTERM}                  # what asks training to stop at a checkpoint
+
 
 class Paused(Exception):
     """The time is up; training stopped at a checkpoint, and the next call goes on from there."""
@@ -33,7 +35,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():       # Python gives signals to no other thread
-            self.before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.before = {number: signal.signal(number, self._note) for number in ENDING}
         return self
 
     def __exit__(self, error, *_) -> None:

@@ -17,12 +17,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from bnlib.config import Config, generator
+from bnlib.device import cores
 from bnlib.names import InputError
+from bnlib.stop import ENDING
 
 IMAGE_SIZE = 224                                          # pixels a side where no other size is asked for
 MOMENTS = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]    # ImageNet's mean and deviation, as torchvision has them
 EVALUATED = 250                                           # images a batch of an evaluation
-ENDING = {signal.SIGINT, signal.SIGTERM}                  # what asks training to stop at a checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,11 +130,6 @@ def loaded(images: Images, batches: list[list[tuple[int, int]]], device: torch.d
         if isinstance(batch, InputError):
             raise batch
         yield tuple(tensor.to(device, non_blocking=True) for tensor in batch)
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers() -> int:

@@ -114,6 +114,11 @@ def plus_minus(mean: float, deviation: float) -> str:
     return f"{mean:.1f}" + ("" if np.isnan(deviation) else f" ± {deviation:.1f}")
 
 
+def gained(points: float) -> str:
+    """`+0.8 points`, `−3.4 points`."""
+    return f"{points:+.1f} points".replace("-", "−")
+
+
 def machine(device: str) -> str:
     """A device as its records name it, in good English: `AMD EPYC, 1 thread`."""
     return device.replace(" 1 threads", " 1 thread")

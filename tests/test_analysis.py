@@ -77,7 +77,7 @@ def test_affine_has_a_row_a_channel(tiny_run):
 
 def test_compare_computes_the_difference_to_each_published_value():
     said = analysis.compare(analysis.accuracy([fake_run(0.475)]), published("test accuracy", "cifar10"))
-    assert any("47.5 %" in s and "48 %" in s and "difference -0.5 points" in s for s in said)
+    assert any("47.5 %" in s and "48 %" in s and "difference −0.5 points" in s for s in said)
     assert any("46.67 %" in s and "+0.8 points" in s for s in said) and not any(" of 160 epochs" in s for s in said)
     short = analysis.compare(analysis.accuracy([fake_run(0.475, epochs=16)]), published("test accuracy", "cifar10"))
     assert short and all(s.endswith("points, after 16 of 160 epochs.") for s in short)
@@ -343,7 +343,7 @@ def test_a_mean_that_says_otherwise_than_most_pairs_decides_nothing():
     full = [fake_run(a, model=f"resnet{d}", trainable="all") for d, a in ((14, 0.5), (32, 0.5), (56, 0.1))]
     alone = [fake_run(0.45, model=f"resnet{d}") for d in (14, 32, 56)]
     row = verdicts.table(noisy + full + alone).set_index("claim").loc["Training all parameters beats BN only"]
-    assert row["verdict"] == "undecided" and row["ours"].endswith("but -8.3 points in the mean of the pairs")
+    assert row["verdict"] == "undecided" and row["ours"].endswith("but −8.3 points in the mean of the pairs")
 
 
 def test_the_noise_between_seeds_is_pooled_over_what_differs_in_nothing_else():

@@ -11,7 +11,7 @@ from bnlib.config import Config
 from bnlib.names import DEEPOBS, InputError, parse_model
 from bnlib.profiles import OF_THE_PAPER, PROFILES, seedless, variant
 from bnlib.store import Run
-from bnlib.wording import Sentences, changed, listed, name, shown, spread, trained
+from bnlib.wording import Sentences, changed, gained, listed, name, shown, spread, trained
 
 PAPER_EPOCHS = Config().epochs      # after which the paper reports its numbers
 
@@ -138,7 +138,7 @@ def compare(table: pd.DataFrame, published: pd.DataFrame) -> Sentences:
             short = f", after {row.epochs} of {theirs} epochs" if row.epochs < theirs else ""
             said.append(f"{name(row.model)}, {trained(row.trainable)}: {spread(row)} after {row.epochs} epochs; "
                         f"{other.source} ({other.where}): {other.value:g} %; "
-                        f"difference {row.mean - other.value:+.1f} points{short}.")
+                        f"difference {gained(row.mean - other.value)}{short}.")
     if not said and (table["n"] > 0).any():
         said.append("None of these settings has been published; the numbers stand for themselves.")
     return said

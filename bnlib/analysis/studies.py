@@ -10,7 +10,7 @@ from bnlib.config import Config
 from bnlib.names import choose, parse_model
 from bnlib.profiles import PRESETS, modification, seedless, variant
 from bnlib.store import Run
-from bnlib.wording import HALVES, OPTIMIZER, Sentences, half, name, plus_minus, seeds_of, shown
+from bnlib.wording import HALVES, OPTIMIZER, Sentences, gained, half, name, plus_minus, seeds_of, shown
 
 
 def taken_apart(runs: Iterable[Run]) -> list[Run]:
@@ -74,7 +74,7 @@ def which_half(runs: Iterable[Run]) -> Sentences:
 def _step(late: pd.DataFrame, before: str, after: str) -> str:
     """By how many points the mean goes up, and whether by no more than single epochs deviate."""
     up, deviation = late.loc[after, "mean"] - late.loc[before, "mean"], np.hypot(*late.loc[[before, after], "std"])
-    return f"{up:+.1f} points" + f" (less than epochs deviate, {deviation:.1f})" * bool(abs(up) < deviation)
+    return gained(up) + f" (less than epochs deviate, {deviation:.1f})" * bool(abs(up) < deviation)
 
 
 def decayed(runs: Iterable[Run]) -> Sentences:

@@ -22,7 +22,7 @@ from bnlib.verdicts.rules import (
     paired,
     percent_right,
 )
-from bnlib.wording import changed, listed, name, trained
+from bnlib.wording import changed, gained, listed, name, trained
 
 MANY = 4           # times as many parameters, which count as many times more
 #: Factor by which numbers of parameters differ at most that count as about as many. It was 1.25 until ResNet-8c2, the
@@ -164,6 +164,6 @@ def _matters_little(runs: list[Run], field: str, title: str) -> tuple:
     away = pd.Series({run.id: percent_right(run) - percent_right(same) for same, run in pairs}, dtype=float)
     weights = [(1, -1) if points > 0 else (-1, 1) for points in away]
     means = away.groupby([f"{changed(variant(run.config))}, {name(run.config.model)}" for _, run in pairs]).mean()
-    said = "; ".join(f"{what} {points:+.1f}" for what, points in means.items()) + " points"
+    said = "; ".join(f"{what} {gained(points)}" for what, points in means.items())
     return title, "appendix", f"under {LITTLE:g} points", *judged_by_accuracy(
         [*(LITTLE - away.abs())], said, pairs, weights=weights)

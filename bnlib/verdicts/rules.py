@@ -10,7 +10,7 @@ import pandas as pd
 from bnlib.config import Config
 from bnlib.profiles import seedless
 from bnlib.store import Run
-from bnlib.wording import listed, name
+from bnlib.wording import gained, listed, name
 
 REPRODUCED, PARTLY, NOT, UNDECIDED, NOT_RUN = "reproduced", "partly", "not reproduced", "undecided", "not yet run"
 VERDICTS = [REPRODUCED, PARTLY, NOT, UNDECIDED, NOT_RUN]       # as the table sorts them
@@ -131,7 +131,7 @@ def decided(stated: str, verdict: str, distances: Sequence[Distance] = (), *,
     if abs(mean) <= allowed:
         return f"{stated}; a change of seeds alone makes {allowed:.1f} points", UNDECIDED
     if (mean > 0) is not (np.mean([distance.points >= 0 for distance in distances]) > 0.5):
-        return f"{stated}; but {mean:+.1f} points in the mean of the pairs", UNDECIDED
+        return f"{stated}; but {gained(mean)} in the mean of the pairs", UNDECIDED
     return stated, verdict
 
 
