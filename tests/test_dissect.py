@@ -395,7 +395,7 @@ def test_residual_and_plain_stand_beside_the_published_numbers():
 
 PLAIN, RESIDUAL = "Full training of plain networks: the deepest loses to the shallowest", (
     "Full training of residual networks: the deepest does not lose to it")
-SURVIVES, B_AND_A = "BN only survives without shortcuts", (
+SURVIVES, B_AND_A = "BN only survives without shortcuts (keeps half of what it has above chance)", (
     "Shortcuts with a convolution (B) do at least as well as with zeros (A)")
 
 
@@ -412,7 +412,7 @@ def test_claims_on_shortcuts_are_judged_by_the_stated_rules():
     assert both[PLAIN] == both[RESIDUAL] == "reproduced"
     assert verdict(falling)[PLAIN] == verdict(rising)[RESIDUAL] == "not yet run"            # the other kind is missing
     first = [run for run in falling + rising if run.config.seed == 0]
-    assert verdict(first)[PLAIN] == verdict(first)[RESIDUAL] == "partly"                    # one seed
+    assert verdict(first)[PLAIN] == verdict(first)[RESIDUAL] == "agrees so far"             # one seed
     shallow = [run for run in falling + rising if run.config.depth < 44]
     assert verdict(shallow)[PLAIN] == verdict(shallow)[RESIDUAL] == "not yet run"           # nothing that is deep
     swapped = verdict(line("plain", {20: 0.89, 56: 0.90}, **full) + line("resnet", {20: 0.91, 56: 0.89}, **full))
@@ -421,7 +421,7 @@ def test_claims_on_shortcuts_are_judged_by_the_stated_rules():
     assert verdict(falling + rising + deeper)[RESIDUAL] == "reproduced"
     zeros = line("resnet", {20: 0.88}, shortcut="A", **full)
     assert verdict(rising + zeros)[B_AND_A] == "reproduced" and verdict(zeros)[B_AND_A] == "not yet run"
-    assert verdict(rising + zeros[:1])[B_AND_A] == "partly"
+    assert verdict(rising + zeros[:1])[B_AND_A] == "agrees so far"
     residual = line("resnet", {20: 0.50, 32: 0.50, 56: 0.50}, [0])
     for accuracy, expected in ((0.31, "holds"), (0.29, "does not hold")):           # half of 40 points above chance: 30
         assert verdict(residual + line("plain", dict.fromkeys((20, 32, 56), accuracy), [0]))[SURVIVES] == expected

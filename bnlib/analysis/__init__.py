@@ -25,6 +25,7 @@ from bnlib.analysis.channels import (
     dead_features,
     dead_share,
     percent_dead,
+    rank_dead,
 )
 from bnlib.analysis.optimizing import (
     alone_logged,
@@ -59,6 +60,6 @@ __all__ = ["DEAD", "PAPER_EPOCHS", "about_images", "accuracy", "affine", "alone_
            "comparable", "compare", "compare_dead", "course", "dead_by_layer", "dead_features", "dead_share", "decayed",
            "epochs_of_the_paper", "growth", "histories", "last_loss", "layer_means", "logged_losses", "machines",
            "made_on", "optimizers", "own_decay", "pair", "percent_dead", "plain", "provenance", "published",
-           "residual_and_plain", "restrained", "root_mean_square", "searched", "shared_batch", "sizes",
+           "rank_dead", "residual_and_plain", "restrained", "root_mean_square", "searched", "shared_batch", "sizes",
            "speeds", "surface", "taken_apart", "timed_alike", "top1_and_top5", "trials", "trials_stated", "varied",
            "which_half", "with_and_without"]

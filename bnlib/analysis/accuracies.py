@@ -11,7 +11,7 @@ from bnlib.config import Config
 from bnlib.names import DEEPOBS, InputError, parse_model
 from bnlib.profiles import OF_THE_PAPER, PROFILES, seedless, variant
 from bnlib.store import Run
-from bnlib.wording import Sentences, changed, gained, listed, name, shown, spread, trained
+from bnlib.wording import Sentences, changed, gained, listed, name, plus_minus, shown, spread, trained
 
 PAPER_EPOCHS = Config().epochs      # after which the paper reports its numbers
 
@@ -160,8 +160,9 @@ def by_precision(runs: Iterable[Run], repeats: Iterable[Run]) -> Sentences:
             made = run.provenance
             ways.setdefault(f"{made['precision']}, batch norm by {made['bn_path'].split(' (')[0]}", []).append(run)
         found = "; ".join(f"{spread(next(accuracy(made).itertuples()))} in {way}" for way, made in ways.items())
+        right = [100 * run.metrics["test_accuracy"] for run in of_one]
         said.append(f"{name(config.model)}, {trained(config.trainable)}, {config.epochs} epochs, the same seeds: "
-                    f"{found}.")
+                    f"{found}; all {len(right)} together {plus_minus(np.mean(right), np.std(right, ddof=1))} %.")
     return said
 
 

@@ -9,7 +9,7 @@ from bnlib.analysis.accuracies import PAPER_EPOCHS, published
 from bnlib.names import InputError
 from bnlib.profiles import seedless, variant
 from bnlib.store import ABOUT, Run, about
-from bnlib.wording import Sentences, changed, name, seeds_of, trained
+from bnlib.wording import Sentences, changed, name, plus_minus, seeds_of, trained
 
 DEAD = 0.01            # |γ| below which the paper counts a feature as switched off (Sec. 5)
 
@@ -68,6 +68,18 @@ def dead_by_layer(runs: Iterable[Run], below: float = DEAD) -> pd.DataFrame:
             for run in runs if run.status == "done"
             for number, (layer, share) in enumerate(dead_share(run.gamma, below).items(), 1)]
     return pd.DataFrame(rows, columns=[*ABOUT, "number", "layer", "dead"])
+
+
+def rank_dead(table: pd.DataFrame) -> Sentences:
+    """One sentence a network, mode and number of epochs of `dead_features`: the share that is switched off under each
+    change of the protocol, the largest first."""
+    said = Sentences()
+    for (model, what, epochs), of_one in table.groupby(["model", "trainable", "epochs"], sort=False):
+        shares = "; ".join(f"{row.variant or 'the protocol'} {plus_minus(row.mean, row.std)} %"
+                           for row in of_one.sort_values("mean", ascending=False).itertuples())
+        said.append(f"Switched off (|γ| < {of_one['below'].iloc[0]:g}) in {name(model)}, {trained(what)}, after "
+                    f"{epochs} epochs: {shares}.")
+    return said
 
 
 def compare_dead(table: pd.DataFrame) -> Sentences:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bnlib.verdicts.rules import NOT, NOT_RUN, OF_OUR_OWN, PARTLY, REPRODUCED, UNDECIDED
+from bnlib.verdicts.rules import AGREES, DISAGREES, NOT, NOT_RUN, OF_OUR_OWN, PARTLY, REPRODUCED, UNDECIDED
 from bnlib.wording import OPTIMIZER, machine, name, shown, trained
 
 #: How cells of a column are written, in whichever table it is.
@@ -59,9 +59,10 @@ def _spread(mean: float, std: float) -> str:
 
 def verdicts(styler):
     """The verdict table, each verdict in its colour."""
-    colours = {REPRODUCED: "#009E73", PARTLY: "#E69F00", NOT: "#D55E00", UNDECIDED: "#0072B2", NOT_RUN: "#777777"}
+    colours = {REPRODUCED: "#009E73", AGREES: "#009E73", PARTLY: "#E69F00", NOT: "#D55E00", DISAGREES: "#D55E00",
+               UNDECIDED: "#0072B2", NOT_RUN: "#777777"}
     colours |= {own: colours[verdict] for verdict, own in OF_OUR_OWN.items()}
-    styler = styler.format(escape="html").set_uuid("verdicts")       # a claim may hold a `<`
+    styler = styler.format(escape="html").set_uuid(f"verdicts-{len(styler.data)}")       # a claim may hold a `<`
     return styler.hide(axis="index").map(lambda v: f"color: {colours[v]}; font-weight: bold", subset=["verdict"])
 
 

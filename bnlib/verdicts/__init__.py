@@ -4,26 +4,44 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from bnlib.analysis import PAPER_EPOCHS
+from bnlib.profiles import seedless
 from bnlib.store import Run
 from bnlib.verdicts import numbers, orderings, shortcuts, studies
-from bnlib.verdicts.rules import NOT, NOT_RUN, OF_OUR_OWN, OURS, PARTLY, UNDECIDED, VERDICTS, decided, seed_noise
+from bnlib.verdicts.rules import (
+    AGREES,
+    DISAGREES,
+    ENOUGH,
+    NOT,
+    NOT_RUN,
+    OF_OUR_OWN,
+    OURS,
+    PAPER,
+    PARTLY,
+    UNDECIDED,
+    VERDICTS,
+    decided,
+    seed_noise,
+)
 from bnlib.wording import Sentences
 
 
 def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFrame | None = None,
           equality: pd.DataFrame | None = None, repeated: Iterable[Run] = ()) -> pd.DataFrame:
-    """The verdict table: claim, where it is made, its number, ours, verdict; every verdict by a rule in code.
+    """The verdict table: claim, verdict, ours, published, where it is made; the paper's claims first. Every verdict is
+    by a rule in code.
 
-    A published number is reproduced if our mean over three seeds or more, at the paper's 160 epochs, is within two
-    standard errors plus two points; partly, within twice that, or of fewer seeds. An ordering is reproduced if it holds
-    in every pair of runs of one seed and one number of epochs, on three networks or more; where the report asks it of
-    one network, in three seeds or more; partly, in more than half of the pairs, or on fewer. Else neither is, and of
-    fewer seeds or networks than three it is undecided. That something matters little, or changes nothing, is an
-    ordering with a margin. Undecided it is too, whatever most pairs say, where their mean distance in accuracy from the
-    line between yes and no is on the other side, or within two standard errors of such a mean, by the deviation of runs
-    that differ in seed alone. A run that diverged counts by what its network still guesses right. Of speed, the
-    training loss after the same steps decides, on one network; sets of images count there as networks do.
-    A claim of this report itself, made nowhere else, is judged as an ordering, and holds or does not.
+    A published number is reproduced if, at the paper's 160 epochs, all within two standard errors of our mean is within
+    two points of it, and not reproduced if all of that is beyond. An ordering is reproduced if it holds in every pair
+    of runs of one seed and one number of epochs, and partly, if in more than half of them; else it is not. Either takes
+    three seeds; an ordering, three networks, or three seeds where the report asks it of one network: of fewer, runs
+    agree so far or disagree so far. That something matters little, or changes nothing, is an ordering with a margin.
+    Undecided is a number between the two, and an ordering whose pairs are, in their mean, within two standard errors of
+    the line between yes and no, or on the other side of it than most are. A standard error is by the deviation of all
+    runs that differ in seed alone; pairs that share a run go up and down together. A run that diverged counts by what
+    its network still guesses right. Of speed, the training loss after the same steps decides, on one network; sets of
+    images count there as networks do. A claim of this report itself, made nowhere else, is judged as an ordering, and
+    holds or does not.
     The paper's numbers are those of CIFAR-10, and one of ImageNet, which is judged from the runs on ImageNet, after the
     90 epochs of its protocol; on another dataset only the orderings are judged.
     thresholds: from `features.thresholds`, for the claim that needs the networks and the images. equality: from
@@ -32,17 +50,34 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
     """
     runs = list(runs)
     ours = [run for run in runs if run.config.dataset == dataset]
-    done = [run for run in ours if run.status == "done"]
     sequences = [run for run in runs if run.config.dataset == "sequences"]
-    rows = [*numbers.claims(runs, dataset), *orderings.claims(ours, sequences, thresholds), *shortcuts.claims(ours),
-            *studies.claims(ours, runs, equality)]
-    noise = seed_noise([*done, *repeated])
+    noise = seed_noise([*(run for run in ours if run.status == "done"), *repeated])
+    rows = [*numbers.claims(runs, dataset, noise), *orderings.claims(ours, sequences, thresholds),
+            *shortcuts.claims(ours), *studies.claims(ours, runs, equality)]
     rows = [(*row[:3], *decided(*row[3:], noise=noise)) for row in rows]
     table = pd.DataFrame(rows, columns=["claim", "where", "published", "ours", "verdict"])
-    decided_first = table.sort_values("verdict", key=lambda found: found.map(VERDICTS.index), kind="stable")
-    table = decided_first[["claim", "verdict", "ours", "published", "where"]].reset_index(drop=True)
-    of_our_own = table["where"] == OURS
-    return table.assign(verdict=table["verdict"].mask(of_our_own, table["verdict"].replace(OF_OUR_OWN)))
+    order = pd.DataFrame({"others": ~of_the_paper(table), "verdict": table["verdict"].map(VERDICTS.index)})
+    table = table.loc[order.sort_values(["others", "verdict"], kind="stable").index].reset_index(drop=True)
+    own = table["verdict"].mask(table["where"] == OURS, table["verdict"].replace(OF_OUR_OWN))
+    return table.assign(verdict=own)[["claim", "verdict", "ours", "published", "where"]]
+
+
+def of_the_paper(table: pd.DataFrame) -> pd.Series:
+    """Which rows of the verdict table are claims of the paper."""
+    return table["where"].str.startswith(PAPER)
+
+
+def tally(table: pd.DataFrame, runs: Iterable[Run]) -> Sentences:
+    """How far the evidence goes: the paper's claims by verdict, settings by seeds, runs by epochs."""
+    counted = table["verdict"][of_the_paper(table)].value_counts()
+    found = ", ".join(f"{counted[verdict]} {verdict}" for verdict in VERDICTS if verdict in counted)
+    runs = list(runs)
+    seeds = pd.Series([seedless(run.config).id for run in runs], dtype=str).value_counts()
+    long = sum(run.config.epochs == PAPER_EPOCHS for run in runs)
+    return Sentences([f"**How far this goes.** Of the paper's {counted.sum()} claims: {found}. "
+                      f"{(seeds >= ENOUGH).sum()} of {len(seeds)} settings have {ENOUGH} seeds or more; "
+                      f"{long} of {len(runs)} runs "
+                      f"{'has' if long == 1 else 'have'} the paper's {PAPER_EPOCHS} epochs."])
 
 
 def open_questions(table: pd.DataFrame) -> Sentences:
@@ -50,7 +85,8 @@ def open_questions(table: pd.DataFrame) -> Sentences:
     those on which there is nothing yet."""
     nothing = table["ours"] == "–"
     verdicts = table["verdict"].replace({own: verdict for verdict, own in OF_OUR_OWN.items()})
-    said = Sentences(f"**{row.claim}**: {row.verdict}; {row.ours}." for verdict in (NOT, PARTLY, UNDECIDED, NOT_RUN)
+    said = Sentences(f"**{row.claim}**: {row.verdict}; {row.ours}."
+                     for verdict in (NOT, PARTLY, DISAGREES, AGREES, UNDECIDED, NOT_RUN)
                      for row in table[(verdicts == verdict) & ~nothing].itertuples())
     if nothing.any():
         said.append(f"**Nothing yet on**: {'; '.join(table['claim'][nothing])}.")

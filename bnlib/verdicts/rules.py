@@ -7,22 +7,29 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import pandas as pd
 
+from bnlib.analysis import percent_dead
 from bnlib.config import Config
 from bnlib.profiles import seedless
 from bnlib.store import Run
 from bnlib.wording import gained, listed, name
 
-REPRODUCED, PARTLY, NOT, UNDECIDED, NOT_RUN = "reproduced", "partly", "not reproduced", "undecided", "not yet run"
-VERDICTS = [REPRODUCED, PARTLY, NOT, UNDECIDED, NOT_RUN]       # as the table sorts them
-OURS = "this report"       # where a claim is made that is nobody else's
+REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
+AGREES, DISAGREES = "agrees so far", "disagrees so far"        # fewer runs than ENOUGH
+UNDECIDED = "undecided"                                        # nothing beyond what a change of seeds makes
+VERDICTS = [REPRODUCED, PARTLY, NOT, AGREES, DISAGREES, UNDECIDED, NOT_RUN]      # as the table sorts them
+PAPER, OURS = "the paper", "this report"       # where a claim is made: how the paper's places begin; nowhere else
 #: What a claim of our own is called where another's would be reproduced or not.
-OF_OUR_OWN = {REPRODUCED: "holds", NOT: "does not hold"}
+OF_OUR_OWN = {REPRODUCED: "holds", NOT: "does not hold", AGREES: "holds so far", DISAGREES: "does not hold so far"}
 ENOUGH = 3         # networks, depths, widths, or seeds of one network, below which nothing is reproduced, nor is it not
-LITTLE = 2.0       # points of accuracy that count as little
+LITTLE = 2.0       # points of accuracy that count as little, and by which ours may be away from a published number
 
 
 def percent_right(run: Run) -> float:
     return 100 * run.metrics["test_accuracy"]
+
+
+#: What is compared in points, and has a deviation between seeds.
+MEASURES = (percent_right, percent_dead)
 
 
 def networks(pairs: Iterable[tuple[str, int]]) -> set:
@@ -42,14 +49,42 @@ def model_and_seed(run: Run) -> tuple[str, int]:
     return run.config.model, run.config.seed
 
 
-def against_number(row, value: float) -> str:
-    if not row.n:                                      # all seeds diverged
-        return NOT
-    allowed = 2 * (0 if np.isnan(row.std) else row.std / np.sqrt(row.n)) + 2
-    away = abs(row.mean - value)
-    if away <= 2 * allowed:
-        return REPRODUCED if away <= allowed and row.n >= ENOUGH else PARTLY
-    return NOT if row.n >= ENOUGH else UNDECIDED
+def seed_noise(runs: Iterable[Run]) -> dict[Callable, float]:
+    """Measure → its standard deviation, in points, between runs that differ in seed alone, pooled over all configs and
+    precisions that have several; without the measures that none has."""
+    runs = list(runs)
+    pooled = {}
+    for measure in MEASURES:
+        alike: dict[tuple[Config, str], list[float]] = {}
+        for run in runs:
+            trains_gamma = run.status == "done" and run.config.trainable in ("bn", "all") and run.gamma
+            if measure is percent_right or trains_gamma:
+                alike.setdefault((seedless(run.config), run.provenance["precision"]), []).append(measure(run))
+        several = [values for values in alike.values() if len(values) > 1]
+        if several:
+            squares = sum((len(values) - 1) * np.var(values, ddof=1) for values in several)
+            pooled[measure] = float(np.sqrt(squares / sum(len(values) - 1 for values in several)))
+    return pooled
+
+
+def against_number(mean: float, seeds: int, value: float, noise: float) -> tuple[str, str]:
+    """By how many points a mean over seeds is away from a published number, and the verdict.
+
+    Where seeds deviate by `noise`, all within two standard errors of the mean has to be within LITTLE of the number,
+    or all beyond.
+    """
+    unsure, away = 2 * noise / np.sqrt(seeds), mean - value
+    verdict = UNDECIDED
+    if abs(away) + unsure <= LITTLE:
+        verdict = REPRODUCED if seeds >= ENOUGH else AGREES
+    elif abs(away) - unsure > LITTLE:
+        verdict = NOT if seeds >= ENOUGH else DISAGREES
+    return f"away {_give_or_take(away, unsure)}", verdict
+
+
+def _give_or_take(mean: float, unsure: float) -> str:
+    """`−0.3 ± 1.9 points`."""
+    return gained(mean).replace(" points", f" ± {unsure:.1f} points" if unsure else " points")
 
 
 def of_pairs(holds: list[bool], units: set, against: set | None = None) -> str:
@@ -58,18 +93,24 @@ def of_pairs(holds: list[bool], units: set, against: set | None = None) -> str:
     if not holds:
         return NOT_RUN
     if np.mean(holds) > 0.5:
-        return REPRODUCED if all(holds) and len(units) >= ENOUGH else PARTLY
-    return NOT if len(units if against is None else against) >= ENOUGH else UNDECIDED
+        return AGREES if len(units) < ENOUGH else REPRODUCED if all(holds) else PARTLY
+    return NOT if len(units if against is None else against) >= ENOUGH else DISAGREES
 
 
-def judged(holds: list[bool], said: str, runs: list[Run], units: set | None = None) -> tuple[str, str]:
-    """What is stated of pairs and their verdict. runs: one of each pair; units: None for its networks or seeds."""
+def judged(holds: list[bool], said: str, pairs: Sequence[tuple[Run, ...]], units: set | None = None) -> tuple[str, str]:
+    """What is stated of pairs, or of other groups of runs that are compared, and their verdict.
+
+    units: None for the networks or seeds of the pairs' first.
+    """
     if not holds:
         return "–", NOT_RUN
+    runs = [first for first, *_ in pairs]
     seeds, epochs = (listed(getattr(run.config, field) for run in runs) for field in ("seed", "epochs"))
     images = {run.config.n_train for run in runs}
+    mixed = sum(len({run.provenance["precision"] for run in pair}) > 1 for pair in pairs)
     stated = (f"in {sum(holds)} of {len(holds)} pairs; {said}; seed{'s' * (',' in seeds)} {seeds}; "
-              f"{epochs} epoch{'s' * (epochs != '1')}" + (f" of {min(images):,} images" if all(images) else ""))
+              f"{epochs} epoch{'s' * (epochs != '1')}" + (f" of {min(images):,} images" if all(images) else "")
+              + (f"; bf16 beside fp32 in {mixed}" if mixed else ""))
     either = networks_or_seeds(map(model_and_seed, runs))       # a claim on networks fails as well in seeds of one
     units = either if units is None else units
     return stated, of_pairs(holds, units, max(units, either, key=len))
@@ -77,16 +118,18 @@ def judged(holds: list[bool], said: str, runs: list[Run], units: set | None = No
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """By how many points of accuracy a pair of runs is on the side of a claim, below 0 on the other; and how many of
+    """By how many points of a measure a pair of runs is on the side of a claim, below 0 on the other; and how many of
     them a point more of either run makes."""
 
     points: float
     runs: tuple[Run, Run]
     weights: tuple[float, float]
+    measure: Callable[[Run], float]
 
 
-def judged_by_accuracy(distances: list[float], said: str, pairs: list[tuple[Run, Run]], units: set | None = None,
-                       weights: Sequence[tuple[float, float]] | None = None) -> tuple[str, str, list[Distance]]:
+def judged_by_distance(distances: list[float], said: str, pairs: list[tuple[Run, Run]], units: set | None = None,
+                       weights: Sequence[tuple[float, float]] | None = None,
+                       measure: Callable[[Run], float] = percent_right) -> tuple[str, str, list[Distance]]:
     """`judged`, and the distances, by which `decided` says whether they are more than what seeds make.
 
     weights: of each pair's runs in its distance; None: that is the second less the first. A run that diverged counts
@@ -94,56 +137,37 @@ def judged_by_accuracy(distances: list[float], said: str, pairs: list[tuple[Run,
     """
     diverged = {run.id for pair in pairs for run in pair if run.status == "diverged"}
     said += f"; {len(diverged)} of these runs diverged" * bool(diverged)
-    stated, verdict = judged([distance >= 0 for distance in distances], said, [first for first, _ in pairs], units)
+    stated, verdict = judged([distance >= 0 for distance in distances], said, pairs, units)
     weights = [(-1, 1)] * len(pairs) if weights is None else weights
-    return stated, verdict, [Distance(*each) for each in zip(distances, pairs, weights, strict=True)]
-
-
-def seed_noise(runs: Iterable[Run]) -> dict[str, float]:
-    """What trains → the standard deviation of test accuracy, in points, between runs that differ in seed alone, pooled
-    over all configs and precisions that have several; under "" over all of these."""
-    alike: dict[tuple[Config, str], list[float]] = {}
-    for run in runs:
-        key = seedless(run.config), run.provenance["precision"]
-        alike.setdefault(key, []).append(percent_right(run))
-    several = [(config.trainable, len(right) - 1, np.var(right, ddof=1))
-               for (config, _), right in alike.items() if len(right) > 1]
-    pooled = pd.DataFrame([(what, *found) for trainable, *found in several for what in (trainable, "")],
-                          columns=["trainable", "weight", "variance"])
-    return {what: float(np.sqrt(np.average(part["variance"], weights=part["weight"])))
-            for what, part in pooled.groupby("trainable")}
+    return stated, verdict, [Distance(*each, measure) for each in zip(distances, pairs, weights, strict=True)]
 
 
 def decided(stated: str, verdict: str, distances: Sequence[Distance] = (), *,
-             noise: dict[str, float]) -> tuple[str, str]:
-    """What is stated and the verdict as they are, or undecided, where accuracy judged: because the mean of the
-    distances is within two standard errors of what seeds make of it, or on the other side than most of them."""
-    if not distances or not noise:
+            noise: dict[Callable, float]) -> tuple[str, str]:
+    """What is stated, with the mean of the distances and two standard errors of what seeds make of it; and the verdict
+    as it is, or undecided where the mean is within them, or on the other side than most of the pairs."""
+    if not distances:
         return stated, verdict
-    variance: dict[str, float] = {}
     weight: Counter = Counter()
     for distance in distances:
         for run, share in zip(distance.runs, distance.weights, strict=True):
-            variance[run.id] = noise.get(run.config.trainable, noise[""]) ** 2
             weight[run.id] += share                  # pairs that share a run go up and down together
-    allowed = 2 * np.sqrt(sum(weight[run] ** 2 * variance[run] for run in weight)) / len(distances)
+    spread = noise.get(distances[0].measure, 0.0)
+    unsure = 2 * spread * np.sqrt(sum(np.square([*weight.values()]))) / len(distances)
     mean = np.mean([distance.points for distance in distances])
-    if abs(mean) <= allowed:
-        return f"{stated}; a change of seeds alone makes {allowed:.1f} points", UNDECIDED
-    if (mean > 0) is not (np.mean([distance.points >= 0 for distance in distances]) > 0.5):
-        return f"{stated}; but {gained(mean)} in the mean of the pairs", UNDECIDED
-    return stated, verdict
+    most = np.mean([distance.points >= 0 for distance in distances]) > 0.5
+    if abs(mean) < unsure or bool(mean > 0) != bool(most):
+        verdict = UNDECIDED
+    return f"{stated}; ahead {_give_or_take(mean, unsure)}", verdict
 
 
 def paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Callable[[Run], float],
-            margin: float = 0.0, units: Callable[[Iterable], set] = networks) -> tuple:
+           margin: float = 0.0, units: Callable[[Iterable], set] = networks) -> tuple:
     """What is stated and the verdict, on whether the second run of each pair measures more than the first."""
     lows, highs = ([measure(run) for run in side] for side in (zip(*pairs, strict=True) if pairs else ((), ())))
     ahead = [high - low + margin for low, high in zip(lows, highs, strict=True)]
     models = [low.config.model for low, _ in pairs]
     means = ", ".join(f"{name(model)} {row['high']:.1f} against {row['low']:.1f} %" for model, row in pd.DataFrame(
         {"low": lows, "high": highs}, dtype=float).groupby(models, sort=False).mean().iterrows())
-    runs, said = [low for low, _ in pairs], f"{upper} against {lower}: {means}"
-    if measure is percent_right:
-        return judged_by_accuracy(ahead, said, pairs, units(map(model_and_seed, runs)))
-    return judged([points > 0 for points in ahead], said, runs, units(map(model_and_seed, runs)))
+    return judged_by_distance(ahead, f"{upper} against {lower}: {means}", pairs,
+                              units(model_and_seed(low) for low, _ in pairs), measure=measure)

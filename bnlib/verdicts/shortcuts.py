@@ -7,7 +7,7 @@ import numpy as np
 from bnlib.names import parse_model
 from bnlib.profiles import variant
 from bnlib.store import Run
-from bnlib.verdicts.rules import OURS, judged_by_accuracy, percent_right
+from bnlib.verdicts.rules import OURS, judged_by_distance, percent_right
 
 DEEP = 44          # layers from which depth may harm a plain network: He et al. 2015 compare 20 with 32, 44 and 56
 CHANCE = 10.0      # percent right by guessing among CIFAR-10's classes
@@ -37,7 +37,7 @@ def claims(runs: list[Run]) -> list[tuple]:
         _matched("Shortcuts with a convolution (B) do at least as well as with zeros (A)",
                  "He et al. 2015, on ImageNet", "B ≥ A", option_a,
                  residual, ("model", "trainable"), ("A", "B"), lambda a, b: b - a),
-        _matched("BN only survives without shortcuts", OURS, "–",
+        _matched("BN only survives without shortcuts (keeps half of what it has above chance)", OURS, "–",
                  *([r for r in side if r.config.trainable == "bn"] for side in (plain_ones, residual)),
                  ("depth", "width"), ("plain", "residual"), survives, (1, -0.5)),
     ]
@@ -58,7 +58,7 @@ def _ends(title: str, where: str, claim: str, runs: list[Run], ahead: Callable[[
     ends = [(line[0], line[-1]) for line in used]
     said = "; ".join(f"depth {low.config.depth} {percent_right(low):.1f} %, {high.config.depth} "
                      f"{percent_right(high):.1f} %" for low, high in ends)
-    return title, where, claim, *judged_by_accuracy(found, said, ends, {low.config.seed for low, _ in ends})
+    return title, where, claim, *judged_by_distance(found, said, ends, {low.config.seed for low, _ in ends})
 
 
 def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[Run], alike: tuple[str, ...],
@@ -77,7 +77,7 @@ def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[R
     found = [ahead(low, high) for low, high in numbers]
     means = np.mean(numbers, 0) if pairs else ()
     said = ", ".join(f"{side} {mean:.1f} %" for side, mean in zip(names, means, strict=False))
-    return title, where, claim, *judged_by_accuracy(
+    return title, where, claim, *judged_by_distance(
         found, "in the mean " * (len(pairs) > 1) + said, pairs, weights=[weights] * len(pairs))
 
 

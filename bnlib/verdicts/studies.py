@@ -8,7 +8,7 @@ import pandas as pd
 from bnlib.analysis import alone_logged, course, last_loss, optimizers, own_decay, root_mean_square
 from bnlib.config import Config
 from bnlib.store import Run
-from bnlib.verdicts.rules import LITTLE, NOT, NOT_RUN, OURS, REPRODUCED, judged, judged_by_accuracy, percent_right
+from bnlib.verdicts.rules import LITTLE, NOT, NOT_RUN, OURS, REPRODUCED, judged, judged_by_distance, percent_right
 from bnlib.wording import NORM, OPTIMIZER, decay_on, trained
 
 FASTER = 0.05                              # nats of training loss that count as ahead
@@ -32,16 +32,18 @@ def _of_two(runs: list[Run], first: str, second: str) -> list[tuple[Run, Run]]:
 
 
 def _fewer_passes(runs: list[Run]) -> tuple:
-    """Whether LBFGS comes in fewer passes to the test loss that both reach, BN only: the higher of their last."""
+    """Whether LBFGS comes in fewer passes than SGD to most of the test losses that it has after its epochs, BN only."""
     pairs = _of_two([run for run in runs if run.config.trainable == "bn"], "lbfgs", "sgd")
     holds, said = [], []
-    for courses in ([course(run) for run in pair] for pair in pairs):
-        level = max(each["test_loss"].iloc[-1] for each in courses)
-        took = [each[each["test_loss"] <= level]["passes"].iloc[0] for each in courses]
-        holds.append(took[0] < took[1])
-        said.append(f"{took[0]:.0f} passes, SGD {took[1]:.0f}, to a test loss of {level:.2f}")
+    for lbfgs, sgd in ([course(run) for run in pair] for pair in pairs):
+        took = [sgd[sgd["test_loss"] <= loss]["passes"].min() for loss in lbfgs["test_loss"]]
+        fewer = [np.isnan(theirs) or ours < theirs for ours, theirs in zip(lbfgs["passes"], took, strict=True)]
+        holds.append(np.mean(fewer) > 0.5)
+        said.append(", ".join(f"to a test loss of {loss:.2f} in {ours:.0f} passes, SGD "
+                              + ("never" if np.isnan(theirs) else f"in {theirs:.0f}")
+                              for ours, loss, theirs in zip(lbfgs["passes"], lbfgs["test_loss"], took, strict=True)))
     return ("LBFGS converges in fewer passes, BN only", "LBFGS study", "faster",
-            *judged(holds, "; ".join(said), [lbfgs for lbfgs, _ in pairs]))
+            *judged(holds, "; ".join(said), pairs))
 
 
 def _no_more_accurate(runs: list[Run]) -> tuple:
@@ -51,7 +53,7 @@ def _no_more_accurate(runs: list[Run]) -> tuple:
     said = "; ".join(f"{trained(a.config.trainable)}: {percent_right(a):.1f} %, Adam {percent_right(b):.1f} %"
                      for a, b in pairs)
     return (f"AdaBound is no better than Adam (within {LITTLE:g} points)", "NumPy ResNet-101 study", "no gain seen",
-            *judged_by_accuracy(ahead, said, pairs))
+            *judged_by_distance(ahead, said, pairs))
 
 
 def _four_ways(runs: list[Run]) -> list[dict[tuple[str, str], Run]]:
@@ -79,9 +81,9 @@ def _norm_matters_most(deep: list[dict[tuple[str, str], Run]]) -> tuple:
             holds.append(loss["none", optimizer] - loss["batch", optimizer] > between)
             said.append(f"{OPTIMIZER[optimizer]}: loss {loss['batch', optimizer]:.2f}, without batch norm "
                         f"{loss['none', optimizer]:.2f}")
-            used.append(four["batch", optimizer])
+            used.append((four["batch", optimizer], four["none", optimizer]))
     return ("Batch norm matters more for speed than the choice of Adam or AdaBound", "NumPy ResNet-101 study", "most",
-            *judged(holds, "; ".join(said), used, {run.config.dataset for run in used}))
+            *judged(holds, "; ".join(said), used, {run.config.dataset for run, _ in used}))
 
 
 def _no_faster(deep: list[dict[tuple[str, str], Run]]) -> tuple:
@@ -94,7 +96,7 @@ def _no_faster(deep: list[dict[tuple[str, str], Run]]) -> tuple:
     holds = [last_loss(adabound) >= last_loss(adam) - FASTER for adabound, adam in pairs]
     said = "; ".join(f"{NORM[a.config.norm]}: loss {last_loss(a):.2f}, Adam {last_loss(b):.2f}" for a, b in pairs)
     return (f"AdaBound is no faster than Adam where they learn (within {FASTER:g} nats)", "NumPy ResNet-101 study",
-            "no gain seen", *judged(holds, said, [a for a, _ in pairs], {a.config.dataset for a, _ in pairs}))
+            "no gain seen", *judged(holds, said, pairs, {a.config.dataset for a, _ in pairs}))
 
 
 def _decay_restrains(runs: list[Run]) -> tuple:
@@ -107,11 +109,12 @@ def _decay_restrains(runs: list[Run]) -> tuple:
              if run.config.decay in ("beta", "all") and key(run.config, "none") in found]
     sizes = [[root_mean_square(run.beta) for run in pair] for pair in pairs]
     holds = [with_it < without for with_it, without in sizes]
-    means = "; ".join(f"β {with_it:.2f} with decay {decay_on(run.config.decay)}, {without:.2f} without, test accuracy "
+    means = "; ".join(f"β {with_it:.2f} with decay of {run.config.weight_decay:g} {decay_on(run.config.decay)}, "
+                      f"{without:.2f} without, test accuracy "
                       f"{percent_right(run):.1f} against {percent_right(other):.1f} %"
                       for (run, other), (with_it, without) in zip(pairs, sizes, strict=True))
     return ("Weight decay on β restrains its growth, BN only", "LBFGS study", "β too large",
-            *judged(holds, means, [run for run, _ in pairs]))
+            *judged(holds, means, pairs))
 
 
 def _equal(equality: pd.DataFrame | None) -> tuple:
