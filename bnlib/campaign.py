@@ -27,7 +27,9 @@ def notebook_configs(notebook: Path, **parameters) -> list[Config]:
             if tag in cell["metadata"].get("tags", ()):
                 try:
                     exec("".join(cell["source"]), names)
-                except TypeError as error:             # such as a field that Config has not
+                except InputError:
+                    raise
+                except Exception as error:             # whatever the cell of somebody's notebook does
                     raise InputError(f"{Path(notebook).stem}: no grid comes of these parameters: {error}") from None
         if tag == "parameters":
             names.update(parameters)
@@ -75,7 +77,7 @@ def tiers() -> dict[str, list[Config]]:
               and c.trainable in ("bn", "gamma", "beta", "output", "random2"))],
         "16 epochs, more seeds: depth and width": short,
         "160 epochs: deeper and wider, BN only, seed 0": [c for c in alone if c.seed == 0],
-        "160 epochs: everything": [*profile_configs("short"), *profile_configs("paper")],
+        "everything else": [*profile_configs("short"), *profile_configs("paper")],
     }
     listed: set[Config] = set()
     for name, configs in wanted.items():              # each config in the first tier that asks for it

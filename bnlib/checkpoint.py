@@ -134,9 +134,9 @@ class Progress:
         Raises InputError where it cannot be read.
         """
         there = [file for file in (self.file, self.previous) if file.exists()]
-        states = [read(file) for file in there]
-        state = next((state for state in states if state is not None), None)
-        if there and states[0] is None:
+        state = read(there[0]) if there else None
+        if there and state is None:
+            state = read(there[1]) if len(there) > 1 else None
             where = f"the one before it, after epoch {len(state['history'])}" if state else "the start"
             warnings.warn(f"{there[0]} is damaged; training goes on from {where}", stacklevel=2)
             if parallel.leads():                     # or the next save would put it in the place of the sound one

@@ -1,5 +1,6 @@
 """A dataset as uint8 tensors on the device; augmentation there, batch by batch."""
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -123,7 +124,7 @@ def _load(name: str, folder: Path) -> Dataset | streaming.Folder:
                 return _canonical(name, *found)
     except ModuleNotFoundError as error:
         raise InputError(f"{name}: not at {folder / name}.npz, and other sources need {error.name}: "
-                         f"`pip install {error.name}`") from None
+                         "`pip install -e '.[report]'` has it") from None
     if name in MISSING:
         raise InputError(f"{name} not found: looked in {_where(folder)}; {MISSING[name].format(folder=folder)}")
     near = difflib.get_close_matches(name, DATASETS, n=1)
@@ -197,9 +198,9 @@ def _from_torchvision(name, folder):
     inside = TORCHVISION.get(name)
     if inside in (None, "stanford_cars") or not (folder / inside).is_dir():
         return None
-    try:                     # torchvision compares each file's checksum with the official one before it reads it
+    try:                     # of CIFAR torchvision compares each file's checksum first, of MNIST it looks for the files
         train, test = (_torchvision_class(name)(folder, train=train, download=False) for train in (True, False))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise InputError(f"{folder / inside} is damaged or incomplete ({error}); expected torchvision's own files: "
                          "remove it and fetch it again") from None
     return folder / inside, _arrays(train, test), train.classes
@@ -213,11 +214,24 @@ def _arrays(train, test) -> list[np.ndarray]:
 def _keep(name, folder, arrays, classes) -> Path:
     """The arrays as `<name>.npz`, which is there whole or not at all."""
     file = folder / f"{name}.npz"
-    with tempfile.TemporaryDirectory(dir=folder) as partial:
+    with _within(folder) as partial:
         np.savez(Path(partial) / file.name, classes=np.array(classes),
                  **dict(zip(("x_train", "y_train", "x_test", "y_test"), arrays, strict=True)))
         os.replace(Path(partial) / file.name, file)
     return file
+
+
+@contextlib.contextmanager
+def _within(folder) -> Iterator[str]:
+    """A folder for the time being inside this one, which is made where it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = tempfile.TemporaryDirectory(dir=folder)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}); set $BNLIB_DATA to a folder that can"
+                         ) from None
+    with partial as name:
+        yield name
 
 
 def _from_stanford_cars(name, folder):
@@ -279,8 +293,7 @@ def _from_image_folder(name, folder):
 def _from_download(name, folder):
     if _torchvision_class(name) is None:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as partial:       # nothing half-written is left behind
+    with _within(folder) as partial:                   # nothing half-written is left behind
         try:
             train, test = (_torchvision_class(name)(partial, train=train, download=True) for train in (True, False))
         except (OSError, RuntimeError) as error:
@@ -293,12 +306,14 @@ def _from_download(name, folder):
 
 def _canonical(name, place, arrays, classes) -> Dataset:
     """The arrays sorted and checked against the known fingerprint, so that a seed sees the same batches everywhere."""
+    if isinstance(classes, np.ndarray) and classes.ndim != 1:
+        raise InputError(f"{place}: classes has the shape {np.shape(classes)}; expected the name of each class")
     classes, tensors, digest, seen = tuple(map(str, classes)), [], hashlib.sha256(), []
     for part, x, y in (("train", *arrays[:2]), ("test", *arrays[2:])):
         shaped = x.ndim in (3, 4) and x.shape[3:] in ((), (1,), (3,)) and y.shape == x.shape[:1] and len(x) > 0
-        if x.dtype != np.uint8 or not shaped:
-            raise InputError(f"{place}: {part} holds {x.dtype} images {x.shape} and labels {y.shape}; expected uint8, "
-                             "(N, H, W) or (N, H, W, 3), and (N,), N at least 1")
+        if x.dtype != np.uint8 or y.dtype.kind not in "iu" or not shaped:
+            raise InputError(f"{place}: {part} holds {x.dtype} images {x.shape} and {y.dtype} labels {y.shape}; "
+                             "expected uint8, (N, H, W) or (N, H, W, 3), and whole numbers, (N,), N at least 1")
         x, y = x.reshape(*x.shape[:3], -1), y.astype(np.int64)
         if y.min() < 0 or y.max() >= len(classes):
             raise InputError(f"{place}: {part} has labels {y.min()} to {y.max()}; expected 0 to {len(classes) - 1}")
@@ -308,6 +323,10 @@ def _canonical(name, place, arrays, classes) -> Dataset:
         seen.append({hashlib.blake2b(image.data).digest() for image in x})
         digest.update(f"{x.shape}".encode() + x.tobytes() + y.tobytes())
         tensors += [torch.from_numpy(x), torch.from_numpy(y)]
+    sizes = [tuple(tensor.shape[1:]) for tensor in tensors[::2]]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"{place}: training images are {sizes[0]}, test images {sizes[1]}; expected one size, all "
+                         "grey or all in colour")
     expected = FINGERPRINTS.get(name, digest.hexdigest())
     if digest.hexdigest() != expected:
         raise InputError(f"{place} is not the official {name}: fingerprint {digest.hexdigest()[:16]}…, expected "

@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from bnlib.bnrelu import BN, BNReLU
 from bnlib.config import Config
 from bnlib.deepobs import Dropout
 from bnlib.device import choose_device
@@ -168,26 +167,6 @@ class Synchronised(_BatchNorm):
         return F.relu(y) if getattr(self, "relu", False) else y
 
 
-class SynchronisedBN(Synchronised, BN):
-    pass
-
-
-class SynchronisedBNReLU(Synchronised, BNReLU):
-    pass
-
-
-class SynchronisedBN1d(Synchronised, nn.BatchNorm1d):
-    pass
-
-
-class SynchronisedBN2d(Synchronised, nn.BatchNorm2d):
-    pass
-
-
-SYNCHRONISED = {BN: SynchronisedBN, BNReLU: SynchronisedBNReLU, nn.BatchNorm1d: SynchronisedBN1d,
-                nn.BatchNorm2d: SynchronisedBN2d}
-
-
 def synchronise(network: nn.Module, config: Config) -> bool:
     """Lets each batch norm see the whole batch, in place, where several processes share it and the config says so.
 
@@ -199,6 +178,7 @@ def synchronise(network: nn.Module, config: Config) -> bool:
     apart = processes() > 1 and config.bn_parts == 1
     if apart:
         for module in network.modules():
-            if isinstance(module, _BatchNorm):
-                module.__class__ = SYNCHRONISED[type(module)]        # the same tensors, another forward pass
+            if isinstance(module, _BatchNorm):                       # the same tensors, another forward pass
+                kind = type(module)
+                module.__class__ = type(f"Synchronised{kind.__name__}", (Synchronised, kind), {})
     return apart

@@ -61,11 +61,14 @@ def hours(config: Config, rates: dict[tuple[str, str], float]) -> float:
 
 
 def table(configs: Iterable[Config], rates: dict[tuple[str, str], float]) -> pd.DataFrame:
-    """A row a network and mode, smallest first: runs, images/s and whether measured, hours a run, hours in all."""
-    rows = [{"network": c.model, "trained": c.trainable, "runs": 1, "images/s": images_per_second(c, rates)[0],
-             "from": "measured" if images_per_second(c, rates)[1] else "estimated", "epochs": c.epochs,
-             "hours a run": hours(c, rates), "hours": hours(c, rates), "size": models.multiply_adds(c.model)}
-            for c in configs]
+    """A row a network, mode and number of epochs, smallest first: runs, images/s and whether measured, hours a run,
+    hours in all."""
+    rows = []
+    for c in configs:
+        rate, known = images_per_second(c, rates)
+        rows.append({"network": c.model, "trained": c.trainable, "runs": 1, "images/s": rate,
+                     "from": "measured" if known else "estimated", "epochs": c.epochs, "hours": hours(c, rates),
+                     "hours a run": hours(c, rates), "size": models.multiply_adds(c.model, c.image_size)})
     by = pd.DataFrame(rows).groupby(["size", "network", "trained", "from", "images/s", "epochs"])
     return by.agg({"runs": "sum", "hours a run": "mean", "hours": "sum"}).reset_index().drop(columns="size")
 

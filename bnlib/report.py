@@ -16,6 +16,7 @@ from bnlib.device import cores
 from bnlib.grid import run_all
 from bnlib.names import InputError, choose
 from bnlib.profiles import PROFILES
+from bnlib.worker import environment
 
 NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"
 #: What a parameter's declared type takes, and how that is called.
@@ -58,16 +59,15 @@ def execute(name: str, output: Path, parameters: dict) -> float:
     check_parameters(name, parameters)
     source = resolve(NOTEBOOKS) / f"{name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
-    os.environ["BNLIB_PROGRESS"] = "0"                 # no progress bars in the notebooks' outputs
     began = time.time()
     try:
-        papermill.execute_notebook(str(source), str(output), parameters, cwd=str(source.parent), progress_bar=False,
-                                   kernel_name="python3", extra_arguments=["--log-level=CRITICAL"])
+        with environment({"BNLIB_PROGRESS": "0"}):     # no progress bars in the notebooks' outputs
+            papermill.execute_notebook(str(source), str(output), parameters, cwd=str(source.parent), progress_bar=False,
+                                       kernel_name="python3", extra_arguments=["--log-level=CRITICAL"])
     except papermill.PapermillExecutionError as error:
         where = f"{name}, cell {error.exec_count}"
         raise InputError(f"{where}: {error.ename}: {error.evalue} (all of it: {output})") from None
     finally:
-        del os.environ["BNLIB_PROGRESS"]
         if output.exists():
             _without_traces(output)
     return time.time() - began
@@ -90,7 +90,7 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
 
-    grids = {name: {key: value for key, value in parameters.items() if key in parameters_of(name)} for name in chosen}
+    grids = {name: _declared(name, parameters) for name in chosen}
     for name, given in grids.items():
         check_parameters(name, given)
     configs = dict.fromkeys(c for name in chosen for c in profile_configs(profile, [name], **grids[name]))
@@ -104,7 +104,7 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
         wanted = {"profile_name": profile, "profiles": [profile], "results": results, "missing": "skip"}
         if name == QUICKSTART:                         # always seconds long, whatever the profile
             wanted = {"profile_name": profile} if profile in ("demo", "smoke") else {}
-        grids[name] = {k: v for k, v in wanted.items() if k in parameters_of(name)} | grids[name]
+        grids[name] = _declared(name, wanted) | grids[name]
     _execute_all(grids, folder)
     print(f"figures: {os.path.relpath(resolve(results).parent / 'figures')}")
 
@@ -118,10 +118,16 @@ def render(profile: str = "short") -> None:
     choose("profile", profile, PROFILES)
     folder = resolve("build/report")
     shown = {"profile_name": profile, "missing": "skip", "results": PROFILES[profile]["results"]}
-    _execute_all({name: {} if name == SUMMARY else shown if _reads_records(name) else {"profile_name": "demo"}
-                  for name in names()}, folder)
+    given = {name: {} if name == SUMMARY else shown if _reads_records(name) else {"profile_name": "demo"}
+             for name in names()}
+    _execute_all({name: _declared(name, parameters) for name, parameters in given.items()}, folder)
     _keep_outputs(folder / f"{SUMMARY}.ipynb", resolve(NOTEBOOKS) / f"{SUMMARY}.ipynb")
     site.build([folder / f"{name}.ipynb" for name in names()], resolve("build/site"), front=SUMMARY)
+
+
+def _declared(name: str, parameters: dict) -> dict:
+    """Those of the parameters that a notebook has."""
+    return {key: value for key, value in parameters.items() if key in parameters_of(name)}
 
 
 def _moved(notebook, before: Path, after: Path) -> None:

@@ -35,13 +35,14 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():       # Python gives signals to no other thread
-            self.before = {number: signal.signal(number, self._note) for number in ENDING}
+            self.before = {number: signal.signal(number, self._note) for number in ENDING
+                           if signal.getsignal(number) is not signal.SIG_IGN}          # as of a background job
         return self
 
     def __exit__(self, error, *_) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
-        if self.signal and error is None:            # noted, and nobody could stop any more: now it is obeyed
+        if self.signal and not (error and issubclass(error, KeyboardInterrupt)):       # noted, and nobody has obeyed it
             os.kill(os.getpid(), self.signal)
 
     def _note(self, number, frame) -> None:

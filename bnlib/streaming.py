@@ -107,6 +107,8 @@ def read_image(file: str | Path, keep_grey: bool = False):
     from PIL import Image
     try:
         with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):        # PIL would make white of nearly all of it
+                raise ValueError("it has more than 8 bits a channel; convert it")
             return image.convert("L" if keep_grey and image.mode in ("1", "L") else "RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{file} is damaged or no image ({error})".replace("\n", " ")) from None

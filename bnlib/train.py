@@ -49,6 +49,7 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
     parallel.join(device)
     if parallel.leaders(found is None):
         with store.lock(config, results, wait, deadline) if parallel.leads() else contextlib.nullcontext():
+            parallel.leaders(True)                          # the others look when the first has the lock, not before
             found = store.find(config, results)             # another process may have finished it meanwhile
             if parallel.leaders(found is None):
                 with Stop(deadline) as stop:

@@ -515,5 +515,5 @@ def test_pairs_of_two_precisions_are_told():
 def test_what_switches_off_most_is_named_first():
     runs = [fake_run(gamma=(0, 0.5)), fake_run(gamma=(0, 0, 0.5), lr=1.0), fake_run(gamma=(0.5, 0.5), bn_init="ones")]
     assert list(analysis.rank_dead(analysis.dead_features(runs))) == [
-        "Switched off (|γ| < 0.01) in ResNet-14, BN only, after 160 epochs: learning rate 1.0 66.7 %; the protocol 50.0 %; "
-        "γ starts at 1 0.0 %."]
+        "Switched off (|γ| < 0.01) in ResNet-14, BN only, after 160 epochs: learning rate 1.0 66.7 %; "
+        "the protocol 50.0 %; γ starts at 1 0.0 %."]

@@ -15,7 +15,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from bnlib import Config, InputError, data
+from bnlib import Config, InputError, data, streaming
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -180,6 +180,29 @@ def test_labels_outside_the_classes_are_an_error(arrays, tmp_path):
     write_npz(tmp_path, arrays, y_test=arrays["y_test"] + 1)
     with pytest.raises(InputError, match="labels 1 to 10; expected 0 to 9"):
         data.load("cifar10")
+
+
+@pytest.mark.parametrize(("changed", "said"), [
+    ({"y_train": np.array(["cat"] * 40)}, "<U3 labels"), ({"y_test": np.full(20, 0.9)}, "float64 labels"),
+    ({"x_test": np.zeros((20, 16, 16, 3), np.uint8)}, r"test images \(16, 16, 3\); expected one size"),
+    ({"x_test": np.zeros((20, 32, 32), np.uint8)}, r"test images \(32, 32, 1\); expected one size"),
+    ({"classes": np.array("cat")}, r"classes has the shape \(\)")])
+def test_arrays_of_another_kind_are_refused_in_one_line(changed, said, arrays, tmp_path):
+    np.savez(tmp_path / "cifar10.npz", **{"classes": np.array(CLASSES)} | arrays | changed)
+    with pytest.raises(InputError, match=said):
+        data.load("cifar10")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written .*BNLIB_DATA"):
+        data.load("cifar10", tmp_path / "file")
+
+
+def test_an_image_of_sixteen_bits_is_refused_rather_than_made_white(tmp_path):
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(InputError, match="more than 8 bits"):
+        streaming.read_image(tmp_path / "deep.png")
 
 
 def test_a_download_that_fails_says_where_it_looked_and_leaves_nothing(tmp_path, monkeypatch, server):

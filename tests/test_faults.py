@@ -18,7 +18,21 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bnlib import Config, InputError, data, load_runs, models, parallel, run, run_all, stop, store, train, worker
+from bnlib import (
+    Config,
+    InputError,
+    checkpoint,
+    data,
+    load_runs,
+    models,
+    parallel,
+    run,
+    run_all,
+    stop,
+    store,
+    train,
+    worker,
+)
 from bnlib.campaign import profile_configs
 from bnlib.checkpoint import previous
 from bnlib.verify import differences, verify
@@ -272,6 +286,39 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, tiny, unharmed,
             again = run(config, results=results)
         assert not differences(again, whole)
         shutil.rmtree(again.folder)
+
+
+def test_an_older_checkpoint_that_cannot_be_read_does_not_keep_from_a_sound_one(tiny, unharmed, tmp_path, monkeypatch):
+    config, results = dataclasses.replace(tiny, epochs=5), tmp_path / "results"
+    stop_after(6, config, results, monkeypatch)
+    older, read = previous(store.checkpoint_file(config, results)), checkpoint.read
+
+    def fails(file):
+        if file == older:
+            raise InputError(f"{file}: the checkpoint cannot be read")
+        return read(file)
+
+    assert older.exists()
+    monkeypatch.setattr(checkpoint, "read", fails)
+    assert not differences(run(config, results=results), unharmed(config))
+
+
+@pytest.mark.parametrize("error", [store.RecordError, None])
+def test_a_noted_interruption_is_obeyed_whatever_else_goes_wrong(error, interruptible):
+    with pytest.raises(KeyboardInterrupt), stop.Stop():
+        os.kill(os.getpid(), signal.SIGINT)
+        if error:
+            raise error("meanwhile")
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop.Stop() as asked:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not asked.asked()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_checkpoint_that_cannot_be_read_just_now_is_not_given_up(tiny, unharmed, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from bnlib import InputError, report
+from bnlib import InputError, campaign, report
 from bnlib.config import resolve
 
 SECRET = "a-token-that-no-file-may-hold"
@@ -74,6 +74,20 @@ def test_an_unknown_parameter_is_an_error(tmp_path):
 def test_a_parameter_of_another_type_is_an_error_before_anything_is_trained(notebook, given, said):
     with pytest.raises(InputError, match=said):
         report.reproduce("smoke", [notebook], **given)
+
+
+def test_a_grid_that_fails_is_named_by_its_notebook(tmp_path):
+    file = resolve("notebooks") / "01_depth.ipynb"
+    (tmp_path / file.name).write_text(file.read_text().replace('"configs = ', '"configs = nowhere + '))
+    with pytest.raises(InputError, match=r"01_depth: no grid comes of these parameters: .*nowhere"):
+        campaign.notebook_configs(tmp_path / file.name, profile_name="demo")
+
+
+def test_the_environment_is_as_before_where_a_notebook_was_executed(monkeypatch, tmp_path):
+    monkeypatch.setenv("BNLIB_PROGRESS", "1")
+    monkeypatch.setattr("papermill.execute_notebook", lambda *given, **options: None)
+    report.execute("01_depth", tmp_path / "x.ipynb", {})
+    assert os.environ["BNLIB_PROGRESS"] == "1"
 
 
 def test_the_summary_is_committed_with_its_outputs():

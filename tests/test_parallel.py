@@ -58,6 +58,11 @@ def test_a_stop_asked_of_one_process_stops_both_and_the_run_goes_on_to_the_same_
     assert not list(shared.rglob("*.pt"))
 
 
+def test_a_run_that_others_finish_meanwhile_is_loaded_by_all_processes(shared):
+    loaded, trained = (store.find(CONFIGS["bn"], shared / part) for part in ("meanwhile/results", "results"))
+    assert same(loaded, trained)
+
+
 def test_bn_only_sends_the_gradients_of_gamma_and_beta_alone(shared):
     found = json.loads((shared / "found.json").read_text())
     assert found["sent"] == freeze.count(models.build("resnet8", 10), "bn")
@@ -89,6 +94,10 @@ def test_the_command_line_under_torchrun_leaves_one_record_and_says_so_once(tmp_
 
 
 def test_a_network_of_torchs_own_batch_norm_shares_its_statistics_too(monkeypatch):
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    class Own(nn.BatchNorm2d):
+        pass
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), Own(4))
     monkeypatch.setattr(parallel, "processes", lambda: 2)
-    assert parallel.synchronise(network, Config()) and isinstance(network[1], parallel.Synchronised)
+    assert parallel.synchronise(network, Config())
+    assert all(isinstance(module, parallel.Synchronised) for module in network[1:]) and isinstance(network[2], Own)

@@ -6,11 +6,12 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from bnlib.analysis import comparable
+from bnlib.analysis import PAPER_EPOCHS, comparable
 from bnlib.config import Config
 from bnlib.names import parse_model
 from bnlib.names import random_weights as random_weights_of
 from bnlib.plots.style import (
+    BARS,
     MARKERS,
     colour,
     legend_below,
@@ -20,6 +21,7 @@ from bnlib.plots.style import (
     of_seeds,
     seeds_stated,
     smallest_first,
+    values_stated,
 )
 from bnlib.store import Run
 from bnlib.wording import listed, name, shown, trained
@@ -62,8 +64,8 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     below = lines.ngroups > 1 and lines.size().min() == 1
     for (trainable, epochs), line in lines:
         hue, label = colour(trainable), f"{trained(trainable)}, {epochs} epochs"
-        axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue, marker=MARKERS.get(epochs, "D"), capsize=2,
-                      label=label if below else None)
+        axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue, marker=MARKERS.get(epochs, "D"),
+                      label=label if below else None, **BARS)
         mark_seeds(axes, line, by, table)
         if not below:
             axes.annotate(label, (line[by].iloc[-1], line["mean"].iloc[-1]), color=hue, textcoords="offset points",
@@ -82,6 +84,7 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     axes.set_xlabel({"depth": "depth (layers)", "width": "width (multiple of 16, 32, 64 channels)"}[by])
     axes.set_ylabel("test accuracy (%)")
     axes.set_title(seeds_stated(table), loc="left", color="#555555", fontsize=8)
+    figure.set_label(values_stated(table, by))
     return figure
 
 
@@ -114,8 +117,7 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
                 if settings.index(getattr(row, by)) == highest[row.trainable]:
                     axes.annotate(trained(row.trainable), (row.mean - np.nan_to_num(row.std), y), xytext=(-6, 0),
                                   ha="right", va="center", textcoords="offset points", fontsize=7.5, color=hue)
-            axes.errorbar(row.mean, y, xerr=row.std, color=hue, capsize=2,
-                          marker=MARKERS.get(row.epochs, "D"))
+            axes.errorbar(row.mean, y, xerr=row.std, color=hue, marker=MARKERS.get(row.epochs, "D"), **BARS)
             axes.annotate(f"{row.mean:.1f}  {of_seeds(row, table)}", (row.mean + np.nan_to_num(row.std), y),
                           xytext=(7, 0), va="center", textcoords="offset points", fontsize=7.5, color="#555555")
         epochs = listed(table[table["model"] == model]["epochs"])
@@ -154,8 +156,8 @@ def top1_and_top5(table: pd.DataFrame, published: pd.DataFrame | None = None) ->
         part = table[table["top"] == top]
         for row in part.itertuples():
             y = rows.index((row.model, row.trainable, row.variant))
-            axes.errorbar(row.mean, y, xerr=row.std, color=colour(row.trainable), capsize=2,
-                          marker=MARKERS.get(row.epochs, "D"))
+            axes.errorbar(row.mean, y, xerr=row.std, color=colour(row.trainable),
+                          marker=MARKERS.get(row.epochs, "D"), **BARS)
             axes.annotate(f"{row.mean:.1f}", (row.mean + np.nan_to_num(row.std), y), xytext=(7, 0), va="center",
                           textcoords="offset points", fontsize=7.5, color="#555555")
         known = () if published is None or top == 1 else published.itertuples()
@@ -199,7 +201,7 @@ def random_weights(table: pd.DataFrame) -> Figure:
     for axes, model in zip(grid[0], networks, strict=True):
         line = chosen[chosen["model"] == model].sort_values("weights")
         axes.errorbar(line["weights"], line["mean"], yerr=line["std"], color=colour("random2"),
-                      marker=MARKERS.get(line["epochs"].iloc[0], "D"), capsize=2)
+                      marker=MARKERS.get(line["epochs"].iloc[0], "D"), **BARS)
         mark_seeds(axes, line, "weights", chosen)
         for row in table[(table["model"] == model) & (table["trainable"] == "bn")].itertuples():
             axes.axhline(row.mean, color=colour("bn"), linestyle="--")
@@ -229,9 +231,9 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
         named = set()                                  # once each, however long it was trained
         for (trainable, epochs), line in table.sort_values(by).groupby(["trainable", "epochs"]):
             hue, alone = colour(trainable), trainable == "bn"
-            axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue, capsize=2,
+            axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue,
                           marker=MARKERS.get(epochs, "D"),
-                          label=f"{'BN only' if alone else 'narrow, all parameters'}, {epochs} epochs")
+                          label=f"{'BN only' if alone else 'narrow, all parameters'}, {epochs} epochs", **BARS)
             beside = {"xytext": (2, -12)} if alone else {"xytext": (-6, 3), "ha": "right"}
             for row in line[~line["model"].isin(named)].itertuples():
                 short = name(row.model).removeprefix("ResNet-")       # or neighbours' names would run into each other
@@ -298,5 +300,5 @@ def _hollow(axes, table: pd.DataFrame, by: str, published: pd.DataFrame) -> set[
         colours = [colour(t) for t in points["trainable"]]
         axes.scatter(points[by], points["value"], marker=marker, facecolors="none", edgecolors=colours, s=45, zorder=3)
         axes.scatter([], [], marker=marker, facecolors="none", edgecolors="#555555", s=45,
-                     label=f"published: {source}")
+                     label=f"published: {source}" + f", {PAPER_EPOCHS} epochs" * source.startswith("Frankle"))
     return set(places[by])

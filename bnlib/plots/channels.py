@@ -7,9 +7,24 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from bnlib.analysis import comparable
-from bnlib.plots.style import COLOURS, SYMBOL, colour, legend_below, nothing_yet, of_seeds, seeds_stated, smallest_first
+from bnlib.plots.style import (
+    COLOURS,
+    SYMBOL,
+    colour,
+    legend_below,
+    note,
+    nothing_yet,
+    of_seeds,
+    seeds_stated,
+    smallest_first,
+    values_stated,
+)
 from bnlib.store import Run
 from bnlib.wording import listed, name, trained
+
+OUTSIDE = 0.002    # of all values on either side, which axes leave out, so that a few do not make all others narrow
+LEFT_OUT = f"without the outermost {OUTSIDE:.1%} of all values on either side".replace("%", " %")
+RIDGES = 28        # layers of a network that are drawn below each other at most
 
 
 def affine_histograms(channels: pd.DataFrame) -> Figure:
@@ -25,7 +40,7 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
     figure, grid = plt.subplots(2, len(networks), figsize=(1.2 + 2.1 * len(networks), 3.8), sharex="row",
                                 squeeze=False)
     for row, part in zip(grid, ("gamma", "beta"), strict=True):
-        limits = np.quantile(channels[part].astype(float), [0.002, 0.998])
+        limits = np.quantile(channels[part].astype(float), [OUTSIDE, 1 - OUTSIDE])
         bins = np.linspace(*limits, 60)
         for axes, model in zip(row, networks, strict=True):
             for trainable, values in channels[channels["model"] == model].groupby("trainable"):
@@ -37,6 +52,7 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
                 axes.plot([0, 0, 1, 1], [0, 1, 1, 0], ":", color="#333333", linewidth=1, label="γ at the start")
                 axes.set_title(_titled(channels, model))
         row[0].set_ylabel("density of channels")
+    note(figure, LEFT_OUT)
     legend_below(figure, grid[0][0])
     return figure
 
@@ -70,7 +86,7 @@ def dead_share(table: pd.DataFrame) -> Figure:
     """
     if not len(table):
         return nothing_yet()
-    table = table.sort_values(["depth", "width", "epochs"])
+    table = table.sort_values(["epochs", "depth", "width"])
     networks = list(dict.fromkeys(zip(table["model"], table["epochs"], strict=True)))
     modes = sorted(table["trainable"].unique(), key=[*COLOURS, *table["trainable"]].index)
     figure, axes = plt.subplots(figsize=(max(5.2, 1.8 + 1.1 * len(networks)), 3.4))
@@ -85,50 +101,58 @@ def dead_share(table: pd.DataFrame) -> Figure:
                 beside = {"xytext": (0, 2), "ha": "center"} if np.isnan(row.std) else {"xytext": (3, 2)}
                 axes.annotate("\n".join(filter(None, (of_seeds(row, table), f"{row.mean:.1f}"))), (x, row.mean),
                               textcoords="offset points", fontsize=7.5, color=colour(mode), **beside)
+            else:
+                axes.annotate("not run", (x, 0), xytext=(0, 2), textcoords="offset points", rotation=90, ha="center",
+                              va="bottom", fontsize=7, color="#777777")
     axes.set_xticks(range(len(networks)), [f"{name(model)}\n{epochs} epochs" for model, epochs in networks])
     axes.grid(axis="x", visible=False)
     axes.set_ylabel(f"channels with |γ| < {listed(table['below'])} (%)")
     axes.set_title(seeds_stated(table), loc="left", color="#555555", fontsize=8)
     axes.legend()
+    figure.set_label(values_stated(table, "model"))
     return figure
 
 
 def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
     """The distribution of γ or β in each batch-norm layer, first layer on top; a column a network, a colour a mode.
 
-    channels: from `analysis.affine`. All curves have the same height; dotted: 0.
+    channels: from `analysis.affine`. All curves have the same height; dotted: 0. Of deep networks every so many layers
+    are drawn, the first and the last among them.
     """
     if not len(channels):
         return nothing_yet()
     channels = comparable(channels)
     networks = smallest_first(channels)
-    layers = int(channels["number"].max())
+    layers = min(RIDGES, int(channels["number"].max()))
     figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.6 * len(networks), 1.4 + min(0.24 * layers, 6)),
                                 sharex=True, squeeze=False)
-    low, high = np.quantile(channels[part].astype(float), [0.002, 0.998])
+    low, high = np.quantile(channels[part].astype(float), [OUTSIDE, 1 - OUTSIDE])
     values = np.linspace(*((low, high) if low < high else (low - 0.5, low + 0.5)), 160)         # equal: nothing moved
     for axes, model in zip(grid[0], networks, strict=True):
         of_model = channels[channels["model"] == model]
         count = of_model["number"].max()
-        for (trainable, number), rows in of_model.groupby(["trainable", "number"]):
-            found = rows[part].to_numpy(float)
+        drawn = np.unique(np.linspace(1, count, min(count, RIDGES)).astype(int))
+        places = {number: place for place, number in enumerate(drawn, 1)}
+        for (trainable, number), rows in of_model[of_model["number"].isin(places)].groupby(["trainable", "number"]):
+            place, found = places[number], rows[part].to_numpy(float)
             quarters = np.subtract(*np.quantile(found, [0.75, 0.25])) / 1.34
             width = 0.9 * min(found.std(), quarters) * len(found) ** -0.2             # Silverman 1986, Sec. 3.4
             width = max(width, values[1] - values[0])                                 # what the curve's points resolve
             bumps = np.exp(-0.5 * ((values[:, None] - found) / width) ** 2)
             curve = bumps.mean(1) / width
             seen = curve > curve.max() / 300                                          # flat ends need no points
-            x, y = values[seen], -number + 1.6 * curve[seen] / curve.max()
-            outline = [x[0], *x, x[-1]], [-number, *y, -number]
+            x, y = values[seen], -place + 1.6 * curve[seen] / curve.max()
+            outline = [x[0], *x, x[-1]], [-place, *y, -place]
             # Before a layer's ridges, of either colour, those of the layers above it disappear.
-            axes.fill(*outline, color=axes.get_facecolor(), linewidth=0, zorder=number)
+            axes.fill(*outline, color=axes.get_facecolor(), linewidth=0, zorder=place)
             axes.fill(*outline, facecolor=to_rgba(colour(trainable), 0.3), edgecolor=colour(trainable), linewidth=0.7,
-                      zorder=number + 0.5, label=trained(trainable) if number == 1 else None)
-        axes.set(xlabel=SYMBOL[part], title=_titled(channels, model), ylim=(-count - 0.5, 1))
-        axes.set_yticks([-1, -count], ["first", "last"])
+                      zorder=place + 0.5, label=trained(trainable) if number == 1 else None)
+        axes.set(xlabel=SYMBOL[part], title=_titled(channels, model), ylim=(-len(places) - 0.5, 1))
+        axes.set_yticks([-1, -len(places)], ["first", "last"])
         axes.grid(axis="y", visible=False)
-        axes.axvline(0, color="#333333", linewidth=0.6, linestyle=":", zorder=count + 1)
+        axes.axvline(0, color="#333333", linewidth=0.6, linestyle=":", zorder=len(places) + 1)
     grid[0][0].set_ylabel("batch-norm layer")
+    note(figure, f"{LEFT_OUT}; {RIDGES} layers of a network at most")
     legend_below(figure, grid[0][0])
     return figure
 

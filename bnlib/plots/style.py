@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bnlib.wording import Sentences, seeds_of, shown
+from bnlib.wording import Sentences, seeds_of, shown, trained
 
 #: One colour a training mode, in every figure (Okabe & Ito's palette, told apart by the colour-blind).
 COLOURS = {"bn": "#0072B2", "all": "#D55E00", "gamma": "#009E73", "beta": "#CC79A7", "output": "#E69F00",
@@ -30,9 +30,13 @@ def colour(trainable: str) -> str:
 MARKERS = {160: "o", 16: "s"}
 
 
-#: One colour an optimizer, of the same palette.
-OPTIMIZER_COLOURS = {"sgd": "#0072B2", "lbfgs": "#D55E00", "adam": "#009E73", "adabound": "#CC79A7", "adamw": "#56B4E9",
-                     "lion": "#E69F00", "adan": "#000000", "prodigy": "#8B5A2B"}
+#: One colour an optimizer, of the same palette, but not that of BN only nor of all parameters.
+OPTIMIZER_COLOURS = {"sgd": "#000000", "lbfgs": "#E69F00", "adam": "#009E73", "adabound": "#CC79A7", "adamw": "#56B4E9",
+                     "lion": "#8B5A2B", "adan": "#777777", "prodigy": "#C9B400"}
+
+
+#: How bars of `Axes.errorbar` are drawn: above the mark, which is often wider than they are.
+BARS = {"capsize": 2.5, "elinewidth": 0.9, "ecolor": "#222222", "barsabove": True}
 
 
 SYMBOL = {"gamma": "γ", "beta": "β"}
@@ -92,7 +96,8 @@ def save(figure: Figure, file_name: str, folder: str | Path) -> Saved | Sentence
 
 
 def described(figure: Figure) -> str:
-    """A figure in words: what stands against what, panel by panel, and the labels of its lines."""
+    """A figure in words: what stands against what, panel by panel, and the labels of its lines; then its own.
+    """
     panels = []
     for axes in figure.axes:
         against = _against(axes)
@@ -101,7 +106,7 @@ def described(figure: Figure) -> str:
         title = "; ".join(filter(None, (axes.get_title(loc) for loc in ("left", "center"))))
         panels.append(": ".join(filter(None, (title, against, ", ".join(dict.fromkeys(labels))))))
     stated = figure.get_suptitle()
-    return " | ".join(dict.fromkeys(filter(None, (stated, *panels)))).replace("\n", " ")
+    return " | ".join(dict.fromkeys(filter(None, (stated, *panels, figure.get_label())))).replace("\n", " ")
 
 
 def captioned(figure: Figure) -> str:
@@ -150,6 +155,13 @@ def mark_seeds(axes: Axes, rows: pd.DataFrame, by: str, table: pd.DataFrame) -> 
 
 def _mixed(table: pd.DataFrame) -> bool:
     return table["n"].nunique() > 1
+
+
+def values_stated(table: pd.DataFrame, by: str) -> str:
+    """The means of a table of `analysis.accuracy` or `dead_features` line by line, each with the `by` it stands at."""
+    lines = table.dropna(subset="mean").sort_values(by).groupby(["trainable", "epochs"], sort=False)
+    return "; ".join(f"{trained(what)}, {epochs} epochs: " + ", ".join(
+        f"{row.mean:.1f} ({getattr(row, by)})" for row in line.itertuples()) for (what, epochs), line in lines)
 
 
 def runs_stated(table: pd.DataFrame) -> str:
