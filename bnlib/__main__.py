@@ -131,7 +131,7 @@ def test_(run_or_model, dataset, seed, results, device):
     """Evaluate a finished run, or an untrained network, on all test images."""
     folder = store.record_folder(results, run_or_model)
     if folder.exists():
-        recorded = _sound(folder)
+        recorded = store.sound(folder)
         network, config = recorded.network(), recorded.config
     else:
         try:
@@ -162,7 +162,7 @@ def show(run_id, results):
     folder = store.record_folder(results, run_id)
     if not folder.exists():
         choose("run", run_id, _few(run_id, [r.id for r in store.all_runs(results)]))
-    _print_run(_sound(folder), whole=True)
+    _print_run(store.sound(folder), whole=True)
 
 
 def verify_(results, retrain, device):
@@ -247,13 +247,6 @@ def report(profile):
 def _one_line(message, category, *_) -> None:
     """A warning as one line, without the path and the line of code that Python puts before it."""
     print(f"bnlib: {message}", file=sys.stderr)
-
-
-def _sound(folder) -> store.Run:
-    """The record in a folder, every file of it checked."""
-    found = store.Run(folder)
-    found.check()
-    return found
 
 
 def _print_run(found: store.Run, whole: bool = False) -> None:

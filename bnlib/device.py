@@ -14,6 +14,7 @@ from bnlib import native
 from bnlib.names import InputError, choose
 
 PRECISIONS = ("bf16", "fp32")
+QUOTA = Path("/sys/fs/cgroup/cpu.max")       # Linux: microseconds of work in so many, of all a container's cores
 #: The vector units that processors of one model name differ by, the fastest first: the system's flag → the usual name.
 VECTORS = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-bf16", "avx512f": "AVX512", "avx2": "AVX2"}
 
@@ -40,8 +41,13 @@ def choose_precision(device: torch.device, precision: str | None = None) -> str:
 
 
 def cores() -> int:
-    """How many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processor cores this process may use: of those there are, those it is bound to, and as many as a
+    container may keep busy."""
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):                 # no such file, or `max`
+        quota, period = map(int, QUOTA.read_text().split())
+        ours = min(ours, max(1, quota // period))
+    return ours
 
 
 def keep_memory() -> None:

@@ -313,8 +313,7 @@ def receive(results: str | Path, run_id: str, files: dict[str, bytes]) -> Run:
         trial.mkdir()
         for name, content in files.items():
             (trial / Path(name).name).write_bytes(content)
-        found = Run(trial)
-        found.check()
+        found = sound(trial)
         if set(files) != set(found.record["sha256"]):
             raise RecordError(f"{run_id}: came with other files than its record names; run again")
     return _put_in_place(results, run_id, files)
@@ -399,20 +398,31 @@ def _sha256(content: bytes) -> str:
 def find(config: Config, results: str | Path = "results") -> Run | None:
     """The record of this config, or None if there is none of this protocol. Raises RecordError for a damaged one."""
     folder = record_folder(results, config.id)
-    if not folder.exists():
-        return None
-    run = Run(folder)
-    run.check()
-    return run if run.record["protocol"] == PROTOCOL else None
+    run = sound(folder) if folder.exists() else None
+    return run if run and run.record["protocol"] == PROTOCOL else None
 
 
 def find_sound(config: Config, results: str | Path = "results") -> Run | None:
     """As `find`, but a damaged record is none, with a warning that names it."""
+    folder = record_folder(results, config.id)
+    return _if_sound(folder) if folder.exists() else None
+
+
+def sound(folder: Path) -> Run:
+    """The record in a folder, every file of it checked. Raises RecordError for a damaged one."""
+    run = Run(folder)
+    run.check()
+    return run
+
+
+def _if_sound(folder: Path) -> Run | None:
+    """The record in a folder, of this protocol; None, with a warning, where it is damaged."""
     try:
-        return find(config, results)
+        run = sound(folder)
     except RecordError as error:
-        warnings.warn(f"kept out: {error}", stacklevel=2)
+        warnings.warn(f"kept out: {error}", stacklevel=3)
         return None
+    return run if run.record["protocol"] == PROTOCOL else None
 
 
 def folders(results: str | Path = "results") -> list[Path]:
@@ -430,18 +440,8 @@ def all_runs(results: str | Path = "results", **filters) -> list[Run]:
     for name in filters:
         if name not in fields:
             raise InputError(f"filter {name!r}: not a field of Config; fields: {', '.join(fields)}")
-    sound = []
-    for folder in folders(results):
-        try:
-            run = Run(folder)
-            run.check()
-        except RecordError as error:
-            warnings.warn(f"kept out: {error}", stacklevel=2)
-            continue
-        if run.record["protocol"] == PROTOCOL and all(
-                _matches(getattr(run.config, name), wanted) for name, wanted in filters.items()):
-            sound.append(run)
-    return sound
+    return [run for run in map(_if_sound, folders(results)) if run and all(
+        _matches(getattr(run.config, name), wanted) for name, wanted in filters.items())]
 
 
 def repeats(results: str | Path = "results") -> list[Run]:

@@ -50,9 +50,7 @@ def check(folder: Path, device: str | None = None) -> tuple[Finding, store.Run |
     """What was found of the record in a folder; and the record, if its files and its id are sound."""
     finding, found = Finding(folder.name, [], []), None
     try:
-        read = store.Run(folder)
-        read.check()
-        found = read
+        found = store.sound(folder)
         finding.checked.append("files and id")
         _check_predictions(found, finding, device)
     except InputError as error:

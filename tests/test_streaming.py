@@ -24,6 +24,7 @@ from bnlib import (
     analysis,
     campaign,
     data,
+    device,
     freeze,
     lbfgs,
     models,
@@ -393,6 +394,15 @@ def test_a_record_of_other_images_is_not_taken_for_one_of_these(small, root, tmp
 def test_imagenet_is_asked_for_in_one_line():
     with pytest.raises(InputError, match=r"imagenet not found.*train/ and val/, a folder of images for each class"):
         data.load("imagenet")
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", 16)])
+def test_a_container_has_as_many_cores_as_it_may_keep_busy(quota, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
+    monkeypatch.setattr(device, "QUOTA", tmp_path / "cpu.max")
+    assert device.cores() == 16
+    device.QUOTA.write_text(quota + "\n")
+    assert device.cores() == expected
 
 
 def test_the_number_of_workers_is_asked_for_or_follows_from_the_cores(monkeypatch):
