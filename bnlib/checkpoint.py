@@ -64,7 +64,8 @@ class Progress:
         affine = torch.cat([in_one_row(self.network, part) for part in ("gamma", "beta")])
         return not (np.isfinite(self.history[-1]["train_loss"]) and bool(affine.isfinite().all()))
 
-    def passed_through(self, made: dict) -> None:
+    def add_provenance(self, made: dict) -> None:
+        """Notes a device, precision and code that the run is trained with from here on; those of before stay."""
         if made not in self.made:
             self.made.append(made)
 

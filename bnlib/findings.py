@@ -78,12 +78,17 @@ def _switched_off(runs: list[Run]) -> list[str]:
     that with most."""
     dead, shares = dead_features(runs), []
     for what in ("bn", "all"):
-        found = [f"{_range(of_one['mean'])} % after {epochs} epochs"
+        found = [f"{_range(of_one['mean'])} % after {epochs} epochs{_alone_there(of_one)}"
                  for epochs, of_one in dead[dead["trainable"] == what].groupby("epochs")]
         shares += [f"training {trained(what)} switches off {' and '.join(found)}"] if found else []
     paper = published("share of features disabled").iloc[0]["value"]
     return [f"Switched off, |γ| below {DEAD}, as {100 * DEAD:g} % are at the start: {'; '.join(shares)}. The paper: "
-            f"{paper:g} %, BN only, {PAPER_EPOCHS} epochs."] if shares else []
+            f"about {paper:g} %, BN only, {PAPER_EPOCHS} epochs."] if shares else []
+
+
+def _alone_there(dead: pd.DataFrame) -> str:
+    """Of which network a share is, where it is of one."""
+    return f" ({name(dead['model'].iloc[0])}, {seeds_of(dead['n'].iloc[0])})" if len(dead) == 1 else ""
 
 
 def _without_shortcuts(runs: list[Run]) -> list[str]:

@@ -5,9 +5,8 @@ from functools import cache
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from bnlib.models import ChosenConv2d, Shortcut, architecture
+from bnlib.models import ChosenConv2d, Norm, Shortcut, architecture
 from bnlib.names import canonical_trainable, model_name
 
 #: What a record keeps of each batch norm, and its name in `nn.BatchNorm2d`.
@@ -25,12 +24,12 @@ def select(network: nn.Module, what: str) -> dict[str, nn.Parameter]:
     Raises InputError for anything else.
     """
     parts = canonical_trainable(what).split("+")
-    output = [output_layer(network)]
+    output = output_layer(network)
     in_shortcuts = {p for m in network.modules() if isinstance(m, Shortcut) for p in m.parameters()}
     selected = set()
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            is_bn, is_gamma = isinstance(module, _BatchNorm | nn.GroupNorm), name == "weight"
+            is_bn, is_gamma = isinstance(module, Norm), name == "weight"
             if isinstance(module, ChosenConv2d) and name == "chosen":        # a copy of weights, not more of them
                 wanted = any(part.startswith("random") for part in parts)
             else:
@@ -40,7 +39,7 @@ def select(network: nn.Module, what: str) -> dict[str, nn.Parameter]:
                           or ("beta" in parts and is_bn and not is_gamma)
                           or ("weights" in parts and not is_bn)
                           or ("shortcut" in parts and parameter in in_shortcuts)
-                          or ("output" in parts and module in output))
+                          or ("output" in parts and module is output))
             if wanted:
                 selected.add(parameter)
     return {name: parameter for name, parameter in network.named_parameters() if parameter in selected}
@@ -56,9 +55,10 @@ def undecayed(network: nn.Module, decay: str) -> set[nn.Parameter]:
     """The parameters that weight decay leaves alone where it acts on `decay` (`Config.decay`)."""
     parts, found = set(decay.split("+")), set()
     for module in network.modules():
-        kinds = ("gamma", "beta") if isinstance(module, _BatchNorm | nn.GroupNorm) else ("weights", "biases")
+        kinds = ("gamma", "beta") if isinstance(module, Norm) else ("weights", "biases")
         for name, parameter in module.named_parameters(recurse=False):
-            found |= {parameter} if not parts & {"all", kinds[name == "bias"]} else set()
+            if not parts & {"all", kinds[name == "bias"]}:
+                found.add(parameter)
     return found
 
 
@@ -78,10 +78,10 @@ def count(network: nn.Module, what: str = "all") -> int:
     return sum(parameter.numel() for parameter in select(network, what).values())
 
 
-def bn_layers(network: nn.Module) -> dict[str, _BatchNorm | nn.GroupNorm]:
+def bn_layers(network: nn.Module) -> dict[str, Norm]:
     """Each batch norm, or what stands in its place, by its name in the network."""
     return {name: module for name, module in network.named_modules()
-            if isinstance(module, _BatchNorm | nn.GroupNorm)}
+            if isinstance(module, Norm)}
 
 
 def biased_layers(network: nn.Module) -> dict[str, nn.Module]:

@@ -21,6 +21,8 @@ from bnlib.streaming import IMAGE_SIZE
 #: With fewer input channels, a strided 1×1 convolution's weight gradient on a CPU writes past its memory, and the
 #: process dies: torch 2.14's oneDNN, several threads, an odd number of images. Skipping pixels first is the same.
 SAFE_CHANNELS = 16
+#: What normalises and has γ and β: batch norm, or what stands in its place.
+Norm = _BatchNorm | nn.GroupNorm
 
 
 class Sum(nn.Module):
@@ -276,7 +278,7 @@ def build(name: str, classes: int, *, seed: int = 0, conv_init: str = "he_normal
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 _draw_weight(module, choose("conv_init", conv_init, CONV_INITS), draws)
-            elif isinstance(module, _BatchNorm | nn.GroupNorm):
+            elif isinstance(module, Norm):
                 _draw_affine(module, choose("bn_init", bn_init, BN_INITS), draws)
             elif isinstance(module, Sum) and name.startswith("imagenet"):
                 draws.random(module.channels, dtype="float32")         # the γ of another, for the same convolutions

@@ -138,7 +138,7 @@ def workers() -> int:
     """How many processes decode: `$BNLIB_WORKERS`, else one for each core that this process may use but one; of
     several that torchrun started here each has its part of them.
 
-    None, so that decoding takes turns with training, in a process that may have no children, as a Dask worker's.
+    0, so that decoding takes turns with training, in a process that may have no children, as a Dask worker's.
     """
     if multiprocessing.current_process().daemon:
         return 0

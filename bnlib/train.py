@@ -151,7 +151,7 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
         config.keep_affine)
     progress.load()
     processes = f" × {parallel.processes()} processes" if parallel.processes() > 1 else ""
-    progress.passed_through({"device": device_name(device) + processes, "precision": precision,
+    progress.add_provenance({"device": device_name(device) + processes, "precision": precision,
                              "bn_path": "synchronised" if synchronised else bn_path(device, graphed(optimizer, device)),
                              "conv_path": convolution.path(network, device, precision), "commit": code})
     logged = sum(len(row) for row in affine(network, config.keep_affine).values())

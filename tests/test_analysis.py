@@ -419,6 +419,15 @@ def test_an_ordering_takes_three_networks_or_one_in_three_seeds(models, seeds, e
     assert verdict(runs, "γ alone does more than β alone") == expected
 
 
+@pytest.mark.parametrize(("claim", "lower"), [
+    ("BN only does more than the output layer alone", "output"),
+    ("BN only does more than the shortcuts' weights, γ and β alone", "shortcut")])
+def test_bn_only_is_compared_with_other_parts_that_train_alone(claim, lower):
+    for less, expected in ((0.3, "holds"), (0.6, "does not hold")):
+        runs = [fake_run(a, seed=s, trainable=t) for s in range(3) for t, a in (("bn", 0.45), (lower, less))]
+        assert verdict(runs, claim) == expected
+
+
 def test_sequences_are_judged_apart_from_images():
     runs = [fake_run(a, dataset="sequences", model="resnet1d14", augment="none", batch_size=32, trainable=t)
             for t, a in (("bn", 0.5), ("output", 0.1))]
@@ -501,7 +510,7 @@ def test_the_tally_counts_claims_of_the_paper_settings_with_enough_seeds_and_lon
     assert not table["claim"][of_the_paper].str.contains("NumPy|Shortcuts|γ alone").any()
     (said,) = verdicts.tally(table, runs)
     counted = table["verdict"][of_the_paper].value_counts()
-    assert f"Of the paper's {of_the_paper.sum()} claims: {counted['reproduced']} reproduced, " in said
+    assert f"Of the paper's {of_the_paper.sum()} claims: reproduced {counted['reproduced']}, " in said
     assert said.endswith("1 of 3 settings have 3 seeds or more; 3 of 5 runs have the paper's 160 epochs.")
 
 

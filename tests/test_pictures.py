@@ -122,6 +122,13 @@ def test_of_ten_classes_top_1_is_shown_alone_and_variants_have_rows_of_their_own
     assert len(axes.get_yticks()) == 3 and len({y for c in axes.containers for y in c.lines[0].get_ydata()}) == 2
 
 
+def test_alternative_text_gives_the_values(tiny_run):
+    table = analysis.accuracy([tiny_run])
+    value = f"BN only, {tiny_run.config.epochs} epochs: {100 * tiny_run.metrics['test_accuracy']:.1f} (8)"
+    assert value in plots.described(plots.accuracy_against(table, "depth"))
+    assert value.replace("(8)", "(resnet8)") in plots.described(plots.accuracy_by_setting(table))
+
+
 def test_a_surface_names_what_trained_in_the_words_of_its_study(tiny_run):
     assert "BN only" in plots.described(plots.studies.surfaces([tiny_run]))
 

@@ -30,6 +30,7 @@ def why_not() -> str:
     try:
         _build()
     except Exception as error:          # no compiler, no ninja, no disk: whatever it is, training must go on
+        logging.getLogger(__name__).info("the C++ operations were not built", exc_info=error)
         return f"not built: {type(error).__name__}"         # its text may hold a path, and this goes into records
     return ""
 

@@ -134,6 +134,8 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
         labels = {s: f"{label}: {counts[s]:,}" for s, label in labels.items()}
     grid[0][0].set_yticks(range(len(settings)), labels.values())
     note(figure, seeds_stated(table))
+    figure.set_label(values_stated(table.assign(variant=table["variant"].replace("", "the protocol")),
+                                   "variant" if by == "variant" else "model"))
     return figure
 
 

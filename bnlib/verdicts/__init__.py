@@ -70,7 +70,7 @@ def of_the_paper(table: pd.DataFrame) -> pd.Series:
 def tally(table: pd.DataFrame, runs: Iterable[Run]) -> Sentences:
     """How far the evidence goes: the paper's claims by verdict, settings by seeds, runs by epochs."""
     counted = table["verdict"][of_the_paper(table)].value_counts()
-    found = ", ".join(f"{counted[verdict]} {verdict}" for verdict in VERDICTS if verdict in counted)
+    found = ", ".join(f"{verdict} {counted[verdict]}" for verdict in VERDICTS if verdict in counted)
     runs = list(runs)
     seeds = pd.Series([seedless(run.config).id for run in runs], dtype=str).value_counts()
     long = sum(run.config.epochs == PAPER_EPOCHS for run in runs)

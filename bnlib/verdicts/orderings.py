@@ -44,8 +44,10 @@ def claims(runs: list[Run], sequences: list[Run], thresholds: pd.DataFrame | Non
         _random_weights_to_match(protocol),
         _beats(f"Freezing γ and β costs full training little (under {LITTLE:g} points)", "the paper, Sec. 4",
                "everywhere", protocol, "all", "weights", percent_right, margin=LITTLE),
-        _beats("γ alone does more than β alone", OURS, "–", protocol, "beta", "gamma", percent_right,
-               units=networks_or_seeds),
+        *(_beats(title, OURS, "–", protocol, lower, upper, percent_right, units=networks_or_seeds) for
+          title, lower, upper in (("γ alone does more than β alone", "beta", "gamma"),
+                                  ("BN only does more than the output layer alone", "output", "bn"),
+                                  ("BN only does more than the shortcuts' weights, γ and β alone", "shortcut", "bn"))),
         _beats("Full training switches off fewer features", "the paper, Sec. 5", "fewer",
                [run for run in protocol if run.status == "done"], "all", "bn", percent_dead),
         _thresholds(thresholds),
