@@ -63,7 +63,7 @@ def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame
     which are all that the runs of a row differ in.
 
     Columns: dataset, model, depth, width, trainable, variant (in words), epochs, parameters (trained), mean, std (of
-    the sample, NaN for one seed), n (finished seeds), diverged (seeds that diverged), seeds, devices.
+    the sample, NaN for one seed), n (finished seeds), diverged (seeds that diverged), seeds, precision, devices.
     """
     keys = ["dataset", "depth", "width", "model", "trainable", "variant", "epochs", "parameters"]
     rows = pd.DataFrame([{
@@ -71,11 +71,12 @@ def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame
         "trainable": run.config.trainable, "variant": changed(variant(run.config)), "epochs": run.config.epochs,
         "parameters": run.metrics["parameters_trained"], "setting": seedless(run.config).id, "seed": run.config.seed,
         "accuracy": 100 * run.metrics[metric] if run.status == "done" else np.nan,
-        "diverged": run.status == "diverged", "device": run.provenance["device"],
-    } for run in runs], columns=[*keys, "setting", "seed", "accuracy", "diverged", "device"])
+        "diverged": run.status == "diverged",
+        "precision": run.provenance["precision"], "device": run.provenance["device"],
+    } for run in runs], columns=[*keys, "setting", "seed", "accuracy", "diverged", "precision", "device"])
     table = rows.groupby([*keys, "setting"], as_index=False).agg(
         mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), diverged=("diverged", "sum"),
-        seeds=("seed", listed), devices=("device", listed))
+        seeds=("seed", listed), precision=("precision", listed), devices=("device", listed))
     return table.drop(columns="setting").sort_values(keys, key=_by_number, ignore_index=True)
 
 

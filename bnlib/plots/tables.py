@@ -38,13 +38,14 @@ def table(styler):
     """
     data, hidden = styler.data, []
     if "mean" in data:
-        last = ["variant", "n", "parameters", "dataset"]         # what is asked for comes first, as a phone shows it
+        # What is asked for comes first, as a phone shows it.
+        last = ["variant", "n", "precision", "parameters", "dataset"]
         data = data[[*(c for c in data if c not in ("mean", *last)), *(c for c in ("mean", *last) if c in data)]]
         if "std" in data:
             data = data.assign(mean=[_spread(*both) for both in zip(data["mean"], data["std"], strict=True)])
         hidden = ["std", "depth", "width", "seeds", "devices"]
     hidden += [c for c in ("diverged", "variant") if c in data and not data[c].any()]
-    hidden += ["dataset"] if "dataset" in data and data["dataset"].nunique() < 2 else []
+    hidden += [c for c in ("dataset", "precision") if c in data and data[c].nunique() < 2]
     formats = {"mean": str} if "std" in data else {}
     return _for_reading(data.style, "-".join(map(str, data.columns[:4])), formats, {"parameters": "parameters trained"},
                         hidden)
