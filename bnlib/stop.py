@@ -21,6 +21,9 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.signal = number
 
+    def __reduce__(self):                                 # pickled by its message alone, it would lack the number
+        return type(self), (str(self), self.signal)
+
 
 class Stop:
     """Whether training should stop after this step: the time is up, or a signal asks the process to end.

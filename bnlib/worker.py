@@ -171,6 +171,8 @@ def child(number: int) -> None:
             job, begun = pipe.recv()
             try:
                 answer = "done", train_here(job, begun, report)
+            except KeyboardInterrupt:            # a signal, as to all processes of a job that is out of time
+                answer = "error", Paused()
             except Exception as error:
                 answer = "error", error
             pipe.send(answer)

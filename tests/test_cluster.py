@@ -1,8 +1,10 @@
 """The grid on Dask: real workers, killed and starved; what comes back is what one process would have made."""
 
 import dataclasses
+import io
 import json
 import os
+import pickle
 import queue
 import shutil
 import signal
@@ -21,9 +23,10 @@ import pytest
 import torch
 
 from benchmarks import scale
-from bnlib import Config, InputError, checkpoint, plan, run, run_all, store
+from bnlib import Config, InputError, checkpoint, data, plan, run, run_all, store
 from bnlib.campaign import profile_configs
 from bnlib.config import resolve
+from bnlib.stop import Interrupted, Paused
 from tests import workers
 from tests.conftest import FULL, TALLY, TINY
 from tests.test_train import stop_after
@@ -132,6 +135,12 @@ def files(run) -> dict:
     return found
 
 
+def job_of(config, results, shared=True) -> dict:
+    """What a worker is asked to train."""
+    return {"config": config.to_dict(), "fingerprint": data.load(config.dataset).fingerprint, "topic": "call",
+            "results": str(results), "shared": shared, "threads": 1, "environment": {}, "options": {"device": "cpu"}}
+
+
 # ---------------------------------------------------------------------------------------------- order
 
 def test_the_longest_run_starts_first_on_the_worker_with_the_most_room():
@@ -207,6 +216,26 @@ def test_runs_that_share_a_worker_have_a_process_each(tmp_path):
         runs = run_all(configs, cluster=shared, results=tmp_path / "results", device="cpu")
     assert len(runs) == 2
     assert [files(r) for r in runs] == [files(r) for r in alone(configs, tmp_path)]
+
+
+def test_a_signal_to_the_process_beside_a_worker_pauses_its_run(tmp_path, monkeypatch):
+    process, pipe = worker.start_child()
+    monkeypatch.setattr(worker, "_idle", [(process, pipe)])
+    for seed, number in enumerate((signal.SIGTERM, signal.SIGINT)):
+        job = job_of(dataclasses.replace(LONGER, seed=seed), tmp_path / "results")
+        with pytest.raises(Paused):
+            worker.train_beside(job, None, lambda event, number=number: process.send_signal(number) or True)
+    assert worker._idle == [(process, pipe)] and process.poll() is None
+    process.kill()
+
+
+def test_an_interruption_comes_through_a_pipe_as_it_was():
+    content = io.BytesIO()
+    pickler = pickle.Pickler(content)
+    pickler.dispatch_table = {}            # where tblib, which Dask imports, has put a way of its own
+    pickler.dump(Interrupted("stopped by SIGTERM", signal.SIGTERM))
+    sent = pickle.loads(content.getvalue())
+    assert (str(sent), sent.signal) == ("stopped by SIGTERM", signal.SIGTERM)
 
 
 # ---------------------------------------------------------------------------------------------- elsewhere
