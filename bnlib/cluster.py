@@ -28,7 +28,7 @@ from bnlib.optim import work
 from bnlib.stop import Interrupted, Paused, Stop
 from bnlib.train import progress_bar
 
-DEATHS = 3                # of its workers, after which a run is reported failed
+DEATHS = 3                # of its workers without getting further, after which a run is reported failed
 LOOK_SECONDS = 1.0        # between two looks at which workers are there
 FETCH_SECONDS = 10.0      # between two copies of a checkpoint from a worker without the results folder
 BUSY_SECONDS = 5.0        # until a run is tried again that another process trains
@@ -110,8 +110,9 @@ def train_all(configs: list[Config], cluster, *, results: str | Path = "results"
 
     cluster: as for `connect`. deadline: `time.time()` at which workers stop at a checkpoint. Other options as for
     `run`. What neither finished nor failed is not yet done. A run whose worker dies goes on from its checkpoint on
-    another, until its third death. SIGINT and SIGTERM stop workers at a checkpoint. Raises InputError where the
-    scheduler is lost or the first worker has other versions; one that comes later with others is left out.
+    another, until three in a row have died without getting further. SIGINT and SIGTERM stop workers at a checkpoint.
+    Raises InputError where the scheduler is lost or the first worker has other versions; one that comes later with
+    others is left out.
     """
     results = resolve(results)
     store.check_writable(results)
@@ -159,7 +160,8 @@ class Grid:
         self.running: dict[Config, Running] = {}
         self.found: dict[Config, store.Run] = {}
         self.failed: dict[Config, str] = {}
-        self.deaths: Counter = Counter()
+        self.deaths: Counter = Counter()              # of each run's workers, since it got further than ever before
+        self.furthest: Counter = Counter()            # multiply–adds
         self.places: dict[str, Place] = {}
         self.refused: set[str] = set()                # workers of other versions
         self.told_at, self.lonely = time.time(), False
@@ -311,7 +313,7 @@ class Grid:
             "environment": {"BNLIB_DATA": self.folder_of(name, place)} if name in place.shipped else {},
             "options": self.options | {"deadline": self.deadline},
         }
-        key = f"{config.id}-{self.topic}-{self.deaths[config]}"         # of this call alone: another has its own folder
+        key = f"{config.id}-{uuid.uuid4().hex}"       # of this attempt alone: Dask knows others
         future = self.client.submit(worker.train_job, job, begun, key=key, pure=False, workers=[place.address],
                                     resources={"GPU": place.share(config)} if place.gpus else None)
         self.waiting.remove(config)
@@ -339,6 +341,9 @@ class Grid:
         if running is None:
             return
         running.done, running.text = event["done"], event["text"]
+        if running.done > self.furthest[config]:     # workers that were pre-empted or out of time were not its doing
+            self.furthest[config] = running.done
+            self.deaths[config] = 0
         if not running.place.shared and time.time() - running.fetched > FETCH_SECONDS:
             running.fetched = time.time()
             self.fetch(config, running.place)
@@ -402,7 +407,7 @@ class Grid:
         self.waiting = longest_first([config, *self.waiting])          # before others as long: it has begun
 
     def died(self, config: Config, reason: str) -> None:
-        """Its worker died with it: it waits for another, unless it was the third."""
+        """Its worker died with it: it waits for another, unless it was the third since the run got further."""
         running = self.running.pop(config, None)
         if running is not None:
             running.held.close()
@@ -413,7 +418,7 @@ class Grid:
         elif self.deaths[config] < DEATHS and "KilledWorker" not in reason:
             self.wait(config)
         else:
-            self.fail(config, f"died {self.deaths[config]} times, at last {reason}")
+            self.fail(config, f"died {self.deaths[config]} times without getting further, at last {reason}")
 
     def fail(self, config: Config, reason: str) -> None:
         self.failed[config] = reason

@@ -1,5 +1,6 @@
 """The grid on Dask: real workers, killed and starved; what comes back is what one process would have made."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -289,7 +290,7 @@ def test_a_worker_that_lacks_one_set_gets_that_one_and_reads_its_own(tmp_path, m
     assert os.environ["BNLIB_DATA"] == "its own" and "BNLIB_NEW" not in os.environ
     place, sent = cluster.Place("tcp://there:1", 1, 0, False, "there", "there", 2, ["noise"]), []
     grid = cluster.Grid.__new__(cluster.Grid)
-    grid.fingerprints, grid.places, grid.deaths = {"noise": "a" * 64, "digits": "b"}, {place.address: place}, Counter()
+    grid.fingerprints, grid.places = {"noise": "a" * 64, "digits": "b"}, {place.address: place}
     grid.waiting = [Config(**TINY), Config(**TINY | {"dataset": "noise", "n_train": None})]
     grid.topic, grid.results, grid.options, grid.deadline, grid.running = "call", tmp_path, {}, None, {}
     grid.inbox = queue.Queue()
@@ -305,6 +306,7 @@ def lonely_grid(tmp_path, **client) -> cluster.Grid:
     grid = cluster.Grid.__new__(cluster.Grid)
     grid.places, grid.refused, grid.marks, grid.configs, grid.fingerprints = {"tcp://first:1": None}, set(), [], {}, {}
     grid.waiting, grid.running, grid.put_off, grid.deadline, grid.results = [], {}, {}, None, tmp_path / "results"
+    grid.deaths, grid.furthest, grid.found, grid.failed = Counter(), Counter(), {}, {}
     grid.client = types.SimpleNamespace(**client)
     return grid
 
@@ -330,6 +332,25 @@ def test_a_worker_that_goes_while_it_is_sent_a_checkpoint_ends_nothing(tiny, tmp
     grid.waiting = [tiny]
     grid.start()
     assert grid.waiting == [tiny] and tiny in grid.put_off
+
+
+def test_a_run_that_gets_further_between_deaths_of_its_workers_is_not_given_up(tiny, tmp_path):
+    grid = lonely_grid(tmp_path)
+    grid.configs = {tiny.id: tiny}
+    place = cluster.Place("tcp://first:1", 1, 0, True, "there", "there", 2, [])
+    future = types.SimpleNamespace(cancel=lambda: None)
+
+    def dies_after(done):
+        grid.running[tiny] = cluster.Running(future, place, contextlib.ExitStack())
+        grid.told({"id": tiny.id, "done": done, "text": ""})
+        grid.died(tiny, "pre-empted")
+    for done in (1, 2, 3, 4, 4):
+        dies_after(done)
+        assert grid.waiting == [tiny] and not grid.failed
+        grid.waiting.clear()
+    with pytest.warns(UserWarning, match="died 3 times without getting further"):
+        dies_after(3)
+    assert tiny in grid.failed and not grid.waiting
 
 
 def test_images_of_a_run_that_has_begun_go_to_workers_that_come_later(tiny, tmp_path):
