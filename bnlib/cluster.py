@@ -111,8 +111,8 @@ def train_all(configs: list[Config], cluster, *, results: str | Path = "results"
     cluster: as for `connect`. deadline: `time.time()` at which workers stop at a checkpoint. Other options as for
     `run`. What neither finished nor failed is not yet done. A run whose worker dies goes on from its checkpoint on
     another, until three in a row have died without getting further. SIGINT and SIGTERM stop workers at a checkpoint.
-    Raises InputError where the scheduler is lost or the first worker has other versions; one that comes later with
-    others is left out.
+    Raises InputError where the scheduler is lost or the first workers have other versions; one that comes with or after
+    a good one is left out.
     """
     results = resolve(results)
     store.check_writable(results)
@@ -163,6 +163,7 @@ class Grid:
         self.deaths: Counter = Counter()              # of each run's workers, since it got further than ever before
         self.furthest: Counter = Counter()            # multiply–adds
         self.places: dict[str, Place] = {}
+        self.taken_in = False                         # a worker, ever
         self.refused: set[str] = set()                # workers of other versions
         self.told_at, self.lonely = time.time(), False
         self.fingerprints: dict[str, str] = {}
@@ -202,38 +203,40 @@ class Grid:
             self.greet(come)
 
     def greet(self, addresses: list[str]) -> None:
-        """Takes in workers of these versions, the first of which must be; data goes to each machine that lacks some."""
+        """Takes in workers of these versions, one of which must come first; data goes to machines that lack some."""
         sets = sorted({config.dataset for config in (*self.waiting, *self.running)})
         said = self.client.run(worker.greet, [str(mark) for mark in self.marks], list(self.configs), sets,
                                workers=addresses, on_error="return")
-        own = worker.versions()
+        own, unfit = worker.versions(), {}                       # unfit: address → why
         for address, words in said.items():
             if isinstance(words, OSError):                       # gone again
                 continue
             if isinstance(words, Exception):
-                self.refuse(address, f"worker {address} cannot answer ({type(words).__name__}: {words}); it needs "
-                                     f"{_in_words(own)}, as here")
+                unfit[address] = (f"worker {address} cannot answer ({type(words).__name__}: {words}); it needs "
+                                  f"{_in_words(own)}, as here")
                 continue
             if words["versions"] != own:
-                self.refuse(address, f"worker {address} has {_in_words(words['versions'])}, and here is "
-                                     f"{_in_words(own)}; they must be the same")
+                unfit[address] = (f"worker {address} has {_in_words(words['versions'])}, and here is "
+                                  f"{_in_words(own)}; they must be the same")
                 continue
             place = Place(address, words["slots"], words["gpus"], words["shared"], words["folder"],
                           str(words["machine"]), words["cores"], words["lacks"])
             try:
                 self.ship(place)
             except InputError as error:
-                self.refuse(address, str(error))
+                unfit[address] = str(error)
                 continue
-            self.places[address] = place
+            self.places[address], self.taken_in = place, True
             for run_id in words["finished"] if not words["shared"] else ():     # for a caller that was lost
                 if self.configs[run_id] in self.waiting:
                     files = self.ask(address, worker.read_record, self.results_on(place), run_id)
                     self.receive(self.configs[run_id], address, files)
+        for address, why in unfit.items():
+            self.refuse(address, why)
 
     def refuse(self, address: str, why: str) -> None:
-        """Leaves a worker out. Raises InputError where there is no other: it is the first."""
-        if not self.places:
+        """Leaves a worker out. Raises InputError where none has been taken in yet: the next may be like it."""
+        if not self.taken_in:
             raise InputError(why)
         warnings.warn(f"{why}; it gets no runs", stacklevel=2)
         self.refused.add(address)

@@ -306,21 +306,39 @@ def lonely_grid(tmp_path, **client) -> cluster.Grid:
     grid = cluster.Grid.__new__(cluster.Grid)
     grid.places, grid.refused, grid.marks, grid.configs, grid.fingerprints = {"tcp://first:1": None}, set(), [], {}, {}
     grid.waiting, grid.running, grid.put_off, grid.deadline, grid.results = [], {}, {}, None, tmp_path / "results"
-    grid.deaths, grid.furthest, grid.found, grid.failed = Counter(), Counter(), {}, {}
+    grid.taken_in, grid.deaths, grid.furthest, grid.found, grid.failed = True, Counter(), Counter(), {}, {}
     grid.client = types.SimpleNamespace(**client)
     return grid
 
 
-@pytest.mark.parametrize("said", [
-    ModuleNotFoundError("No module named 'bnlib'"),
-    {"versions": worker.versions(), "slots": 1, "gpus": 0, "shared": False, "folder": "there", "machine": "there",
-     "cores": 2, "lacks": ["large_digits"], "finished": []}], ids=["without bnlib", "without images that are streamed"])
+#: What a worker of another machine says of itself.
+SAID = {"versions": worker.versions(), "slots": 1, "gpus": 0, "shared": False, "folder": "there", "machine": "there",
+        "cores": 2, "lacks": [], "finished": []}
+
+
+@pytest.mark.parametrize("said", [ModuleNotFoundError("No module named 'bnlib'"), SAID | {"lacks": ["large_digits"]}],
+                         ids=["without bnlib", "without images that are streamed"])
 def test_a_worker_that_comes_later_and_is_of_no_use_gets_no_runs(said, tmp_path):
     grid = lonely_grid(tmp_path, run=lambda question, *_, workers, **__: {
         workers[0]: said if question is worker.greet else False})
     with pytest.warns(UserWarning, match="it gets no runs"):
         grid.greet(["tcp://late:1"])
     assert grid.refused == {"tcp://late:1"} and list(grid.places) == ["tcp://first:1"]
+
+
+def test_a_worker_of_no_use_ends_a_grid_only_where_there_has_been_no_other(tmp_path):
+    """Neither one that answers before a good one does, nor one that is left when the good ones have gone."""
+    said = {"tcp://a:1": SAID | {"versions": {"bnlib": "9.9"}}, "tcp://b:1": SAID}
+    grid = lonely_grid(tmp_path, run=lambda *_, workers, **__: {address: said[address] for address in workers})
+    grid.places, grid.taken_in = {}, False
+    with pytest.raises(InputError, match=r"tcp://a:1 has bnlib 9\.9"):
+        grid.greet(["tcp://a:1"])
+    with pytest.warns(UserWarning, match=r"tcp://a:1 has bnlib 9\.9.*; it gets no runs"):
+        grid.greet(["tcp://a:1", "tcp://b:1"])
+    assert list(grid.places) == ["tcp://b:1"]
+    grid.places.clear()
+    with pytest.warns(UserWarning, match=r"tcp://a:1 has bnlib 9\.9.*; it gets no runs"):
+        grid.greet(["tcp://a:1"])
 
 
 def test_a_worker_that_goes_while_it_is_sent_a_checkpoint_ends_nothing(tiny, tmp_path, monkeypatch):
