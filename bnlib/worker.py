@@ -101,6 +101,11 @@ def _train(job: dict, begun: bytes | None, report: Callable[[dict], bool]) -> di
     if (found := data.load(config.dataset).fingerprint) != job["fingerprint"]:
         raise InputError(f"{config.dataset}: fingerprint {found[:16]}… on {socket.gethostname()}, and "
                          f"{job['fingerprint'][:16]}… where the run was asked for; both must have the same images")
+    if not job["shared"]:
+        try:
+            store.find(config, results)
+        except store.RecordError:        # of this machine alone, so nobody needs it mended
+            shutil.rmtree(store.record_folder(results, config.id), ignore_errors=True)
     if begun is not None:                # from the caller, who may have an older one than this machine
         checkpoint.put_further(begun, store.checkpoint_file(config, results))
     done = run(config, results=results, bar=Reporter(config, report), wait=False, **job["options"])

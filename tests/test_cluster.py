@@ -273,6 +273,16 @@ def test_a_record_that_a_lost_caller_left_on_a_worker_is_fetched_and_not_trained
     assert found.files() == made and not left.folder.exists()
 
 
+def test_a_damaged_record_is_trained_again_in_a_folder_of_the_workers_own_alone(tiny, tmp_path):
+    record = store.record_folder(tmp_path / "results", tiny.id) / "run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+    with pytest.raises(store.RecordError):
+        worker.train_here(job_of(tiny, tmp_path / "results"), None, lambda event: True)
+    made = worker.train_here(job_of(tiny, tmp_path / "results", shared=False), None, lambda event: True)
+    assert made == store.find(tiny, tmp_path / "results").files()
+
+
 def test_a_run_that_kills_its_workers_is_given_up_at_the_third_and_the_rest_goes_on(apart, tmp_path):
     good, deadly = Config(**TINY, seed=1), Config(**TINY, seed=13)
     with pytest.warns(UserWarning, match=f"{deadly.id} failed: died 3 times"):
