@@ -213,4 +213,10 @@ def forget(results: str, config: dict) -> None:
 
 
 def put_data(folder: str, name: str, content: bytes) -> None:
-    store.put(Path(folder) / f"{name}.npz", content)
+    """Raises InputError where it cannot be written: an OSError would be taken for a worker that is gone."""
+    file = Path(folder) / f"{name}.npz"
+    try:
+        store.put(file, content)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written on {socket.gethostname()} ({error.strerror}); data that a worker "
+                         "lacks needs room in its local directory") from None

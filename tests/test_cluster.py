@@ -351,6 +351,22 @@ def test_a_worker_of_no_use_ends_a_grid_only_where_there_has_been_no_other(tmp_p
         grid.greet(["tcp://a:1"])
 
 
+def test_a_worker_whose_disk_has_no_room_for_the_data_gets_no_runs(tmp_path):
+    (tmp_path / "data").write_text("a file, so that no folder can be made here")
+
+    def answer(question, *arguments, workers, **_):
+        if question is worker.greet:
+            return {workers[0]: SAID | {"lacks": ["digits"], "folder": str(tmp_path)}}
+        try:
+            return {workers[0]: question(*arguments)}
+        except Exception as error:
+            return {workers[0]: error}
+    grid = lonely_grid(tmp_path, run=answer)
+    with pytest.warns(UserWarning, match=r"digits\.npz: cannot be written on .*; it gets no runs"):
+        grid.greet(["tcp://full:1"])
+    assert list(grid.places) == ["tcp://first:1"]
+
+
 def test_a_worker_that_goes_while_it_is_sent_a_checkpoint_ends_nothing(tiny, tmp_path, monkeypatch):
     def gone(*_, workers, **__):
         raise KeyError(workers[0])
