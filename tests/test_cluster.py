@@ -1,5 +1,6 @@
 """The grid on Dask: real workers, killed and starved; what comes back is what one process would have made."""
 
+import asyncio
 import contextlib
 import dataclasses
 import io
@@ -365,6 +366,16 @@ def test_a_worker_whose_disk_has_no_room_for_the_data_gets_no_runs(tmp_path):
     with pytest.warns(UserWarning, match=r"digits\.npz: cannot be written on .*; it gets no runs"):
         grid.greet(["tcp://full:1"])
     assert list(grid.places) == ["tcp://first:1"]
+
+
+def test_a_worker_that_may_not_look_into_a_folder_does_not_see_it(tmp_path, monkeypatch):
+    """A name too long stands for such a folder, since tests may be root's, who looks into all; both are an OSError."""
+    unseen = tmp_path / ("x" * 300)
+    monkeypatch.setenv("BNLIB_DATA", str(unseen))
+    state = types.SimpleNamespace(total_resources={"GPU": 0}, nthreads=1)
+    there = types.SimpleNamespace(state=state, local_directory=str(unseen / "scratch"))
+    said = asyncio.run(worker.greet([str(unseen / "mark")], ["some-run"], ["mnist"], there))
+    assert not said["shared"] and said["lacks"] == ["mnist"] and said["finished"] == []
 
 
 def test_a_worker_that_goes_while_it_is_sent_a_checkpoint_ends_nothing(tiny, tmp_path, monkeypatch):
