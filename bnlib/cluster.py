@@ -228,9 +228,11 @@ class Grid:
                 continue
             self.places[address], self.taken_in = place, True
             for run_id in words["finished"] if not words["shared"] else ():     # for a caller that was lost
-                if self.configs[run_id] in self.waiting:
-                    files = self.ask(address, worker.read_record, self.results_on(place), run_id)
-                    self.receive(self.configs[run_id], address, files)
+                config = self.configs[run_id]
+                if config in self.waiting:
+                    with contextlib.suppress(store.Busy), store.lock(config, self.results, wait=False):
+                        files = self.ask(address, worker.read_record, self.results_on(place), run_id)
+                        self.receive(config, address, files)
         for address, why in unfit.items():
             self.refuse(address, why)
 

@@ -389,6 +389,15 @@ def test_a_worker_that_goes_while_it_is_sent_a_checkpoint_ends_nothing(tiny, tmp
     assert grid.waiting == [tiny] and tiny in grid.put_off
 
 
+def test_a_record_left_on_a_worker_is_let_be_while_another_process_has_the_run(tiny, tmp_path):
+    grid = lonely_grid(tmp_path, run=lambda question, *_, workers, **__: {
+        workers[0]: SAID | {"finished": [tiny.id]} if question is worker.greet else pytest.fail("fetched")})
+    grid.configs, grid.waiting = {tiny.id: tiny}, [tiny]
+    with store.lock(tiny, grid.results):
+        grid.greet(["tcp://late:1"])
+    assert "tcp://late:1" in grid.places and grid.waiting == [tiny]
+
+
 def test_a_run_that_gets_further_between_deaths_of_its_workers_is_not_given_up(tiny, tmp_path):
     grid = lonely_grid(tmp_path)
     grid.configs = {tiny.id: tiny}
