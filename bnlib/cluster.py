@@ -398,7 +398,7 @@ class Grid:
             return
         weights = files.pop("weights", None)
         if weights is not None:
-            store.put(store.weights_file(config, self.results), weights)
+            store.keep_weights(config, self.results, weights)
         self.keep(config, store.receive(self.results, config.id, files))
         checkpoint.remove(store.checkpoint_file(config, self.results))
         self.ask(address, worker.forget, self.results_on(self.places[address]), config.to_dict())

@@ -338,12 +338,13 @@ def _put_in_place(results: str | Path, run_id: str, files: dict[str, bytes]) -> 
     return Run(folder)
 
 
-def keep_weights(config: Config, results: str | Path, tensors: dict[str, np.ndarray]) -> str:
+def keep_weights(config: Config, results: str | Path, weights: dict[str, np.ndarray] | bytes) -> str:
     """Writes weights too large for a record to where `Run.network` looks for them; returns their SHA-256.
 
-    Raises InputError where they cannot be written.
+    weights: tensors by name, or the content of such a file from another machine. Raises InputError where they cannot be
+    written.
     """
-    file, content = weights_file(config, results), save(tensors)
+    file, content = weights_file(config, results), weights if isinstance(weights, bytes) else save(weights)
     try:
         put(file, content)
     except OSError as error:

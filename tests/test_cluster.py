@@ -417,6 +417,19 @@ def test_a_run_that_gets_further_between_deaths_of_its_workers_is_not_given_up(t
     assert tiny in grid.failed and not grid.waiting
 
 
+def test_a_disk_that_is_full_here_fails_a_run_at_once_and_counts_as_no_death(tiny, tmp_path):
+    grid = lonely_grid(tmp_path)
+    weights = store.weights_file(tiny, grid.results)
+    weights.parent.parent.mkdir(parents=True)
+    weights.parent.write_text("a file, so that no folder can be made here")
+    done = types.SimpleNamespace(status="finished", result=lambda timeout: {"weights": b""})
+    place = cluster.Place("tcp://first:1", 1, 0, False, "there", "there", 2, [])
+    grid.running[tiny] = cluster.Running(done, place, contextlib.ExitStack())
+    with pytest.warns(UserWarning, match="the weights cannot be written"):
+        grid.ended(done)
+    assert tiny in grid.failed and not grid.deaths
+
+
 def test_images_of_a_run_that_has_begun_go_to_workers_that_come_later(tiny, tmp_path):
     asked = []
     grid = lonely_grid(tmp_path, run=lambda question, marks, ids, sets, **_: asked.append(sets) or {})
