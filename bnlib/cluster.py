@@ -165,7 +165,8 @@ class Grid:
         self.places: dict[str, Place] = {}
         self.taken_in = False                         # a worker, ever
         self.refused: set[str] = set()                # workers of other versions
-        self.told_at, self.lonely = time.time(), False
+        self.told_at = self.seen_at = time.time()   # when progress was printed last, and when a worker was there
+        self.lonely = False                           # for so long that it has been said
         self.fingerprints: dict[str, str] = {}
         self.inbox: queue.Queue = queue.Queue()       # futures that are done, and what workers tell of their runs
         self.topic = f"bnlib-{uuid.uuid4().hex}"
@@ -440,9 +441,11 @@ class Grid:
         for line, text in zip(lines, said[1:] + [""] * len(lines), strict=False):
             line.set_description_str(text)
         now, silent = time.time(), os.environ.get("BNLIB_PROGRESS") == "0"
-        if not self.places and not self.lonely and now - self.told_at > LONELY_SECONDS:
+        if self.places:
+            self.seen_at, self.lonely = now, False
+        elif not self.lonely and now - self.seen_at > LONELY_SECONDS:
             self.lonely = True
-            print(f"{self.scheduler}: no workers yet; waiting for the first", file=sys.stderr, flush=True)
+            print(f"{self.scheduler}: no workers; waiting", file=sys.stderr, flush=True)
         if bar.disable and not silent and now - self.told_at > TELL_SECONDS:          # into a log, without a terminal
             self.told_at = now
             print("; ".join(said), file=sys.stderr, flush=True)

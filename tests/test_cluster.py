@@ -430,6 +430,19 @@ def test_a_disk_that_is_full_here_fails_a_run_at_once_and_counts_as_no_death(tin
     assert tiny in grid.failed and not grid.deaths
 
 
+def test_that_there_are_no_workers_is_said_once_each_time_the_last_has_gone(tmp_path, monkeypatch, capsys):
+    grid, clock = lonely_grid(tmp_path), types.SimpleNamespace()
+    grid.scheduler, grid.told_at, grid.seen_at, grid.lonely = "tcp://head:1", 0, 0, False
+    monkeypatch.setattr(cluster, "time", types.SimpleNamespace(time=lambda: clock.now))
+    bar, said = types.SimpleNamespace(disable=False, set_description_str=lambda text: None), []
+    for clock.now, there in ((5, 0), (11, 0), (30, 0), (50, 1), (55, 0), (61, 0), (90, 0)):
+        grid.places = dict.fromkeys(range(there))
+        grid.show(bar, [])
+        if capsys.readouterr().err == "tcp://head:1: no workers; waiting\n":
+            said.append(clock.now)
+    assert said == [11, 61]
+
+
 def test_images_of_a_run_that_has_begun_go_to_workers_that_come_later(tiny, tmp_path):
     asked = []
     grid = lonely_grid(tmp_path, run=lambda question, marks, ids, sets, **_: asked.append(sets) or {})
