@@ -1,6 +1,7 @@
 """A Dask cluster in the words of a command line: a number of workers here, an address, a scheduler's file."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -40,7 +41,7 @@ def connect(cluster) -> Iterator:
         elif "://" in where:
             target = {"address": where}
         elif Path(where).is_file():
-            target = {"scheduler_file": where}
+            target = {"address": address_in(Path(where))}
         else:
             raise InputError(f"cluster={cluster!r}: must be a number of local workers, local, an address such as "
                              "tcp://host:8786, a scheduler file that is there, or a Dask Cluster or Client")
@@ -49,6 +50,18 @@ def connect(cluster) -> Iterator:
         except (OSError, ValueError) as error:
             raise InputError(f"cluster={cluster!r}: no Dask scheduler answers there ({error})") from None
         yield client
+
+
+def address_in(file: Path) -> str:
+    """Of the scheduler that wrote the file. Raises InputError where none did, which Dask answers with an assertion."""
+    try:
+        address = json.loads(file.read_text())["address"]
+        if "://" not in address:
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"cluster={str(file)!r}: holds no address of a Dask scheduler; must be what "
+                         "`dask scheduler --scheduler-file` wrote") from None
+    return address
 
 
 @contextlib.contextmanager

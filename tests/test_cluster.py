@@ -34,7 +34,7 @@ from tests.conftest import FULL, TALLY, TINY
 from tests.test_train import stop_after
 
 distributed = pytest.importorskip("distributed", reason="no Dask: `pip install dask distributed`")
-from bnlib import cluster, worker  # noqa: E402
+from bnlib import cluster, connect, worker  # noqa: E402
 
 LONGER = Config(**TINY | {"epochs": 40, "batch_size": 32})
 #: Put into workers before they start: a run of seed 13 kills the process that trains it.
@@ -59,7 +59,7 @@ class Outside:
     def __init__(self, folder):
         self.folder, self.file, self.processes = folder, folder / "scheduler.json", []
         self.scheduler = self.start("scheduler", "--port=0", f"--scheduler-file={self.file}", "--no-dashboard")
-        while not self.file.exists() and self.scheduler.poll() is None:
+        while not (self.file.exists() and self.file.stat().st_size) and self.scheduler.poll() is None:
             time.sleep(0.1)
 
     def start(self, what, *words, before="", **environment):
@@ -171,6 +171,14 @@ def test_a_cluster_that_is_none_is_named_in_one_line(given, said, tiny, tmp_path
     with pytest.raises(InputError, match=said) as error:
         run_all([tiny], cluster=given, results=tmp_path / "results")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"address": 8786}', '{"address": "head"}'])
+def test_a_file_that_no_scheduler_wrote_is_named_in_one_line(content, tmp_path):
+    file = tmp_path / "scheduler.json"
+    file.write_text(content)
+    with pytest.raises(InputError, match="holds no address of a Dask scheduler; must be"), connect.connect(file):
+        pass
 
 
 # ---------------------------------------------------------------------------------------------- the same records
