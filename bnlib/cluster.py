@@ -59,12 +59,12 @@ def assign(waiting: Iterable, free: dict[str, float], share: Callable[..., float
     for each in waiting:
         if not room:
             break
-        worker = max(room, key=room.get)
-        left = room.pop(worker) - share(each, worker)
+        roomiest = max(room, key=room.get)
+        left = room.pop(roomiest) - share(each, roomiest)
         if left >= -1e-9:
-            pairs.append((each, worker))
+            pairs.append((each, roomiest))
             if left > 1e-9:
-                room[worker] = left
+                room[roomiest] = left
     return pairs
 
 
@@ -165,7 +165,7 @@ class Grid:
         self.places: dict[str, Place] = {}
         self.taken_in = False                         # a worker, ever
         self.refused: set[str] = set()                # workers of other versions
-        self.told_at = self.seen_at = time.time()   # when progress was printed last, and when a worker was there
+        self.told_at = self.seen_at = time.time()     # when progress was printed last, and a worker there
         self.lonely = False                           # for so long that it has been said
         self.fingerprints: dict[str, str] = {}
         self.inbox: queue.Queue = queue.Queue()       # futures that are done, and what workers tell of their runs
@@ -182,7 +182,7 @@ class Grid:
             mark.unlink(missing_ok=True)
         for running in self.running.values():
             running.held.close()
-        with contextlib.suppress(OSError, TimeoutError):
+        with contextlib.suppress(OSError):
             self.client.cancel([running.future for running in self.running.values()])
             self.client.unsubscribe_topic(self.topic)
 
@@ -375,11 +375,11 @@ class Grid:
                 raise future.exception(timeout=60)
             except store.Busy:
                 self.put_off[config] = time.time() + BUSY_SECONDS
-                self.wait(config)
+                self.put_back(config)
             except Paused:                     # the time is up, or the worker is being closed
                 if not place.shared:
                     self.fetch(config, place)
-                self.wait(config)
+                self.put_back(config)
             except (InputError, AssertionError) as error:
                 self.fail(config, f"on {place.address}: {error}")
             except Exception as error:
@@ -409,7 +409,7 @@ class Grid:
         if config in self.waiting:
             self.waiting.remove(config)
 
-    def wait(self, config: Config) -> None:
+    def put_back(self, config: Config) -> None:
         self.waiting = longest_first([config, *self.waiting])          # before others as long: it has begun
 
     def died(self, config: Config, reason: str) -> None:
@@ -422,7 +422,7 @@ class Grid:
         if (found := store.find_sound(config, self.results)) is not None:       # it died after its work was done
             self.keep(config, found)
         elif self.deaths[config] < DEATHS and "KilledWorker" not in reason:
-            self.wait(config)
+            self.put_back(config)
         else:
             self.fail(config, f"died {self.deaths[config]} times without getting further, at last {reason}")
 

@@ -105,5 +105,4 @@ def local(workers: int | None = None):
 def free_port(wanted: int) -> int:
     """The wanted port of this machine if it is free, else 0, by which the system chooses one."""
     with socket.socket() as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         return 0 if trial.connect_ex(("127.0.0.1", wanted)) == 0 else wanted
