@@ -30,6 +30,13 @@ def test_another_copy_of_the_project_takes_the_build_that_is_there(tmp_path):
     assert library.stat().st_mtime_ns == built
 
 
+def test_a_torch_installed_elsewhere_has_a_build_of_its_own(monkeypatch):
+    here = native.build_folder()
+    assert native.build_folder() == here
+    monkeypatch.setattr(torch, "__file__", "/elsewhere/torch/__init__.py")
+    assert native.build_folder() != here
+
+
 def channels_last(*shape, dtype):
     return (torch.randn(*shape) * 2 + 3).to(dtype).contiguous(memory_format=torch.channels_last)
 

@@ -57,11 +57,12 @@ def _build() -> None:
 
 def build_folder() -> Path:
     """Where the operations for this very processor are built: another processor, another torch or another source is
-    another build, another copy of the project is not. `$TORCH_EXTENSIONS_DIR` is heeded."""
+    another build, another copy of the project is not. A torch installed elsewhere is another: ninja would build anew for
+    its headers, in turn with the first. `$TORCH_EXTENSIONS_DIR` is heeded."""
     from torch.utils import cpp_extension
     model, flags = processor()
     built_for = "".join(source.read_text() for source in SOURCES)
-    built_for += f"{torch.__version__} {model} {sorted(flags)} {sys.version}"
+    built_for += f"{torch.__version__} {torch.__file__} {model} {sorted(flags)} {sys.version}"
     root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
     return Path(root) / f"bnlib_{hashlib.sha256(built_for.encode()).hexdigest()[:12]}"
 
