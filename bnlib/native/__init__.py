@@ -57,8 +57,8 @@ def _build() -> None:
 
 def build_folder() -> Path:
     """Where the operations for this very processor are built: another processor, another torch or another source is
-    another build, another copy of the project is not. A torch installed elsewhere is another: ninja would build anew for
-    its headers, in turn with the first. `$TORCH_EXTENSIONS_DIR` is heeded."""
+    another build, another copy of the project is not. So is a torch installed elsewhere, for whose headers ninja would
+    build anew, in turn with the first. `$TORCH_EXTENSIONS_DIR` is heeded."""
     from torch.utils import cpp_extension
     model, flags = processor()
     built_for = "".join(source.read_text() for source in SOURCES)
