@@ -1,6 +1,7 @@
 """Small real runs that many tests look at, trained once a session."""
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -24,6 +25,14 @@ TINY = {"dataset": "digits", "model": "resnet8", "n_train": 128, "epochs": 2, "b
 def pytest_terminal_summary(terminalreporter):
     if TALLY["faults injected"]:
         terminalreporter.write_line("; ".join(f"{what}: {number:,}" for what, number in TALLY.items()))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """This process and those that it starts hear SIGINT, which a background job ignores, and training with it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

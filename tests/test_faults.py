@@ -304,7 +304,7 @@ def test_an_older_checkpoint_that_cannot_be_read_does_not_keep_from_a_sound_one(
 
 
 @pytest.mark.parametrize("error", [store.RecordError, None])
-def test_a_noted_interruption_is_obeyed_whatever_else_goes_wrong(error, interruptible):
+def test_a_noted_interruption_is_obeyed_whatever_else_goes_wrong(error):
     with pytest.raises(KeyboardInterrupt), stop.Stop():
         os.kill(os.getpid(), signal.SIGINT)
         if error:
@@ -337,7 +337,7 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_not_given_up(tiny, unharme
     assert file.read_bytes() == kept and not differences(run(config, results=results), unharmed(config))
 
 
-def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(monkeypatch, interruptible):
+def test_a_signal_that_comes_while_the_processes_agree_is_not_lost(monkeypatch):
     with pytest.raises(KeyboardInterrupt), stop.Stop() as asked:
         def agree(*values):
             signal.raise_signal(signal.SIGINT)
@@ -409,15 +409,7 @@ def test_a_record_that_names_other_files_or_lacks_a_key_is_refused(change, two_r
         assert len(load_runs(results)) == 1
 
 
-@pytest.fixture
-def interruptible():
-    """This process raises KeyboardInterrupt at SIGINT, which a shell's background job ignores."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_a_signal_while_the_record_is_written_is_obeyed_after_it(tiny, tmp_path, monkeypatch, interruptible):
+def test_a_signal_while_the_record_is_written_is_obeyed_after_it(tiny, tmp_path, monkeypatch):
     write = store.write
     monkeypatch.setattr(store, "write", lambda *record: os.kill(os.getpid(), signal.SIGINT) or write(*record))
     with pytest.raises(KeyboardInterrupt):
