@@ -6,6 +6,10 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
 
 namespace bnlib {
 
@@ -62,6 +66,26 @@ inline void store(BFloat16* p, Floats value) {  // to the nearest, ties to even
   const Words wide = (Words)value;
   const Halves bits = __builtin_convertvector((wide + 0x7fff + ((wide >> 16) & 1)) >> 16, Halves);
   std::memcpy(p, &bits, sizeof bits);
+}
+
+// A store that leaves the cache to others, of what is too large to stay there until it is read; `streamed` ends them.
+template <typename T>
+inline void stream(T* p, Vector<T> value) {
+#ifdef __AVX__
+  if constexpr (std::is_same_v<T, float>) {
+#ifdef __AVX512F__
+    return _mm512_stream_ps(p, (__m512)value);
+#else
+    return _mm256_stream_ps(p, (__m256)value);
+#endif
+  }
+#endif
+  store(p, value);
+}
+inline void streamed() {
+#ifdef __AVX__
+  _mm_sfence();
+#endif
 }
 
 // The values where the mask is set, else 0.

@@ -119,54 +119,124 @@ inline void transform(const Read& read, const Write& write) {
   }
 }
 
-// ------------------------------------------------------------------------------------ tiles of a batch of images
+// ------------------------------------------------------------------------------------ strips of tiles
 
-struct Tiles {
-  int64_t height, width, down, across, count;
-  explicit Tiles(const Tensor& x)
-      : height(x.size(2)), width(x.size(3)), down((height + kOut - 1) / kOut), across((width + kOut - 1) / kOut),
-        count(x.size(0) * down * across) {}
-  int64_t blocks() const { return (count + kTiles - 1) / kTiles; }
-  int64_t in_block(int64_t block) const { return std::min(kTiles, count - block * kTiles); }
+// Up to kTiles tiles side by side, of one image: where in it they begin, in pixels.
+struct Strip {
+  int64_t image, top, left, tiles;
 };
 
-// The square of `side` pixels that begins `border` above and left of a tile's corner; pixels outside are zero.
-template <typename T, int side, int border>
-struct Square {
-  int64_t top, left, height, width, channels;
-  T* corner;
-  Square(T* images, int64_t channels, const Tiles& tiles, int64_t tile)
-      : top(tile / tiles.across % tiles.down * kOut - border), left(tile % tiles.across * kOut - border),
-        height(tiles.height), width(tiles.width), channels(channels),
-        corner(images + ((tile / (tiles.across * tiles.down) * height + top) * width + left) * channels) {}
-  bool whole() const { return top >= 0 && left >= 0 && top + side <= height && left + side <= width; }
-  bool has(int row, int column) const {
-    return top + row >= 0 && top + row < height && left + column >= 0 && left + column < width;
+// All strips of a batch. A block is as many as have kTiles tiles together, and at least one.
+struct Strips {
+  int64_t height, width, down, across, pieces, count, in_block;
+  explicit Strips(const Tensor& x)
+      : height(x.size(2)), width(x.size(3)), down((height + kOut - 1) / kOut), across((width + kOut - 1) / kOut),
+        pieces((across + kTiles - 1) / kTiles), count(x.size(0) * down * pieces),
+        in_block(std::max<int64_t>(1, kTiles / std::max<int64_t>(1, across))) {}
+  int64_t blocks() const { return (count + in_block - 1) / in_block; }
+  Strip operator[](int64_t strip) const {
+    const int64_t piece = strip % pieces, row = strip / pieces;
+    return {row / down, row % down * kOut, piece * kTiles * kOut, std::min(kTiles, across - piece * kTiles)};
   }
-  T* at(int row, int column, int64_t c) const { return corner + (row * width + column) * channels + c; }
+  // Calls body(strip, number of the block's tiles before it) for each strip of the block; returns the number of tiles.
+  template <typename Body>
+  int64_t for_block(int64_t block, const Body& body) const {
+    int64_t tiles = 0;
+    for (int64_t s = block * in_block; s < std::min(count, (block + 1) * in_block); ++s) {
+      const Strip strip = (*this)[s];
+      body(strip, tiles);
+      tiles += strip.tiles;
+    }
+    return tiles;
+  }
 };
 
 // A block of tiles is 36 matrices (kTiles, columns), so many values apart: 16 more than they have, or the same place in
 // all of them would fall on few of the cache's sets.
 constexpr int64_t apart(int64_t columns) { return kTiles * columns + kColumns; }
 
-// The transformed squares of a block of tiles, a column a channel.
+// What a strip's tiles are made of, transformed down its columns of pixels: 6 rows of at most so many pixels, 16 channels.
+constexpr int64_t kBandPixels = kTiles * kOut + kIn - kOut, kBand = kIn * kBandPixels * kColumns;
+
+// Pixels outside the image are zero, and so is their transform.
 template <typename Transform, int border, typename T>
-BNLIB_INLINED void read_block(const T* images, int64_t channels, const Tiles& tiles, int64_t block, Scalar<T>* matrices) {
+inline void transform_down(const T* images, int64_t channels, const Strips& strips, const Strip& strip, Scalar<T>* band) {
   using V = Vector<T>;
-  for (int64_t t = 0; t < tiles.in_block(block); ++t) {
-    const Square<const T, Transform::from, border> square(images, channels, tiles, block * kTiles + t);
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      const auto write = [&](int row, int column, V value) {
-        store(matrices + (row * kIn + column) * apart(channels) + t * channels + c, value);
-      };
-      if (square.whole())
-        transform<Transform, V>([&](int row, int column) { return load(square.at(row, column, c)); }, write);
-      else
-        transform<Transform, V>(
-            [&](int row, int column) { return square.has(row, column) ? load(square.at(row, column, c)) : V{}; }, write);
-    }
+  constexpr int from = Transform::from;
+  const int64_t top = strip.top - border, left = strip.left - border, pixels = strip.tiles * kOut + from - kOut;
+  const int64_t first = std::max<int64_t>(0, -left), end = std::min(pixels, strips.width - left);
+  const int64_t row_length = strips.width * channels;
+  const T* corner = images + (strip.image * strips.height + top) * row_length + left * channels;
+  for (int row = 0; row < kIn; ++row) {
+    std::fill_n(band + row * kBandPixels * kColumns, first * kColumns, 0);
+    std::fill(band + (row * kBandPixels + end) * kColumns, band + (row * kBandPixels + pixels) * kColumns, 0);
   }
+  const auto transform_all = [&](const auto& read) {
+    for (int64_t x = first; x < end; ++x)
+      for (int64_t c = 0; c < kColumns; c += kLanes) {
+        V before[from], after[kIn];
+        for (int row = 0; row < from; ++row) before[row] = read(row, corner + row * row_length + x * channels + c);
+        Transform::apply(before, after);
+        for (int row = 0; row < kIn; ++row) store(band + (row * kBandPixels + x) * kColumns + c, after[row]);
+      }
+  };
+  if (top >= 0 && top + from <= strips.height)
+    transform_all([](int, const T* pixel) { return load(pixel); });
+  else
+    transform_all([&](int row, const T* pixel) {
+      return top + row >= 0 && top + row < strips.height ? load(pixel) : V{};
+    });
+}
+
+// The transformed squares of a block of tiles, a column a channel; returns the number of tiles.
+template <typename Transform, int border, typename T>
+BNLIB_INLINED int64_t read_block(const T* images, int64_t channels, const Strips& strips, int64_t block, Scalar<T>* band,
+                                 Scalar<T>* matrices) {
+  using V = Vector<T>;
+  return strips.for_block(block, [&](const Strip& strip, int64_t t0) {
+    for (int64_t c0 = 0; c0 < channels; c0 += kColumns) {
+      transform_down<Transform, border>(images + c0, channels, strips, strip, band);
+      for (int64_t t = 0; t < strip.tiles; ++t)
+        for (int64_t c = 0; c < kColumns; c += kLanes)
+          for (int row = 0; row < kIn; ++row) {
+            V before[Transform::from], after[kIn];
+            for (int column = 0; column < Transform::from; ++column)
+              before[column] = load(band + (row * kBandPixels + t * kOut + column) * kColumns + c);
+            Transform::apply(before, after);
+            for (int column = 0; column < kIn; ++column)
+              store(matrices + (row * kIn + column) * apart(channels) + (t0 + t) * channels + c0 + c, after[column]);
+          }
+    }
+  });
+}
+
+// 16 channels of the outputs that a block's matrices become. They are written past the cache: a batch's do not fit.
+template <typename T>
+BNLIB_INLINED void write_block(const Scalar<T>* matrices, T* images, int64_t channels, const Strips& strips,
+                               int64_t block) {
+  using V = Vector<T>;
+  strips.for_block(block, [&](const Strip& strip, int64_t t0) {
+    for (int64_t t = 0; t < strip.tiles; ++t) {
+      V half[kVectors][kOut][kIn];
+      for (int v = 0; v < kVectors; ++v)
+        for (int column = 0; column < kIn; ++column) {
+          V before[kIn], after[kOut];
+          for (int row = 0; row < kIn; ++row)
+            before[row] = load(matrices + (row * kIn + column) * apart(kColumns) + (t0 + t) * kColumns + v * kLanes);
+          ToOutput::apply(before, after);
+          for (int row = 0; row < kOut; ++row) half[v][row][column] = after[row];
+        }
+      const int64_t left = strip.left + t * kOut;
+      T* corner = images + ((strip.image * strips.height + strip.top) * strips.width + left) * channels;
+      for (int row = 0; row < kOut && strip.top + row < strips.height; ++row) {
+        V after[kVectors][kOut];
+        for (int v = 0; v < kVectors; ++v) ToOutput::apply(half[v][row], after[v]);
+        for (int column = 0; column < kOut && left + column < strips.width; ++column)
+          for (int v = 0; v < kVectors; ++v)
+            stream(corner + (row * strips.width + column) * channels + v * kLanes, after[v][column]);
+      }
+    }
+  });
 }
 
 // ------------------------------------------------------------------------------------ products of matrices
@@ -230,30 +300,25 @@ Tensor transformed(const Tensor& weight) {
 }
 
 template <typename T>
-BNLIB_INLINED void convolve(const T* x, const Scalar<T>* weights, T* y, const Tiles& tiles, int64_t inputs,
+BNLIB_INLINED void convolve(const T* x, const Scalar<T>* weights, T* y, const Strips& strips, int64_t inputs,
                             int64_t outputs, const Scratch<Scalar<T>>& scratch) {
   using S = Scalar<T>;
-#pragma omp parallel for schedule(static)
-  for (int64_t block = 0; block < tiles.blocks(); ++block) {
-    S *in = scratch.mine(), *out = in + kPoints * apart(inputs);
-    read_block<OfInput, 1>(x, inputs, tiles, block, in);
-    for (int64_t k = 0; k < outputs; k += kColumns) {
-      for (int point = 0; point < kPoints; ++point)
-        for (int64_t t = 0; t < tiles.in_block(block); t += kTileRows)
-          product<kTileRows, false>(in + point * apart(inputs) + t * inputs, inputs, 1,
-                                    weights + (k / kColumns * kPoints + point) * inputs * kColumns, kColumns, inputs,
-                                    out + point * apart(kColumns) + t * kColumns, kColumns);
-      for (int64_t t = 0; t < tiles.in_block(block); ++t) {
-        const Square<T, kOut, 0> square(y, outputs, tiles, block * kTiles + t);
-        for (int64_t c = 0; c < kColumns; c += kLanes) {
-          transform<ToOutput, Vector<T>>(
-              [&](int row, int column) { return load(out + (row * kIn + column) * apart(kColumns) + t * kColumns + c); },
-              [&](int row, int column, Vector<T> value) {
-                if (square.has(row, column)) store(square.at(row, column, k + c), value);
-              });
-        }
+#pragma omp parallel
+  {
+    S *band = scratch.mine(), *in = band + kBand, *out = in + kPoints * apart(inputs);
+#pragma omp for schedule(static)
+    for (int64_t block = 0; block < strips.blocks(); ++block) {
+      const int64_t tiles = read_block<OfInput, 1>(x, inputs, strips, block, band, in);
+      for (int64_t k = 0; k < outputs; k += kColumns) {
+        for (int point = 0; point < kPoints; ++point)
+          for (int64_t t = 0; t < tiles; t += kTileRows)
+            product<kTileRows, false>(in + point * apart(inputs) + t * inputs, inputs, 1,
+                                      weights + (k / kColumns * kPoints + point) * inputs * kColumns, kColumns, inputs,
+                                      out + point * apart(kColumns) + t * kColumns, kColumns);
+        write_block(out, y + k, outputs, strips, block);
       }
     }
+    streamed();
   }
 }
 
@@ -265,8 +330,8 @@ Tensor convolution(const Tensor& x, const Tensor& weight) {
   with_element(x, [&](auto element) {
     using T = decltype(element);
     const Tensor weights = transformed<mirrored, Scalar<T>>(weight);
-    const Scratch<Scalar<T>> scratch(kPoints * (apart(inputs) + apart(kColumns)), weight);
-    convolve<T>(data<T>(x), data<Scalar<T>>(weights), data<T>(y), Tiles(x), inputs, outputs, scratch);
+    const Scratch<Scalar<T>> scratch(kBand + kPoints * (apart(inputs) + apart(kColumns)), weight);
+    convolve<T>(data<T>(x), data<Scalar<T>>(weights), data<T>(y), Strips(x), inputs, outputs, scratch);
   });
   return y;
 }
@@ -275,23 +340,24 @@ Tensor convolution(const Tensor& x, const Tensor& weight) {
 
 // The transposed convolution: 36 matrices (inputs, outputs) are added up over the tiles, then transformed to 3×3.
 template <typename T>
-BNLIB_INLINED void weight_gradient(const T* x, const T* gy, Scalar<T>* gradient, const Tiles& tiles, int64_t inputs,
+BNLIB_INLINED void weight_gradient(const T* x, const T* gy, Scalar<T>* gradient, const Strips& strips, int64_t inputs,
                                    int64_t outputs, const Tensor& weight) {
   using S = Scalar<T>;
   const int64_t size = kPoints * inputs * outputs;
-  const Scratch<S> scratch(kPoints * (apart(inputs) + apart(outputs)), weight);
+  const Scratch<S> scratch(kBand + kPoints * (apart(inputs) + apart(outputs)), weight);
   const Tensor parts = at::zeros({kParts, size}, weight.options());
 #pragma omp parallel for schedule(static)
   for (int64_t part = 0; part < kParts; ++part)
-    for (int64_t block = part * tiles.blocks() / kParts; block < (part + 1) * tiles.blocks() / kParts; ++block) {
-      S *in = scratch.mine(), *out = in + kPoints * apart(inputs), *sums = data<S>(parts) + part * size;
-      read_block<OfInput, 1>(x, inputs, tiles, block, in);
-      read_block<OfOutputGradient, 0>(gy, outputs, tiles, block, out);
+    for (int64_t block = part * strips.blocks() / kParts; block < (part + 1) * strips.blocks() / kParts; ++block) {
+      S *band = scratch.mine(), *in = band + kBand, *out = in + kPoints * apart(inputs);
+      S* sums = data<S>(parts) + part * size;
+      const int64_t tiles = read_block<OfInput, 1>(x, inputs, strips, block, band, in);
+      read_block<OfOutputGradient, 0>(gy, outputs, strips, block, band, out);
       for (int point = 0; point < kPoints; ++point)
         for (int64_t k = 0; k < outputs; k += kColumns)
           for (int64_t c = 0; c < inputs; c += kInputRows)
             product<kInputRows, true>(in + point * apart(inputs) + c, 1, inputs, out + point * apart(outputs) + k,
-                                      outputs, tiles.in_block(block), sums + (point * inputs + c) * outputs + k, outputs);
+                                      outputs, tiles, sums + (point * inputs + c) * outputs + k, outputs);
     }
   const S* sums = data<S>(parts);
 #pragma omp parallel for schedule(static)
@@ -338,7 +404,7 @@ struct Convolution : torch::autograd::Function<Convolution> {
       gweight = at::empty_like(weights);
       with_element(x, [&](auto element) {
         using T = decltype(element);
-        weight_gradient<T>(data<T>(x), data<T>(gy), data<Scalar<T>>(gweight), Tiles(x), x.size(1), gy.size(1), weights);
+        weight_gradient<T>(data<T>(x), data<T>(gy), data<Scalar<T>>(gweight), Strips(x), x.size(1), gy.size(1), weights);
       });
     }
     return {gx, gweight};
