@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnlib import checkpoint, convolution, data, models, optim, parallel, store
+from bnlib import checkpoint, data, models, optim, parallel, residual, store
 from bnlib.checkpoint import Progress, affine, check_log, logged_epochs
 from bnlib.config import Config
 from bnlib.cuda import GraphedStep, graphed
@@ -153,7 +153,7 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     processes = f" × {parallel.processes()} processes" if parallel.processes() > 1 else ""
     progress.add_provenance({"device": device_name(device) + processes, "precision": precision,
                              "bn_path": "synchronised" if synchronised else bn_path(device, graphed(optimizer, device)),
-                             "conv_path": convolution.path(network, device, precision), "commit": code})
+                             "conv_path": residual.path(network, device, precision), "commit": code})
     logged = sum(len(row) for row in affine(network, config.keep_affine).values())
     check_log(config, config.epochs * len(batches), logged)
     log_at = logged_epochs(config.epochs, logged)

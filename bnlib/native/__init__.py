@@ -1,8 +1,11 @@
 """The operations written in C++ for a CPU: whether this machine can run them, and their build.
 
     lanes.h         vectors of as many channels as a register holds
+    batchnorm.h     batch norm, sum and ReLU: the passes over a batch
+    winograd.h      3×3 convolution with a quarter of the multiplications, that reads and writes through batch norm
     bnrelu.cpp      batch norm, sum and ReLU in one operation (`bnlib.bnrelu`)
-    winograd.cpp    3×3 convolution with a quarter of the multiplications (`bnlib.convolution`)
+    winograd.cpp    that convolution by itself (`bnlib.convolution`)
+    block.cpp       a residual block in one operation (`bnlib.residual`)
 """
 
 import hashlib

@@ -1,0 +1,133 @@
+// A block of a residual network and its gradient as one operation, for channels-last tensors on a CPU:
+//
+//     y = relu(bn2(conv2(relu(bn1(conv1(x))))) + x)             He et al. 2015, Fig. 2, with as many outputs as inputs
+//
+// Batch norm needs the whole batch's statistics, and a batch fits no cache: what counts is how often it is gone over. The
+// convolutions take the statistics as they write, normalise as they read, and backward they do the same with the sums
+// that batch norm's gradient is made of. Only the last sum and ReLU are passes of their own.
+
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "winograd.h"
+
+namespace {
+
+using namespace bnlib;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// One convolution and its batch norm, as they come and as they are kept for the gradient.
+struct Layer {
+  Tensor weight, gamma, beta, running_mean, running_var;
+};
+
+template <typename Body>
+void with_type(const Tensor& x, const Body& body) {
+  if (x.scalar_type() == at::kDouble) return body(double());
+  body(float());
+}
+
+// Writes conv(what is read), and takes the statistics of it.
+template <typename S, typename R>
+void convolve_and_take_moments(const R& read, const Layer& layer, const Tensor& weight, const Tensor& x,
+                               const Tensor& kept, double momentum, double eps) {
+  const Strips strips(x);
+  const int64_t C = x.size(1), rows = x.numel() / C;
+  std::vector<double> mean(C), var(C);
+  std::vector<S> origin(data<S>(layer.running_mean), data<S>(layer.running_mean) + C);
+  BlockSums<S> sums(strips.blocks(), C);
+  convolve<false, S>(read, weight, WriteWithMoments<S>{data<S>(x), origin.data(), &sums}, strips);
+  moments_of(sums, origin.data(), rows, mean, var);
+  Affine<S>(data<S>(kept), C).set(mean, var, rows, data<S>(layer.gamma), data<S>(layer.beta),
+                                  data<S>(layer.running_mean), data<S>(layer.running_var), momentum, eps);
+}
+
+struct BasicBlock : torch::autograd::Function<BasicBlock> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight1, const Tensor& gamma1,
+                        const Tensor& beta1, const Tensor& running_mean1, const Tensor& running_var1,
+                        const Tensor& weight2, const Tensor& gamma2, const Tensor& beta2, const Tensor& running_mean2,
+                        const Tensor& running_var2, double momentum, double eps) {
+    const int64_t C = x.size(1), rows = x.numel() / C;
+    const Layer first{weight1, gamma1, beta1, running_mean1, running_var1};
+    const Layer second{weight2, gamma2, beta2, running_mean2, running_var2};
+    TORCH_CHECK_VALUE(rows > 1, "Expected more than 1 value per channel when training, got input size ", x.sizes());
+    TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast) && C % kColumns == 0 &&
+                    (x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat),
+                "basic_block: takes channels-last images (N, C, H, W) in double or float on a CPU, C a multiple of ",
+                kColumns);
+    for (const Layer& layer : {first, second}) {
+      TORCH_CHECK(layer.weight.sizes() == at::IntArrayRef({C, C, 3, 3}) && layer.weight.scalar_type() == x.scalar_type(),
+                  "basic_block: takes weights (C, C, 3, 3) of the images' type");
+      for (const Tensor& each : {layer.gamma, layer.beta, layer.running_mean, layer.running_var})
+        TORCH_CHECK(each.is_contiguous() && each.sizes() == at::IntArrayRef({C}) && each.scalar_type() == x.scalar_type(),
+                    "basic_block: takes γ, β and running statistics (C,) of the images' type");
+    }
+    const auto laid_out = [](const Tensor& weight) { return weight.detach().contiguous(at::MemoryFormat::ChannelsLast); };
+    const Tensor w1 = laid_out(weight1), w2 = laid_out(weight2), x1 = at::empty_like(x), x2 = at::empty_like(x),
+                 y = at::empty_like(x), kept1 = at::empty({4, C}, gamma1.options()),
+                 kept2 = at::empty({4, C}, gamma2.options());
+    with_type(x, [&](auto scalar) {
+      using S = decltype(scalar);
+      const Affine<S> affine1(data<S>(kept1), C), affine2(data<S>(kept2), C);
+      convolve_and_take_moments<S>(Read<S>{data<S>(x)}, first, w1, x1, kept1, momentum, eps);
+      convolve_and_take_moments<S>(ReadNormalised<S>{data<S>(x1), affine1}, second, w2, x2, kept2, momentum, eps);
+      normalise<S, true, true>(data<S>(x2), data<S>(x), data<S>(y), rows, C, affine2.scale, affine2.shift);
+    });
+    ctx->save_for_backward({weight1.requires_grad() ? x : Tensor(), x1, x2, y, w1, w2, kept1, kept2});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list& output_gradients) {
+    TORCH_CHECK(!at::GradMode::is_enabled(), "basic_block has no second derivative; torch's, with BNLIB_CPP=0, has");
+    const auto kept = ctx->get_saved_variables();
+    const Tensor &x = kept[0], &x1 = kept[1], &x2 = kept[2], &y = kept[3], &w1 = kept[4], &w2 = kept[5],
+                 &kept1 = kept[6], &kept2 = kept[7];
+    const Tensor gy = output_gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
+    output_gradients.clear();
+    const int64_t C = y.size(1), rows = y.numel() / C;
+    const bool free = gy.use_count() == 1 && gy.storage().use_count() == 1;  // then it is written over
+    const Tensor g = free ? gy : at::empty_like(y), g1 = at::empty_like(y);
+    const auto like = [&](const Tensor& kept) { return at::empty({C}, kept.options()); };
+    const Tensor ggamma1 = like(kept1), gbeta1 = like(kept1), ggamma2 = like(kept2), gbeta2 = like(kept2);
+    const Tensor gw1 = ctx->needs_input_grad(1) ? at::empty_like(w1) : Tensor();
+    const Tensor gw2 = ctx->needs_input_grad(6) ? at::empty_like(w2) : Tensor();
+    with_type(y, [&](auto scalar) {
+      using S = decltype(scalar);
+      const Strips strips(y);
+      const Affine<S> affine1(data<S>(kept1), C), affine2(data<S>(kept2), C);
+      std::vector<double> sum_g(C), sum_gx(C);
+      gradient_sums<S, true, true>(data<S>(gy), data<S>(x2), data<S>(y), data<S>(g), rows, C, affine2.scale,
+                                   affine2.shift, affine2.mean, sum_g, sum_gx);
+      const Slopes<S> slopes2(sum_g, sum_gx, rows, affine2, data<S>(ggamma2), data<S>(gbeta2));
+      const ReadGradient<S> gradient2{data<S>(g), data<S>(x2), affine2, slopes2};
+
+      BlockSums<S> sums(strips.blocks(), C);
+      convolve<true, S>(gradient2, w2, WritePassed<S>{data<S>(g1), data<S>(x1), affine1, &sums}, strips);
+      if (gw2.defined())
+        weight_gradient(ReadNormalised<S>{data<S>(x1), affine1}, gradient2, w2, data<S>(gw2), strips);
+      std::fill(sum_g.begin(), sum_g.end(), 0);
+      std::fill(sum_gx.begin(), sum_gx.end(), 0);
+      sums.add_up(sum_g, sum_gx);
+      const Slopes<S> slopes1(sum_g, sum_gx, rows, affine1, data<S>(ggamma1), data<S>(gbeta1));
+      const ReadGradient<S> gradient1{data<S>(g1), data<S>(x1), affine1, slopes1};
+
+      if (gw1.defined()) weight_gradient(Read<S>{data<S>(x)}, gradient1, w1, data<S>(gw1), strips);
+      convolve<true, S>(gradient1, w1, Add<S>{data<S>(g)}, strips);  // to that of the shortcut
+    });
+    return {g, gw1, ggamma1, gbeta1, Tensor(), Tensor(), gw2, ggamma2, gbeta2, Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+Tensor basic_block(const Tensor& x, const Tensor& weight1, const Tensor& gamma1, const Tensor& beta1,
+                   const Tensor& running_mean1, const Tensor& running_var1, const Tensor& weight2, const Tensor& gamma2,
+                   const Tensor& beta2, const Tensor& running_mean2, const Tensor& running_var2, double momentum,
+                   double eps) {
+  return BasicBlock::apply(x, weight1, gamma1, beta1, running_mean1, running_var1, weight2, gamma2, beta2,
+                           running_mean2, running_var2, momentum, eps);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bnlib, library) { library.def("basic_block", &basic_block); }

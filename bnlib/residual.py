@@ -1,0 +1,49 @@
+"""A residual block as one operation, where that is faster."""
+
+import torch
+from torch import nn
+
+from bnlib import convolution
+from bnlib.bnrelu import BNReLU
+from bnlib.convolution import Convolution
+
+
+def has_form(block: nn.Module) -> bool:
+    """Whether it is relu(bn2(conv2(relu(bn1(conv1(x))))) + x) of 3×3 convolutions without a bias, and nothing else.
+
+    block: with conv1, bn1, conv2, bn2 and shortcut. Where a part has been exchanged, or somebody looks at what goes
+    through it, the parts go one after the other.
+    """
+    layers, norms = (block.conv1, block.conv2), (block.bn1, block.bn2)
+    return (all(type(layer) is Convolution and layer.bias is None and layer._has_fast_shape() for layer in layers)
+            and all(type(norm) is BNReLU and norm.weight is not None and norm.running_mean is not None
+                    and norm.momentum is not None for norm in norms)
+            and isinstance(block.shortcut, nn.Identity)
+            and (block.bn1.eps, block.bn1.momentum) == (block.bn2.eps, block.bn2.momentum)
+            and not any(part._forward_hooks or part._forward_pre_hooks for part in block.children()))
+
+
+def is_fast(block: nn.Module, x: torch.Tensor) -> bool:
+    """Whether the block is one operation for these images: in training, where its convolutions go by Winograd's."""
+    return (block.training and has_form(block)
+            and all(norm.training and norm.weight.dtype == x.dtype for norm in (block.bn1, block.bn2))
+            and all(layer._is_fast(x, layer.weight) for layer in (block.conv1, block.conv2)))
+
+
+def forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The block's output, (N, C, H, W) → the same; running statistics take the batch in. See `native/block.cpp`."""
+    arguments = []
+    for layer, norm in ((block.conv1, block.bn1), (block.conv2, block.bn2)):
+        norm.num_batches_tracked.add_(1)
+        arguments += [layer.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    return torch.ops.bnlib.basic_block(x, *arguments, block.bn1.momentum, block.bn1.eps)
+
+
+def path(network: nn.Module, device: torch.device, precision: str) -> str:
+    """How the network's 3×3 convolutions are computed in training: by Winograd's algorithm in strips, and whether
+    residual blocks are one operation; or by torch."""
+    if not convolution.is_winograds(network, device, precision):
+        return "torch"
+    whole = any(hasattr(module, "conv2") and hasattr(module, "shortcut") and has_form(module)
+                for module in network.modules())
+    return "Winograd, whole blocks" if whole else "Winograd, strips"

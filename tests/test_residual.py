@@ -1,0 +1,183 @@
+"""A residual block as one operation: against torch's modules in float64, against its own parts, and against itself."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bnlib import convolution, models, native, residual
+from bnlib.config import Config
+from bnlib.freeze import freeze
+from bnlib.models import BasicBlock
+
+needs_cpp = pytest.mark.skipif(bool(native.why_not()), reason=f"C++ operation {native.why_not()}")
+needs_winograd = pytest.mark.skipif(bool(convolution.why_not()), reason=f"Winograd: {convolution.why_not()}")
+#: images, channels, height, width: whole tiles and cut ones, one tile, strips of more tiles than a block has
+SHAPES = [(40, 16, 32, 32), (3, 32, 12, 10), (2, 64, 4, 4), (1, 48, 7, 9), (3, 16, 10, 104)]
+LEARNED = (0, 1, 2, 3, 6, 7, 8)          # of the arguments: images, weights, γ and β of both layers
+
+
+def channels_last(*shape, dtype=torch.float32):
+    return torch.randn(*shape).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def arguments(images, channels, height, width, mean=0.0):
+    """Images, and of both layers weights, γ, β, running mean and variance."""
+    def layer():
+        return [0.1 * channels_last(channels, channels, 3, 3), torch.rand(channels), torch.randn(channels),
+                torch.randn(channels), torch.rand(channels)]
+    return [mean + channels_last(images, channels, height, width), *layer(), *layer()]
+
+
+def by_torch(x, weight1, gamma1, beta1, mean1, var1, weight2, gamma2, beta2, mean2, var2, momentum, eps):
+    y = F.relu(F.batch_norm(F.conv2d(x, weight1, padding=1), mean1, var1, gamma1, beta1, True, momentum, eps))
+    return F.relu(F.batch_norm(F.conv2d(y, weight2, padding=1), mean2, var2, gamma2, beta2, True, momentum, eps) + x)
+
+
+def outcome(block, given, dtype):
+    """Output, gradients and running statistics, in float64, of a block computed in `dtype`."""
+    given = [each.detach().clone().to(dtype) for each in given]
+    for number in LEARNED:
+        given[number].requires_grad_()
+    y = block(*given, 0.1, 1e-5)
+    weights = torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view(y.shape).to(dtype)
+    found = [y, *torch.autograd.grad((y * weights).sum(), [given[number] for number in LEARNED])]
+    return [each.detach().double() for each in (*found, *given[4:6], *given[9:])]
+
+
+@needs_cpp
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_agrees_with_torch_in_float64(shape, seeded):
+    given = arguments(*shape)
+    ours, theirs = (outcome(block, given, torch.float64) for block in (torch.ops.bnlib.basic_block, by_torch))
+    for found, value in zip(ours, theirs, strict=True):
+        assert found.shape == value.shape
+        assert (found - value).norm() <= 1e-11 * value.norm()
+
+
+@needs_cpp
+@pytest.mark.parametrize("mean", [0, 10])
+def test_float32_is_as_near_to_float64_as_its_convolutions(mean, seeded):
+    """Also where the batch is far from the running mean, from which its variance is taken."""
+    given = arguments(7, 16, 8, 8, mean)
+    ours = outcome(torch.ops.bnlib.basic_block, given, torch.float32)
+    for found, value in zip(ours, outcome(by_torch, given, torch.float64), strict=True):
+        assert (found - value).norm() <= (2e-5 if mean == 0 else 2e-4) * value.norm()
+
+
+@needs_cpp
+def test_it_passes_gradcheck_in_float64(seeded):
+    given = [each.double() for each in arguments(2, 16, 4, 5)]
+    for number in LEARNED:
+        given[number].requires_grad_()
+
+    def block(*learned):
+        whole = [each.clone() for each in given]
+        for number, each in zip(LEARNED, learned, strict=True):
+            whole[number] = each
+        return torch.ops.bnlib.basic_block(*whole, 0.1, 1e-5)
+
+    assert torch.autograd.gradcheck(block, [given[number] for number in LEARNED], nondet_tol=0, fast_mode=True)
+
+
+@needs_cpp
+def test_a_second_derivative_is_refused_rather_than_wrong(seeded):
+    given = arguments(2, 16, 4, 4)
+    given[0].requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(torch.ops.bnlib.basic_block(*given, 0.1, 1e-5).sum(), given[0], create_graph=True)
+
+
+@needs_cpp
+@pytest.mark.parametrize("wrong", [{0: torch.randn(2, 16, 8, 8)}, {0: channels_last(2, 32, 8, 8)},
+                                   {0: channels_last(2, 16, 8, 8, dtype=torch.bfloat16)}, {6: torch.randn(16, 16, 1, 1)},
+                                   {2: torch.rand(8)}, {10: torch.rand(16, dtype=torch.float64)}],
+                         ids=["channels first", "channels", "bfloat16", "1x1", "few γ", "double"])
+def test_the_operation_refuses_what_it_would_read_wrongly(wrong):
+    given = arguments(2, 16, 8, 8)
+    for number, each in wrong.items():
+        given[number] = each
+    with pytest.raises(RuntimeError, match="basic_block: takes"):
+        torch.ops.bnlib.basic_block(*given, 0.1, 1e-5)
+
+
+@needs_cpp
+def test_the_result_does_not_depend_on_the_number_of_threads(seeded):
+    given, threads, found = arguments(37, 32, 12, 10), torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append(outcome(torch.ops.bnlib.basic_block, given, torch.float32))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@needs_cpp
+def test_a_gradient_that_others_hold_is_left_as_it_was(seeded):
+    given = arguments(8, 16, 8, 8)
+    given[0].requires_grad_()
+    gradient = channels_last(8, 16, 8, 8)
+    before = gradient.clone()
+    torch.autograd.grad(torch.ops.bnlib.basic_block(*given, 0.1, 1e-5), given[0], gradient)
+    assert torch.equal(gradient, before)
+
+
+def block_of(shortcut="B", norm="batch", stride=1, final_relu=True):
+    return BasicBlock(16, 16, stride, shortcut, norm, (3, 3), final_relu).to(memory_format=torch.channels_last).train()
+
+
+@needs_winograd
+def test_a_block_is_one_operation_in_training_and_its_parts_otherwise(seeded):
+    x = channels_last(8, 16, 8, 8)
+    assert residual.is_fast(block_of(), x)
+    for other in (block_of().eval(), block_of("plain"), block_of(norm="group"), block_of(norm="none"),
+                  block_of(stride=2), block_of(final_relu=False), block_of().double(), block_of().bfloat16()):
+        assert not residual.is_fast(other, x)
+    assert not residual.is_fast(block_of(), x.contiguous()) and not residual.is_fast(block_of(), x.double())
+
+
+@needs_winograd
+@pytest.mark.parametrize("change", [
+    lambda block: block.bn1.register_forward_hook(lambda *_: None), lambda block: block.bn1.eval(),
+    lambda block: setattr(block, "bn2", nn.SyncBatchNorm(16)), lambda block: setattr(block.bn1, "eps", 1e-3),
+    lambda block: setattr(block, "conv1", models.ChosenConv2d(block.conv1, 2, models.generator(0, "chosen"))),
+], ids=["hook", "frozen statistics", "synchronised", "eps", "chosen weights"])
+def test_a_block_of_other_parts_is_not_one_operation(change, seeded):
+    block = block_of()
+    change(block)
+    assert not residual.is_fast(block, channels_last(8, 16, 8, 8))
+
+
+@needs_winograd
+@pytest.mark.parametrize("trainable", ["bn", "gamma", "weights", "output", "all"])
+def test_a_network_of_such_blocks_learns_as_one_of_their_parts(trainable, seeded, monkeypatch):
+    """Loss, gradients, running statistics and the number of batches that they come from."""
+    whole = models.build("resnet14", 10).to(memory_format=torch.channels_last).train()
+    parts = copy.deepcopy(whole)
+    images, labels, found = channels_last(32, 3, 32, 32), torch.randint(0, 10, (32,)), []
+    taken = []
+    as_one = residual.forward
+    monkeypatch.setattr(residual, "forward", lambda block, x: taken.append(block) or as_one(block, x))
+    for network in (whole, parts):
+        if network is parts:
+            monkeypatch.setattr(residual, "is_fast", lambda *_: False)
+        trained = list(freeze(network, trainable).values())
+        loss = F.cross_entropy(network(images), labels)
+        gradients = torch.autograd.grad(loss, trained)
+        found.append((loss.detach(), torch.cat([each.flatten() for each in gradients]),
+                      torch.cat([each.double().flatten() for each in network.buffers()])))
+    assert len(taken) == 4                            # the six blocks, but for those with another number of outputs
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
+
+
+@needs_winograd
+def test_what_was_trained_says_how(tmp_path):
+    cpu = torch.device("cpu")
+    def path(model, precision="fp32", **other):
+        return residual.path(models.from_config(Config(model=model, **other), 10), cpu, precision)
+    assert path("resnet14") == "Winograd, whole blocks" and path("plain20") == "Winograd, strips"
+    assert path("resnet14", "bf16") == "torch" and path("resnet14", norm="group") == "Winograd, strips"
