@@ -2,7 +2,8 @@
 
     lanes.h         vectors of as many channels as a register holds
     batchnorm.h     batch norm, sum and ReLU: the passes over a batch
-    winograd.h      3×3 convolution with a quarter of the multiplications, that reads and writes through batch norm
+    through.h       what a convolution reads and writes, through batch norm
+    winograd.h      3×3 convolution with a quarter of the multiplications
     bnrelu.cpp      batch norm, sum and ReLU in one operation (`bnlib.bnrelu`)
     winograd.cpp    that convolution by itself (`bnlib.convolution`)
     block.cpp       a residual block in one operation (`bnlib.residual`)

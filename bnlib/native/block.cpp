@@ -114,7 +114,7 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
       const ReadGradient<S> gradient1{data<S>(g1), data<S>(x1), affine1, slopes1};
 
       if (gw1.defined()) weight_gradient(Read<S>{data<S>(x)}, gradient1, w1, data<S>(gw1), strips);
-      convolve<true, S>(gradient1, w1, Add<S>{data<S>(g)}, strips);  // to that of the shortcut
+      convolve<true, S>(gradient1, w1, AddTo<S>{data<S>(g)}, strips);  // to that of the shortcut
     });
     return {g, gw1, ggamma1, gbeta1, Tensor(), Tensor(), gw2, ggamma2, gbeta2, Tensor(), Tensor(), Tensor(), Tensor()};
   }

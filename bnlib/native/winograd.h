@@ -15,7 +15,7 @@
 
 #include <algorithm>
 
-#include "batchnorm.h"
+#include "through.h"
 
 namespace bnlib {
 
@@ -100,114 +100,21 @@ struct ToWeightGradient {  // Gᵀ
   }
 };
 
-// Along both axes of a square: read(row, column) gives vectors V, write(row, column, vector) takes them.
-template <typename Transform, typename V, typename Read, typename Write>
-inline void transform(const Read& read, const Write& write) {
+// Along both axes of a square: get(row, column) gives vectors V, put(row, column, vector) takes them.
+template <typename Transform, typename V, typename Get, typename Put>
+inline void transform(const Get& get, const Put& put) {
   constexpr int from = Transform::from, to = Transform::to;
   V half[to][from], before[from], after[to];
   for (int column = 0; column < from; ++column) {
-    for (int row = 0; row < from; ++row) before[row] = read(row, column);
+    for (int row = 0; row < from; ++row) before[row] = get(row, column);
     Transform::apply(before, after);
     for (int row = 0; row < to; ++row) half[row][column] = after[row];
   }
   for (int row = 0; row < to; ++row) {
     Transform::apply(half[row], after);
-    for (int column = 0; column < to; ++column) write(row, column, after[column]);
+    for (int column = 0; column < to; ++column) put(row, column, after[column]);
   }
 }
-
-// ------------------------------------------------------------------------------------ what is read and what is written
-
-// of(c) gives a function of an offset in the images, at kLanes channels from c on, whose coefficients are in registers.
-
-// Reads a tensor,
-template <typename T>
-struct Read {
-  const T* x;
-  auto of(int64_t) const {
-    return [x = x](int64_t at) { return load(x + at); };
-  }
-};
-
-// relu(batch_norm(x)),
-template <typename T>
-struct ReadNormalised {
-  const T* x;
-  Affine<Scalar<T>> affine;
-  auto of(int64_t c) const {
-    return [x = x, scale = load(affine.scale + c), shift = load(affine.shift + c)](int64_t at) {
-      const auto value = load(x + at) * scale + shift;
-      return masked(value, ~(value < 0));
-    };
-  }
-};
-
-// or the gradient of x, where g is that of its batch norm.
-template <typename T>
-struct ReadGradient {
-  const T *g, *x;
-  Affine<Scalar<T>> affine;
-  const Slopes<Scalar<T>>& slopes;
-  auto of(int64_t c) const {
-    return [g = g, x = x, scale = load(affine.scale + c), along = load(&slopes.along[c]),
-            across = load(&slopes.across[c])](int64_t at) { return scale * load(g + at) + along * load(x + at) + across; };
-  }
-};
-
-// Writes a tensor, past the cache, which does not hold a batch. What else is added up goes into `a` and `b`, if it has sums:
-template <typename T>
-struct Write {
-  T* y;
-  BlockSums<Scalar<T>>* sums = nullptr;
-  auto of(int64_t) const {
-    return [y = y](int64_t at, Vector<T> value, Vector<T>&, Vector<T>&) { stream(y + at, value); };
-  }
-};
-
-// distances from an origin and their squares, of which batch norm's statistics are made;
-template <typename T>
-struct WriteWithMoments {
-  T* y;
-  const Scalar<T>* origins;
-  BlockSums<Scalar<T>>* sums;
-  auto of(int64_t c) const {
-    return [y = y, origin = load(origins + c)](int64_t at, Vector<T> value, Vector<T>& a, Vector<T>& b) {
-      const auto distance = value - origin;
-      a += distance;
-      b += distance * distance;
-      stream(y + at, value);
-    };
-  }
-};
-
-// of a gradient, what passes the ReLU behind x's batch norm, and that times x's distance from its mean.
-template <typename T>
-struct WritePassed {
-  T* g;
-  const T* x;
-  Affine<Scalar<T>> affine;
-  BlockSums<Scalar<T>>* sums;
-  auto of(int64_t c) const {
-    return [g = g, x = x, scale = load(affine.scale + c), shift = load(affine.shift + c),
-            mean = load(affine.mean + c)](int64_t at, Vector<T> value, Vector<T>& a, Vector<T>& b) {
-      const auto before = load(x + at);
-      value = masked(value, before * scale + shift > 0);
-      a += value;
-      b += value * (before - mean);
-      stream(g + at, value);
-    };
-  }
-};
-
-// Adds the values to a tensor, which the cache holds once it has been read.
-template <typename T>
-struct Add {
-  T* y;
-  BlockSums<Scalar<T>>* sums = nullptr;
-  auto of(int64_t) const {
-    return [y = y](int64_t at, Vector<T> value, Vector<T>&, Vector<T>&) { store(y + at, value + load(y + at)); };
-  }
-};
 
 // ------------------------------------------------------------------------------------ strips of tiles
 

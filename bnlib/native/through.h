@@ -1,0 +1,101 @@
+// What a convolution reads and what it writes: a tensor, or one seen through batch norm, which so needs no pass of its own.
+//
+// Each is a struct whose of(c) gives a function of an offset in the images, for kLanes channels from c on; batch norm's
+// coefficients of these channels then are in registers.
+
+#pragma once
+
+#include "batchnorm.h"
+
+namespace bnlib {
+
+// Reads x.
+template <typename T>
+struct Read {
+  const T* x;
+  auto of(int64_t) const {
+    return [x = x](int64_t at) { return load(x + at); };
+  }
+};
+
+// Reads relu(batch_norm(x)).
+template <typename T>
+struct ReadNormalised {
+  const T* x;
+  Affine<Scalar<T>> affine;
+  auto of(int64_t c) const {
+    return [x = x, scale = load(affine.scale + c), shift = load(affine.shift + c)](int64_t at) {
+      const auto value = load(x + at) * scale + shift;
+      return masked(value, ~(value < 0));
+    };
+  }
+};
+
+// Reads the gradient of x, where g is that of batch_norm(x).
+template <typename T>
+struct ReadGradient {
+  const T *g, *x;
+  Affine<Scalar<T>> affine;
+  const Slopes<Scalar<T>>& slopes;
+  auto of(int64_t c) const {
+    return [g = g, x = x, scale = load(affine.scale + c), along = load(&slopes.along[c]),
+            across = load(&slopes.across[c])](int64_t at) { return scale * load(g + at) + along * load(x + at) + across; };
+  }
+};
+
+// Writes y, past the cache, which holds no batch. `a` and `b` add up over a block for those that have `sums`.
+template <typename T>
+struct Write {
+  T* y;
+  BlockSums<Scalar<T>>* sums = nullptr;
+  auto of(int64_t) const {
+    return [y = y](int64_t at, Vector<T> value, Vector<T>&, Vector<T>&) { stream(y + at, value); };
+  }
+};
+
+// Writes y, and adds up its distances from an origin and their squares, of which batch norm's statistics are made.
+template <typename T>
+struct WriteWithMoments {
+  T* y;
+  const Scalar<T>* origins;
+  BlockSums<Scalar<T>>* sums;
+  auto of(int64_t c) const {
+    return [y = y, origin = load(origins + c)](int64_t at, Vector<T> value, Vector<T>& a, Vector<T>& b) {
+      const auto distance = value - origin;
+      a += distance;
+      b += distance * distance;
+      stream(y + at, value);
+    };
+  }
+};
+
+// Writes g, what of a gradient passes relu(batch_norm(x)), and adds up g, and g times x's distance from its mean.
+template <typename T>
+struct WritePassed {
+  T* g;
+  const T* x;
+  Affine<Scalar<T>> affine;
+  BlockSums<Scalar<T>>* sums;
+  auto of(int64_t c) const {
+    return [g = g, x = x, scale = load(affine.scale + c), shift = load(affine.shift + c),
+            mean = load(affine.mean + c)](int64_t at, Vector<T> value, Vector<T>& a, Vector<T>& b) {
+      const auto before = load(x + at);
+      value = masked(value, before * scale + shift > 0);
+      a += value;
+      b += value * (before - mean);
+      stream(g + at, value);
+    };
+  }
+};
+
+// Adds to y, which is in the cache once it has been read.
+template <typename T>
+struct AddTo {
+  T* y;
+  BlockSums<Scalar<T>>* sums = nullptr;
+  auto of(int64_t) const {
+    return [y = y](int64_t at, Vector<T> value, Vector<T>&, Vector<T>&) { store(y + at, value + load(y + at)); };
+  }
+};
+
+}  // namespace bnlib
