@@ -7,20 +7,31 @@ from bnlib import convolution
 from bnlib.bnrelu import BNReLU
 from bnlib.convolution import Convolution
 
+#: A block's, by which it is recognised.
+PARTS = ("conv1", "bn1", "conv2", "bn2", "shortcut")
+
 
 def has_form(block: nn.Module) -> bool:
     """Whether it is relu(bn2(conv2(relu(bn1(conv1(x))))) + x) of 3×3 convolutions without a bias, and nothing else.
 
-    block: with conv1, bn1, conv2, bn2 and shortcut. Where a part has been exchanged, or somebody looks at what goes
-    through it, the parts go one after the other.
+    Where a part has been exchanged, or somebody looks at what goes through it, the parts go one after the other.
     """
+    if not all(hasattr(block, name) for name in PARTS):
+        return False
     layers, norms = (block.conv1, block.conv2), (block.bn1, block.bn2)
     return (all(type(layer) is Convolution and layer.bias is None and layer._has_fast_shape() for layer in layers)
-            and all(type(norm) is BNReLU and norm.weight is not None and norm.running_mean is not None
-                    and norm.momentum is not None for norm in norms)
-            and isinstance(block.shortcut, nn.Identity)
+            and all(type(norm) is BNReLU and norm.weight is not None and norm.momentum is not None
+                    and norm.running_mean is not None for norm in norms)
+            and len({each.dtype for norm in norms for each in (norm.weight, norm.running_mean, norm.running_var)}) == 1
+            and type(block.shortcut) is nn.Identity
             and (block.bn1.eps, block.bn1.momentum) == (block.bn2.eps, block.bn2.momentum)
-            and not any(part._forward_hooks or part._forward_pre_hooks for part in block.children()))
+            and all(_is_untouched(getattr(block, name)) for name in PARTS))
+
+
+def _is_untouched(part: nn.Module) -> bool:
+    """Whether nobody has hooked into this very part or given it another way to compute."""
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
+    return not any(hooks) and not {"forward", "_conv_forward"} & vars(part).keys()
 
 
 def is_fast(block: nn.Module, x: torch.Tensor) -> bool:
@@ -40,10 +51,9 @@ def forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def path(network: nn.Module, device: torch.device, precision: str) -> str:
-    """How the network's 3×3 convolutions are computed in training: by Winograd's algorithm in strips, and whether
-    residual blocks are one operation; or by torch."""
+    """How the network's 3×3 convolutions are computed in training: `Winograd, whole blocks`, where some are in residual
+    blocks that are one operation; `Winograd, strips`, each by itself (by strips of an image's tiles); or `torch`.
+    """
     if not convolution.is_winograds(network, device, precision):
         return "torch"
-    whole = any(hasattr(module, "conv2") and hasattr(module, "shortcut") and has_form(module)
-                for module in network.modules())
-    return "Winograd, whole blocks" if whole else "Winograd, strips"
+    return f"Winograd, {'whole blocks' if any(map(has_form, network.modules())) else 'strips'}"

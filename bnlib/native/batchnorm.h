@@ -51,13 +51,15 @@ struct Columns {
   }
 };
 
-// Two sums of each channel over each block, and both added up over the blocks.
+// Two sums of each channel over each block, and both added up over the blocks. Where each block has an origin of its own,
+// from which distances are taken, it stands beside them.
 template <typename S>
 struct BlockSums {
+  static constexpr int kOrigin = 2;
   int64_t blocks, channels;
   std::vector<S> sums;
-  BlockSums(int64_t blocks, int64_t channels) : blocks(blocks), channels(channels), sums(2 * blocks * channels) {}
-  S* at(int64_t block, int which, int64_t c) { return &sums[(2 * block + which) * channels + c]; }
+  BlockSums(int64_t blocks, int64_t channels) : blocks(blocks), channels(channels), sums(3 * blocks * channels) {}
+  S* at(int64_t block, int which, int64_t c) { return &sums[(3 * block + which) * channels + c]; }
   void add_up(std::vector<double>& a, std::vector<double>& b) {
     for (int64_t block = 0; block < blocks; ++block)
       for (int64_t c = 0; c < channels; ++c) {
@@ -67,15 +69,22 @@ struct BlockSums {
   }
 };
 
-// Mean and (biased) variance of each channel from sums of the distances from an origin and of their squares.
-template <typename S>
-void moments_of(BlockSums<S>& sums, const S* origin, int64_t rows, std::vector<double>& mean, std::vector<double>& var) {
-  sums.add_up(mean, var);
-  for (int64_t c = 0; c < sums.channels; ++c) {
-    mean[c] /= rows;
-    var[c] = std::max(0.0, var[c] / rows - mean[c] * mean[c]);
-    mean[c] += origin[c];
+// Mean and (biased) variance of each channel, which begin at 0, from sums of the distances from each block's origin and of
+// their squares, one block after the other: Chan et al. 1979. rows(block): how many it has.
+template <typename S, typename Rows>
+void moments_of(BlockSums<S>& sums, const Rows& rows, std::vector<double>& mean, std::vector<double>& var) {
+  double before = 0;
+  for (int64_t block = 0; block < sums.blocks; ++block) {
+    const double more = rows(block), all = before + more;
+    for (int64_t c = 0; c < sums.channels; ++c) {
+      const double sum = *sums.at(block, 0, c), squares = *sums.at(block, 1, c);
+      const double away = *sums.at(block, BlockSums<S>::kOrigin, c) + sum / more - mean[c];
+      mean[c] += away * more / all;
+      var[c] += squares - sum * sum / more + away * away * before * more / all;
+    }
+    before = all;
   }
+  for (double& each : var) each = std::max(0.0, each / before);
 }
 
 // What a backward pass needs of a channel: batch norm is x · scale + shift; mean and 1 / deviation of the batch.
@@ -145,7 +154,12 @@ void moments(const T* x, int64_t rows, int64_t channels, std::vector<double>& me
     sum.copy_to(sums.at(block, 0, c));
     squares.copy_to(sums.at(block, 1, c));
   });
-  moments_of(sums, origin.data(), rows, mean, var);
+  sums.add_up(mean, var);
+  for (int64_t c = 0; c < channels; ++c) {
+    mean[c] /= rows;
+    var[c] = std::max(0.0, var[c] / rows - mean[c] * mean[c]);
+    mean[c] += origin[c];
+  }
 }
 
 // y = relu(x · scale + shift + add); a NaN stays one, so that a run that diverges is seen to.

@@ -10,6 +10,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "winograd.h"
 
 namespace {
@@ -18,28 +20,28 @@ using namespace bnlib;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// One convolution and its batch norm, as they come and as they are kept for the gradient.
+// A convolution and its batch norm.
 struct Layer {
   Tensor weight, gamma, beta, running_mean, running_var;
 };
 
+// As `with_element`, without bfloat16, which the convolutions leave to torch.
 template <typename Body>
-void with_type(const Tensor& x, const Body& body) {
+void with_scalar(const Tensor& x, const Body& body) {
   if (x.scalar_type() == at::kDouble) return body(double());
   body(float());
 }
 
-// Writes conv(what is read), and takes the statistics of it.
+// Writes x, the convolution of what is read, and takes the batch's statistics of it.
 template <typename S, typename R>
 void convolve_and_take_moments(const R& read, const Layer& layer, const Tensor& weight, const Tensor& x,
                                const Tensor& kept, double momentum, double eps) {
   const Strips strips(x);
   const int64_t C = x.size(1), rows = x.numel() / C;
   std::vector<double> mean(C), var(C);
-  std::vector<S> origin(data<S>(layer.running_mean), data<S>(layer.running_mean) + C);
   BlockSums<S> sums(strips.blocks(), C);
-  convolve<false, S>(read, weight, WriteWithMoments<S>{data<S>(x), origin.data(), &sums}, strips);
-  moments_of(sums, origin.data(), rows, mean, var);
+  convolve<false, S>(read, weight, WriteWithMoments<S>{data<S>(x), &sums}, strips);
+  moments_of(sums, [&](int64_t block) { return strips.pixels(block); }, mean, var);
   Affine<S>(data<S>(kept), C).set(mean, var, rows, data<S>(layer.gamma), data<S>(layer.beta),
                                   data<S>(layer.running_mean), data<S>(layer.running_var), momentum, eps);
 }
@@ -49,26 +51,28 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
                         const Tensor& beta1, const Tensor& running_mean1, const Tensor& running_var1,
                         const Tensor& weight2, const Tensor& gamma2, const Tensor& beta2, const Tensor& running_mean2,
                         const Tensor& running_var2, double momentum, double eps) {
-    const int64_t C = x.size(1), rows = x.numel() / C;
-    const Layer first{weight1, gamma1, beta1, running_mean1, running_var1};
-    const Layer second{weight2, gamma2, beta2, running_mean2, running_var2};
-    TORCH_CHECK_VALUE(rows > 1, "Expected more than 1 value per channel when training, got input size ", x.sizes());
-    TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast) && C % kColumns == 0 &&
-                    (x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat),
+    TORCH_CHECK(x.dim() == 4 && x.is_cpu() && x.is_contiguous(at::MemoryFormat::ChannelsLast) && x.size(1) > 0 &&
+                    x.size(1) % kColumns == 0 && (x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat),
                 "basic_block: takes channels-last images (N, C, H, W) in double or float on a CPU, C a multiple of ",
                 kColumns);
+    const int64_t C = x.size(1), rows = x.numel() / C;
+    TORCH_CHECK_VALUE(rows > 1, "Expected more than 1 value per channel when training, got input size ", x.sizes());
+    const Layer first{weight1, gamma1, beta1, running_mean1, running_var1};
+    const Layer second{weight2, gamma2, beta2, running_mean2, running_var2};
+    const auto is_like_x = [&](const Tensor& each, at::IntArrayRef sizes) {
+      return each.is_cpu() && each.sizes() == sizes && each.scalar_type() == x.scalar_type();
+    };
     for (const Layer& layer : {first, second}) {
-      TORCH_CHECK(layer.weight.sizes() == at::IntArrayRef({C, C, 3, 3}) && layer.weight.scalar_type() == x.scalar_type(),
-                  "basic_block: takes weights (C, C, 3, 3) of the images' type");
+      TORCH_CHECK(is_like_x(layer.weight, {C, C, 3, 3}), "basic_block: takes weights (C, C, 3, 3) of the images' type");
       for (const Tensor& each : {layer.gamma, layer.beta, layer.running_mean, layer.running_var})
-        TORCH_CHECK(each.is_contiguous() && each.sizes() == at::IntArrayRef({C}) && each.scalar_type() == x.scalar_type(),
+        TORCH_CHECK(is_like_x(each, {C}) && each.is_contiguous(),
                     "basic_block: takes γ, β and running statistics (C,) of the images' type");
     }
     const auto laid_out = [](const Tensor& weight) { return weight.detach().contiguous(at::MemoryFormat::ChannelsLast); };
     const Tensor w1 = laid_out(weight1), w2 = laid_out(weight2), x1 = at::empty_like(x), x2 = at::empty_like(x),
                  y = at::empty_like(x), kept1 = at::empty({4, C}, gamma1.options()),
                  kept2 = at::empty({4, C}, gamma2.options());
-    with_type(x, [&](auto scalar) {
+    with_scalar(x, [&](auto scalar) {
       using S = decltype(scalar);
       const Affine<S> affine1(data<S>(kept1), C), affine2(data<S>(kept2), C);
       convolve_and_take_moments<S>(Read<S>{data<S>(x)}, first, w1, x1, kept1, momentum, eps);
@@ -88,12 +92,13 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
     output_gradients.clear();
     const int64_t C = y.size(1), rows = y.numel() / C;
     const bool free = gy.use_count() == 1 && gy.storage().use_count() == 1;  // then it is written over
+    const bool wanted = ctx->needs_input_grad(0);
     const Tensor g = free ? gy : at::empty_like(y), g1 = at::empty_like(y);
     const auto like = [&](const Tensor& kept) { return at::empty({C}, kept.options()); };
     const Tensor ggamma1 = like(kept1), gbeta1 = like(kept1), ggamma2 = like(kept2), gbeta2 = like(kept2);
     const Tensor gw1 = ctx->needs_input_grad(1) ? at::empty_like(w1) : Tensor();
     const Tensor gw2 = ctx->needs_input_grad(6) ? at::empty_like(w2) : Tensor();
-    with_type(y, [&](auto scalar) {
+    with_scalar(y, [&](auto scalar) {
       using S = decltype(scalar);
       const Strips strips(y);
       const Affine<S> affine1(data<S>(kept1), C), affine2(data<S>(kept2), C);
@@ -114,9 +119,9 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
       const ReadGradient<S> gradient1{data<S>(g1), data<S>(x1), affine1, slopes1};
 
       if (gw1.defined()) weight_gradient(Read<S>{data<S>(x)}, gradient1, w1, data<S>(gw1), strips);
-      convolve<true, S>(gradient1, w1, AddTo<S>{data<S>(g)}, strips);  // to that of the shortcut
+      if (wanted) convolve<true, S>(gradient1, w1, AddTo<S>{data<S>(g)}, strips);  // to that of the shortcut
     });
-    return {g, gw1, ggamma1, gbeta1, Tensor(), Tensor(), gw2, ggamma2, gbeta2, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {wanted ? g : Tensor(), gw1, ggamma1, gbeta1, Tensor(), Tensor(), gw2, ggamma2, gbeta2, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 

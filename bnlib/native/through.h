@@ -31,7 +31,7 @@ struct ReadNormalised {
   }
 };
 
-// Reads the gradient of x, where g is that of batch_norm(x).
+// Reads the gradient of x, batch norm's input, from g, that of its output.
 template <typename T>
 struct ReadGradient {
   const T *g, *x;
@@ -43,24 +43,24 @@ struct ReadGradient {
   }
 };
 
-// Writes y, past the cache, which holds no batch. `a` and `b` add up over a block for those that have `sums`.
+// Writes y, past the cache, which holds no batch. Those that have `sums`, not null, add up in `a` and `b` what goes there
+// for each block; of(c, first) then has also the block's first values.
 template <typename T>
 struct Write {
   T* y;
   BlockSums<Scalar<T>>* sums = nullptr;
-  auto of(int64_t) const {
+  auto of(int64_t, Vector<T>) const {
     return [y = y](int64_t at, Vector<T> value, Vector<T>&, Vector<T>&) { stream(y + at, value); };
   }
 };
 
-// Writes y, and adds up its distances from an origin and their squares, of which batch norm's statistics are made.
+// Writes y, and adds up distances from the first values and their squares, of which batch norm's statistics are made.
 template <typename T>
 struct WriteWithMoments {
   T* y;
-  const Scalar<T>* origins;
   BlockSums<Scalar<T>>* sums;
-  auto of(int64_t c) const {
-    return [y = y, origin = load(origins + c)](int64_t at, Vector<T> value, Vector<T>& a, Vector<T>& b) {
+  auto of(int64_t, Vector<T> first) const {
+    return [y = y, origin = first](int64_t at, Vector<T> value, Vector<T>& a, Vector<T>& b) {
       const auto distance = value - origin;
       a += distance;
       b += distance * distance;
@@ -76,7 +76,7 @@ struct WritePassed {
   const T* x;
   Affine<Scalar<T>> affine;
   BlockSums<Scalar<T>>* sums;
-  auto of(int64_t c) const {
+  auto of(int64_t c, Vector<T>) const {
     return [g = g, x = x, scale = load(affine.scale + c), shift = load(affine.shift + c),
             mean = load(affine.mean + c)](int64_t at, Vector<T> value, Vector<T>& a, Vector<T>& b) {
       const auto before = load(x + at);
@@ -93,7 +93,7 @@ template <typename T>
 struct AddTo {
   T* y;
   BlockSums<Scalar<T>>* sums = nullptr;
-  auto of(int64_t) const {
+  auto of(int64_t, Vector<T>) const {
     return [y = y](int64_t at, Vector<T> value, Vector<T>&, Vector<T>&) { store(y + at, value + load(y + at)); };
   }
 };

@@ -1,5 +1,6 @@
 // 3×3 convolution with a quarter of the multiplications, and its gradients, as one operation of autograd.
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -27,7 +28,7 @@ struct Convolution : torch::autograd::Function<Convolution> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight) {
     const auto computed_in = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
     const Tensor weights = weight.detach().to(computed_in).contiguous(at::MemoryFormat::ChannelsLast);
-    TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast) && weight.is_cpu() &&
+    TORCH_CHECK(x.dim() == 4 && x.is_cpu() && x.is_contiguous(at::MemoryFormat::ChannelsLast) && weight.is_cpu() &&
                     weight.sizes().slice(1) == at::IntArrayRef({x.size(1), 3, 3}) && x.size(1) % kColumns == 0 &&
                     weight.size(0) % kColumns == 0 && (computed_in == at::kDouble || x.scalar_type() == at::kFloat ||
                                                        x.scalar_type() == at::kBFloat16),

@@ -33,7 +33,7 @@ constexpr int64_t kParts = 8;  // of a batch, whose weight gradients are added u
 // ------------------------------------------------------------------------------------ the transforms, along one axis
 
 struct OfInput {  // Bᵀ
-  static constexpr int from = 6, to = 6;
+  static constexpr int from = 6;
   template <typename V>
   static void apply(const V* d, V* v) {
     const V even = d[4] - 4.f * d[2], odd = d[3] - 4.f * d[1];
@@ -48,7 +48,6 @@ struct OfInput {  // Bᵀ
 };
 
 struct ToOutput {  // Aᵀ
-  static constexpr int from = 6, to = 4;
   template <typename V>
   static void apply(const V* m, V* y) {
     const V sum = m[1] + m[2], difference = m[1] - m[2], wide_sum = m[3] + m[4], wide_difference = m[3] - m[4];
@@ -60,7 +59,7 @@ struct ToOutput {  // Aᵀ
 };
 
 struct OfOutputGradient {  // A
-  static constexpr int from = 4, to = 6;
+  static constexpr int from = 4;
   template <typename V>
   static void apply(const V* y, V* m) {
     const V even = y[0] + y[2], odd = y[1] + y[3];
@@ -134,6 +133,14 @@ struct Strips {
   Strip operator[](int64_t strip) const {
     const int64_t piece = strip % pieces, row = strip / pieces;
     return {row / down, row % down * kOut, piece * kTiles * kOut, std::min(kTiles, across - piece * kTiles)};
+  }
+  // The number of a block's pixels, without those of its tiles that are outside the image.
+  int64_t pixels(int64_t block) const {
+    int64_t sum = 0;
+    for_block(block, [&](const Strip& strip, int64_t) {
+      sum += std::min(kOut, height - strip.top) * std::min(strip.tiles * kOut, width - strip.left);
+    });
+    return sum;
   }
   // Calls body(strip, number of the block's tiles before it) for each strip of the block; returns the number of tiles.
   template <typename Body>
@@ -213,19 +220,29 @@ template <typename W, typename S>
 BNLIB_INLINED void write_block(const S* matrices, const W& write, int64_t channels, int64_t k, const Strips& strips,
                                int64_t block) {
   using V = Vector<S>;
+  static_assert(kVectors <= 2);
+  const auto transform_down = [&](int64_t tile, int v, V half[kOut][kIn]) {
+    for (int column = 0; column < kIn; ++column) {
+      V before[kIn], after[kOut];
+      for (int row = 0; row < kIn; ++row)
+        before[row] = load(matrices + (row * kIn + column) * apart(kColumns) + tile * kColumns + v * kLanes);
+      ToOutput::apply(before, after);
+      for (int row = 0; row < kOut; ++row) half[row][column] = after[row];
+    }
+  };
+  const auto first = [&](int v) {
+    V half[kOut][kIn], after[kOut];
+    transform_down(0, v, half);
+    ToOutput::apply(half[0], after);
+    return after[0];
+  };
+  const V origins[] = {first(0), first(kVectors - 1)};
+  const decltype(write.of(k, V{})) put[] = {write.of(k, origins[0]), write.of(k + (kVectors - 1) * kLanes, origins[1])};
   V a[kVectors] = {}, b[kVectors] = {};
-  decltype(write.of(k)) put[] = {write.of(k), write.of(k + (kVectors - 1) * kLanes)};
   strips.for_block(block, [&](const Strip& strip, int64_t t0) {
     for (int64_t t = 0; t < strip.tiles; ++t) {
       V half[kVectors][kOut][kIn];
-      for (int v = 0; v < kVectors; ++v)
-        for (int column = 0; column < kIn; ++column) {
-          V before[kIn], after[kOut];
-          for (int row = 0; row < kIn; ++row)
-            before[row] = load(matrices + (row * kIn + column) * apart(kColumns) + (t0 + t) * kColumns + v * kLanes);
-          ToOutput::apply(before, after);
-          for (int row = 0; row < kOut; ++row) half[v][row][column] = after[row];
-        }
+      for (int v = 0; v < kVectors; ++v) transform_down(t0 + t, v, half[v]);
       const int64_t left = strip.left + t * kOut;
       const int64_t corner = ((strip.image * strips.height + strip.top) * strips.width + left) * channels + k;
       for (int row = 0; row < kOut && strip.top + row < strips.height; ++row) {
@@ -244,8 +261,8 @@ BNLIB_INLINED void write_block(const S* matrices, const W& write, int64_t channe
   });
   if (write.sums)
     for (int v = 0; v < kVectors; ++v) {
-      store(write.sums->at(block, 0, k + v * kLanes), a[v]);
-      store(write.sums->at(block, 1, k + v * kLanes), b[v]);
+      const V found[] = {a[v], b[v], origins[v]};
+      for (int which = 0; which < 3; ++which) store(write.sums->at(block, which, k + v * kLanes), found[which]);
     }
 }
 
