@@ -4,8 +4,7 @@
     batchnorm.h     batch norm, sum and ReLU: the passes over a batch
     through.h       what a convolution reads and writes, through batch norm
     winograd.h      3×3 convolution with a quarter of the multiplications
-    bnrelu.cpp      batch norm, sum and ReLU in one operation (`bnlib.bnrelu`)
-    winograd.cpp    that convolution by itself (`bnlib.convolution`)
+    layers.cpp      batch norm, sum and ReLU in one operation (`bnlib.bnrelu`); that convolution (`bnlib.convolution`)
     block.cpp       a residual block in one operation (`bnlib.residual`)
 """
 
@@ -25,7 +24,7 @@ SOURCES = sorted(Path(__file__).parent.glob("*.[ch]*"))
 
 @cache
 def why_not() -> str:
-    """`""` if the C++ operations can run on this machine, else why not; builds them on the first call (half a minute).
+    """`""` if the C++ operations can run on this machine, else why not; builds them on the first call (under a minute).
 
     `BNLIB_CPP=0` in the environment forces torch's own modules.
     """
