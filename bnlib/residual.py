@@ -50,10 +50,6 @@ def forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return torch.ops.bnlib.basic_block(x, *arguments, block.bn1.momentum, block.bn1.eps)
 
 
-def path(network: nn.Module, device: torch.device, precision: str) -> str:
-    """How the network's 3×3 convolutions are computed in training: `Winograd, whole blocks`, where some are in residual
-    blocks that are one operation; `Winograd, strips`, each by itself (by strips of an image's tiles); or `torch`.
-    """
-    if not convolution.is_winograds(network, device, precision):
-        return "torch"
-    return f"Winograd, {'whole blocks' if any(map(has_form, network.modules())) else 'strips'}"
+def any_whole(network: nn.Module, device: torch.device, precision: str) -> bool:
+    """Whether any block of the network is one operation in training, maps and batches being large enough."""
+    return convolution.path(network, device, precision) != "torch" and any(map(has_form, network.modules()))

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnlib import checkpoint, data, models, optim, parallel, residual, store
+from bnlib import checkpoint, convolution, data, models, optim, parallel, residual, store
 from bnlib.checkpoint import Progress, affine, check_log, logged_epochs
 from bnlib.config import Config
 from bnlib.cuda import GraphedStep, graphed
@@ -150,10 +150,13 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
         "protocol": store.PROTOCOL, "dataset": dataset.fingerprint, "config": config.id, "frozen": frozen_sha256},
         config.keep_affine)
     progress.load()
+    norm_path = "synchronised" if synchronised else bn_path(device, graphed(optimizer, device))
+    if residual.any_whole(network, device, precision):
+        norm_path += ", whole blocks"
     processes = f" × {parallel.processes()} processes" if parallel.processes() > 1 else ""
     progress.add_provenance({"device": device_name(device) + processes, "precision": precision,
-                             "bn_path": "synchronised" if synchronised else bn_path(device, graphed(optimizer, device)),
-                             "conv_path": residual.path(network, device, precision), "commit": code})
+                             "bn_path": norm_path, "conv_path": convolution.path(network, device, precision),
+                             "commit": code})
     logged = sum(len(row) for row in affine(network, config.keep_affine).values())
     check_log(config, config.epochs * len(batches), logged)
     log_at = logged_epochs(config.epochs, logged)

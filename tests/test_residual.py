@@ -11,6 +11,7 @@ from bnlib import convolution, models, native, residual
 from bnlib.config import Config
 from bnlib.freeze import freeze
 from bnlib.models import BasicBlock
+from bnlib.train import run
 
 needs_cpp = pytest.mark.skipif(bool(native.why_not()), reason=f"C++ operation {native.why_not()}")
 needs_winograd = pytest.mark.skipif(bool(convolution.why_not()), reason=f"Winograd: {convolution.why_not()}")
@@ -229,9 +230,8 @@ def test_a_network_of_such_blocks_learns_as_one_of_their_parts(trainable, seeded
 
 
 @needs_winograd
-def test_what_was_trained_says_how():
-    cpu = torch.device("cpu")
-    def path(model, precision="fp32", **other):
-        return residual.path(models.from_config(Config(model=model, **other), 10), cpu, precision)
-    assert path("resnet14") == "Winograd, whole blocks" and path("plain20") == "Winograd, strips"
-    assert path("resnet14", "bf16") == "torch" and path("resnet14", norm="group") == "Winograd, strips"
+@pytest.mark.parametrize(("model", "whole"), [("resnet8", True), ("plain8", False)])
+def test_the_record_says_whether_blocks_were_whole(model, whole, tmp_path):
+    config = Config(dataset="digits", model=model, trainable="bn", epochs=1, n_train=128, augment="crop")
+    made = run(config, results=tmp_path, precision="fp32").provenance
+    assert (made["bn_path"], made["conv_path"]) == ("C++, whole blocks" if whole else "C++", "Winograd, strips")
