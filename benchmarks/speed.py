@@ -218,8 +218,8 @@ def ceiling(dataset, device, per_second: float) -> pd.DataFrame:
 
     Operations: a forward pass, and as much again for the gradients of all but the first convolution's input, counted
     as if each product were computed; Winograd's algorithm may pass the limit. Bytes: activations, in the precision of
-    training, that each convolution and the batch norm behind it read and write: 2 + 3 forward, 2 + 5 backward; a residual
-    block that is one operation moves fewer.
+    training, that each convolution and the batch norm behind it read and write: 2 + 3 forward, 2 + 5 backward;
+    a residual block that is one operation moves fewer.
     """
     n, precision = 4096 if device.type == "cuda" else 2048, choose_precision(device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -52,7 +52,8 @@ def why_not() -> str:
 
 
 def path(network: nn.Module, device: torch.device, precision: str) -> str:
-    """How the network's 3×3 convolutions are computed in training: `Winograd, strips`, where any goes by strips of tiles,
-    or `torch`. Records of before the strips say `Winograd`, which rounds otherwise."""
+    """How the network's 3×3 convolutions are computed in training: `Winograd, strips`, where any goes by strips of
+    tiles, or `torch`. Records of before the strips say `Winograd`, which rounds otherwise.
+    """
     has = any(isinstance(module, Convolution) and module._has_fast_shape() for module in network.modules())
     return "Winograd, strips" if has and device.type == "cpu" and precision == "fp32" and not why_not() else "torch"
