@@ -7,7 +7,7 @@ from bnlib import convolution
 from bnlib.bnrelu import BNReLU
 from bnlib.convolution import Convolution
 
-#: A block's, by which it is recognised.
+#: What a residual block is made of; a module that has them all is taken for one.
 PARTS = ("conv1", "bn1", "conv2", "bn2", "shortcut")
 
 

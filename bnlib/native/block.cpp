@@ -121,7 +121,8 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
       if (gw1.defined()) weight_gradient(Read<S>{data<S>(x)}, gradient1, w1, data<S>(gw1), strips);
       if (wanted) convolve<true, S>(gradient1, w1, AddTo<S>{data<S>(g)}, strips);  // to that of the shortcut
     });
-    return {wanted ? g : Tensor(), gw1, ggamma1, gbeta1, Tensor(), Tensor(), gw2, ggamma2, gbeta2, Tensor(), Tensor(), Tensor(), Tensor()};
+    return {wanted ? g : Tensor(), gw1, ggamma1, gbeta1, Tensor(), Tensor(), gw2, ggamma2, gbeta2, Tensor(),
+            Tensor(), Tensor(), Tensor()};
   }
 };
 
