@@ -94,7 +94,7 @@ def our_lane(config: Config, dataset: data.Dataset, device: torch.device, cpp: b
 def without_cpp(network: torch.nn.Module) -> torch.nn.Module:
     for module in network.modules():
         if isinstance(module, bnrelu.BN | convolution.Convolution):
-            module._is_fast = lambda *_: False
+            module._is_fast = module._has_kernels = lambda *_: False
     return network
 
 
@@ -193,16 +193,17 @@ def compare(config: Config, rounds: int, turn: float) -> pd.DataFrame:
 
 # ------------------------------------------------------------------------------------------- tables
 
-def speed(rounds: int, turn: float) -> pd.DataFrame:
+def speed(networks: list[str], rounds: int, turn: float) -> pd.DataFrame:
     """The three lanes for each network and what trains in it."""
     return pd.concat([compare(Config(model=model, trainable=trainable, batch_size=BATCH), rounds, turn)
-                      for model in ("resnet14", "resnet56", "resnet14x4") for trainable in ("bn", "all")])
+                      for model in networks for trainable in ("bn", "all")])
 
 
 def scaling(dataset, device, turn: float) -> pd.DataFrame:
     """Seconds an epoch of 50,000 images, BN only, against depth and width; for depth, also what each block adds."""
     rows, base = [], None
-    for model in ("resnet14", "resnet32", "resnet56", "resnet110", "resnet14x2", "resnet14x4", "resnet14x8"):
+    networks = ["resnet14", "resnet32", "resnet56", "resnet110", "resnet14x2", "resnet14x4", "resnet14x8"]
+    for model in networks + ["resnet866"] * (device.type == "cuda"):
         config = Config(model=model, batch_size=BATCH)
         lane = our_lane(config, dataset, device)
         seconds = 50_000 / max(turn_of(lane, device, turn) for _ in range(2))
@@ -274,14 +275,17 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=4, help="turns of each lane (4)")
     options.add_argument("--turn", type=float, default=1.5, help="seconds a turn (1.5)")
+    options.add_argument("--networks", nargs="+", default=["resnet14", "resnet56", "resnet14x4"],
+                         help="those whose lanes are compared (resnet14 resnet56 resnet14x4)")
     options = options.parse_args()
 
     device = choose_device()
     keep_memory()
+    why_not = native.why_not() if device.type == "cpu" else native.why_not_on_gpu()
     print(f"{device_name(device)}, torch {torch.__version__}, {choose_precision(device)}, "
-          f"C++ operations: {native.why_not() or 'yes'}\n")
+          f"our own operations: {why_not or 'yes'}\n")
     dataset, tables = synthetic(), {}
-    tables["speed"] = speed(options.rounds, options.turn)
+    tables["speed"] = speed(options.networks, options.rounds, options.turn)
     tables["scaling"] = scaling(dataset, device, options.turn)
     tables["ceiling"] = ceiling(dataset, device, tables["speed"]["images/s"].iloc[1])
     tables["evaluation"] = pd.DataFrame([{"network": "resnet14", "images/s": round(evaluation_speed(dataset, device))}])

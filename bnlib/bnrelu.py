@@ -7,18 +7,25 @@ from torch import nn
 from bnlib import native
 
 TYPES = {(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)}
+#: What the kernels take: a power of two, of whose tiles with more channels there would be too few pixels.
+CHANNELS = {16, 32, 64, 128, 256, 512, 1024}
 
 
 class BN(nn.BatchNorm2d):
     """batch_norm(x) + add, a drop-in `nn.BatchNorm2d`: (N, C, H, W) → (N, C, H, W).
 
     Parameters, running statistics and evaluation are those of `nn.BatchNorm2d` (Ioffe & Szegedy 2015). Channels-last
-    tensors on a CPU go through one C++ operation; anything it does not take goes through torch's modules.
+    tensors go through one C++ operation on a CPU, in training through Triton kernels on a GPU; anything these do not
+    take goes through torch's modules.
     """
 
     relu = False
 
     def forward(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
+        if self._has_kernels(x, add):
+            from bnlib.native.gpu import BNReLU as kernels
+            return kernels.apply(x, add, self.weight, self.bias, self.running_mean, self.running_var,
+                                 self.num_batches_tracked, self.momentum, self.eps, self.relu)
         if self._is_fast(x, add):
             arguments = (x, add, self.weight, self.bias, self.running_mean, self.running_var)
             if not self.training:
@@ -31,16 +38,23 @@ class BN(nn.BatchNorm2d):
         return F.relu(y) if self.relu else y
 
     def _is_fast(self, x: torch.Tensor, add: torch.Tensor | None) -> bool:
-        return (x.device.type == "cpu"
-                and self.weight is not None
+        return (x.device.type == "cpu" and self._fits(x, add) and x.shape[1] % 16 == 0
+                and (self.training or not torch.is_grad_enabled())     # evaluation through it has no gradient
+                and not native.why_not())
+
+    def _has_kernels(self, x: torch.Tensor, add: torch.Tensor | None) -> bool:
+        return (x.device.type == "cuda" and self.training and self._fits(x, add) and x.dtype != torch.float64
+                and x.shape[1] in CHANNELS and x.numel() > x.shape[1] and not native.why_not_on_gpu())
+
+    def _fits(self, x: torch.Tensor, add: torch.Tensor | None) -> bool:
+        return (self.weight is not None
                 and (x.dtype, self.weight.dtype) in TYPES
                 and self.running_mean is not None and self.momentum is not None
-                and x.shape[1] == len(self.weight) and x.shape[1] % 16 == 0
+                and x.ndim == 4 and x.shape[1] == len(self.weight)
                 and x.is_contiguous(memory_format=torch.channels_last)
                 and (add is None or (add.dtype == x.dtype and add.shape == x.shape
                                      and add.is_contiguous(memory_format=torch.channels_last)))
-                and (self.training or not torch.is_grad_enabled())     # evaluation through it has no gradient
-                and not torch.compiler.is_compiling() and not native.why_not())
+                and not torch.compiler.is_compiling())
 
 
 class BNReLU(BN):

@@ -1,11 +1,15 @@
 """A training step as one CUDA graph, so that a small network's hundreds of kernels cost one launch."""
 
+import contextlib
 import os
+import threading
 import warnings
 
 import torch
 
 from bnlib import optim, parallel
+
+CAPTURING = threading.Lock()       # a capture begins by waiting for the whole GPU, which another's forbids
 
 
 def graphed(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
@@ -13,6 +17,11 @@ def graphed(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
     trains; `BNLIB_GRAPHS=0` in the environment keeps the plain step."""
     return (device.type == "cuda" and os.environ.get("BNLIB_GRAPHS") != "0" and parallel.processes() == 1
             and optim.captured(optimizer) and optimizer.param_groups[0]["params"][0].device.type == "cuda")
+
+
+def own_stream(device: torch.device):
+    """A stream for one run, so that small runs in several threads share a GPU; on another device nothing."""
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else contextlib.nullcontext()
 
 
 class GraphedStep:
@@ -65,5 +74,5 @@ class GraphedStep:
         self.optimizer.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
         # another thread may pin the memory of streamed images meanwhile
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with CAPTURING, torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.loss, self.logits = self.step(self.images, self.labels)

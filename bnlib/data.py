@@ -21,6 +21,7 @@ from bnlib.config import Config, generator, resolve
 from bnlib.names import DATASETS, InputError
 
 PAD = 4        # pixels on each side before the random crop (He et al. 2015, Sec. 4.2)
+AHEAD = 2048   # images, about, that a GPU augments at once, since it waits longer for launches than for pixels
 
 #: SHA-256 over the arrays in canonical order, as `Dataset.fingerprint` gives them for the official files.
 FINGERPRINTS = {
@@ -419,6 +420,9 @@ class TrainingBatches:
         """The batches of an epoch (1, 2, …), from batch number `first` on (0, 1, …)."""
         done = first * self.config.batch_size
         columns = [torch.from_numpy(a[done:]).to(self.device, non_blocking=True) for a in self.draw(epoch)]
-        for index, *offsets in zip(*(c.split(self.config.batch_size) for c in columns), strict=True):
+        size = self.config.batch_size
+        together = size * max(1, AHEAD // size) if self.device.type == "cuda" else size
+        for index, *offsets in zip(*(c.split(together) for c in columns), strict=True):
             padded = F.pad(self.images.index_select(0, index), (0, 0, *4 * (self.pad,)))
-            yield self.normalise(crop_and_flip(padded, *offsets, self.size)), self.labels[index]
+            images = self.normalise(crop_and_flip(padded, *offsets, self.size))
+            yield from zip(images.split(size), self.labels[index].split(size), strict=True)

@@ -74,9 +74,10 @@ def device_name(device: torch.device) -> str:
 
 
 def bn_path(device: torch.device, graphed: bool) -> str:
-    """Which of its two paths `BNReLU` takes here, and if it is torch's, why, or whether in a CUDA graph."""
+    """Which of its paths `BNReLU` takes here; on a CPU, if it is torch's, why, and on a GPU whether in a CUDA graph."""
     if device.type != "cpu":
-        return "torch, CUDA graph" if graphed else "torch"
+        kernels = "Triton" if device.type == "cuda" and not native.why_not_on_gpu() else "torch"
+        return f"{kernels}, CUDA graph" if graphed else kernels
     why_not = native.why_not()
     return f"torch ({why_not})" if why_not else "C++"
 

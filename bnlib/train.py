@@ -19,7 +19,7 @@ from torch import nn
 from bnlib import checkpoint, convolution, data, models, optim, parallel, residual, store
 from bnlib.checkpoint import Progress, affine, check_log, logged_epochs
 from bnlib.config import Config
-from bnlib.cuda import GraphedStep, graphed
+from bnlib.cuda import GraphedStep, graphed, own_stream
 from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, device_name, keep_memory
 from bnlib.freeze import BN_PARTS, biased_layers, bn_layers, count, freeze, in_one_row, select, undecayed
 from bnlib.lbfgs import HeldStep, check_batch
@@ -52,7 +52,7 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
             parallel.leaders(True)                          # the others look when the first has the lock, not before
             found = store.find(config, results)             # another process may have finished it meanwhile
             if parallel.leaders(found is None):
-                with Stop(deadline) as stop:
+                with Stop(deadline) as stop, own_stream(choose_device(device)):
                     return train(config, stop, results=results, device=device, precision=precision,
                                  tensorboard=tensorboard, bar=bar, watch=watch)
     left = store.checkpoint_file(config, results)                       # by a process killed after it wrote the record

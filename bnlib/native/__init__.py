@@ -1,4 +1,4 @@
-"""The operations written in C++ for a CPU: whether this machine can run them, and their build.
+"""The operations written in C++ for a CPU, and in Triton for a GPU: whether this machine has them, and their build.
 
     lanes.h         vectors of as many channels as a register holds
     batchnorm.h     batch norm, sum and ReLU: the passes over a batch
@@ -6,6 +6,7 @@
     winograd.h      3×3 convolution with a quarter of the multiplications
     layers.cpp      batch norm, sum and ReLU in one operation (`bnlib.bnrelu`); that convolution (`bnlib.convolution`)
     block.cpp       a residual block in one operation (`bnlib.residual`)
+    gpu.py          batch norm, sum and ReLU on a GPU, in Triton (`bnlib.bnrelu`)
 """
 
 import hashlib
@@ -35,6 +36,18 @@ def why_not() -> str:
     except Exception as error:          # no compiler, no ninja, no disk: whatever it is, training must go on
         logging.getLogger(__name__).info("the C++ operations were not built", exc_info=error)
         return f"not built: {type(error).__name__}"         # its text may hold a path, and this goes into records
+    return ""
+
+
+@cache
+def why_not_on_gpu() -> str:
+    """`""` if the Triton kernels can run on this machine's GPU, else why not; `BNLIB_CPP=0` forces torch's here too."""
+    if os.environ.get("BNLIB_CPP") == "0":
+        return "switched off by BNLIB_CPP=0"
+    try:
+        from bnlib.native import gpu  # noqa: F401
+    except ImportError:                 # as of torch on Windows
+        return "no Triton"
     return ""
 
 

@@ -1,0 +1,106 @@
+"""Batch norm, sum and ReLU in Triton: ours against torch's modules and against float64.
+
+Where there is no GPU, Triton's interpreter runs the same kernels on the CPU, one program after the other.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from bnlib import bnrelu, cuda, models
+
+pytest.importorskip("triton", reason="no Triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"         # Triton reads it as it is imported
+needs_triton = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU, and Triton not interpreted")
+
+
+@pytest.mark.skipif(DEVICE == "cuda" or INTERPRETED, reason="they run in this process")
+def test_all_of_this_file_passes_where_triton_is_interpreted():
+    done = subprocess.run([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", __file__], text=True,
+                          env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, timeout=300)
+    assert done.returncode == 0 and "42 passed" in done.stdout, done.stdout
+
+
+def kernels(*given):
+    from bnlib.native import gpu
+    return gpu.BNReLU.apply(*given)
+
+
+def outcome(function, x, add, gradient, dtype, weights):
+    """Output, gradients and running statistics of batch norm by `function`, in double precision."""
+    channels = x.shape[1]
+    x, add = (None if t is None else t.to(dtype).detach().requires_grad_() for t in (x, add))
+    gamma = torch.linspace(-0.5, 1, channels, dtype=weights, device=DEVICE, requires_grad=True)
+    beta = torch.linspace(-0.3, 0.3, channels, dtype=weights, device=DEVICE, requires_grad=True)
+    mean, var = torch.zeros(channels, dtype=weights, device=DEVICE), torch.ones(channels, dtype=weights, device=DEVICE)
+    seen = torch.tensor(6, device=DEVICE)
+    y = function(x, add, gamma, beta, mean, var, seen)
+    y.backward(gradient.to(dtype))
+    found = {"y": y, "x": x.grad, "gamma": gamma.grad, "beta": beta.grad, "mean": mean, "var": var}
+    return {name: t.detach().double() for name, t in (found | ({} if add is None else {"add": add.grad})).items()}, seen
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(8, 16, 32, 32), (7, 64, 5, 5), (3, 32, 9, 7), (2, 512, 2, 2), (300, 16, 1, 1)])
+@pytest.mark.parametrize(("adds", "relu"), [(False, True), (True, True), (True, False), (False, False)])
+def test_the_kernels_are_as_exact_as_torch(dtype, shape, adds, relu):
+    """Of bf16 the interpreter cuts off what a GPU rounds, so that what is kept in bf16 may be twice as far off."""
+    draws = torch.Generator().manual_seed(0)
+
+    def drawn():
+        values = torch.randn(shape, generator=draws).to(DEVICE, dtype)
+        return values.contiguous(memory_format=torch.channels_last)
+
+    x, gradient, add = drawn() * 2 + 3, drawn(), drawn() if adds else None
+
+    def torchs(x, add, gamma, beta, mean, var, seen):
+        y = F.batch_norm(x, mean, var, gamma, beta, True, 0.1, 1e-5)
+        y = y if add is None else y + add
+        return F.relu(y) if relu else y
+
+    exact, _ = outcome(torchs, x, add, gradient, torch.float64, torch.float64)
+    their, _ = outcome(torchs, x, add, gradient, dtype, torch.float32)
+    ours, seen = outcome(lambda *given: kernels(*given, 0.1, 1e-5, relu), x, add, gradient, dtype, torch.float32)
+    assert seen == 7
+    cut_off = 2 if dtype == torch.bfloat16 and DEVICE == "cpu" else 1
+    for name, truth in exact.items():
+        size = truth.norm()
+        assert (ours[name] - truth).norm() <= 1.1 * cut_off * (their[name] - truth).norm() + 1e-6 * size, name
+
+
+@needs_triton
+def test_the_kernels_give_the_same_bits_twice():
+    x = torch.randn(16, 16, 8, 8, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    first, second = (outcome(lambda *given: kernels(*given, 0.1, 1e-5, True), x, x, x, torch.float32,
+                             torch.float32)[0] for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@needs_triton
+def test_nan_stays():
+    x = torch.randn(4, 16, 4, 4, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    x[0, 3, 0, 0] = torch.nan
+    found, _ = outcome(lambda *given: kernels(*given, 0.1, 1e-5, True), x, None, x, torch.float32, torch.float32)
+    assert found["y"][:, 3].isnan().all() and not found["y"][:, 4:].isnan().any()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
+def test_a_network_on_a_gpu_takes_the_kernels_and_learns_as_torch_does(monkeypatch):
+    torch.manual_seed(0)
+    images, gradients = torch.randn(32, 3, 32, 32, device=DEVICE), {}
+    for name in ("ours", "torch"):
+        network = models.build("resnet14", 10).to(DEVICE, memory_format=torch.channels_last)
+        if name == "torch":
+            monkeypatch.setattr(bnrelu.BN, "_has_kernels", lambda *_: False)
+        with cuda.own_stream(torch.device(DEVICE)):
+            network(images.contiguous(memory_format=torch.channels_last)).square().mean().backward()
+            torch.cuda.current_stream().synchronize()
+        gradients[name] = {name: p.grad for name, p in network.named_parameters()}
+    for name, gradient in gradients["torch"].items():
+        assert (gradients["ours"][name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-7, name
