@@ -43,7 +43,8 @@ class BN(nn.BatchNorm2d):
                 and not native.why_not())
 
     def _has_kernels(self, x: torch.Tensor, add: torch.Tensor | None) -> bool:
-        return (x.device.type == "cuda" and self.training and self._fits(x, add) and x.dtype != torch.float64
+        return (x.device.type == "cuda" and x.device.index == torch.cuda.current_device()
+                and self.training and self._fits(x, add) and x.dtype != torch.float64
                 and x.shape[1] in CHANNELS and x.numel() > x.shape[1] and not native.why_not_on_gpu())
 
     def _fits(self, x: torch.Tensor, add: torch.Tensor | None) -> bool:
