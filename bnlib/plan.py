@@ -87,7 +87,7 @@ def text(configs: list[Config], results: str | Path = "results", price: float | 
         costs = [f"{total:,.0f} device-hours ({total / 24:,.0f} days of one)",
                  f"{known:.0%} of them from networks that were measured"]
         if not (resolve(results) / f"tables/bench-{device}.csv").exists():
-            costs += ["speeds of its records, whatever else it did meanwhile"]
+            costs += ["speeds from its records, made while other runs may have shared it"]
         costs += [f"{total * watts / 1000:,.0f} kWh at {watts:g} W"] if watts is not None else []
         costs += [f"{total * price:,.2f} at {price:g} an hour"] if price is not None else []
         said[device] = (known, f"{device}: {len(configs)} runs, " + ", ".join(costs) + "\n" + found.to_string(
