@@ -1,4 +1,4 @@
-"""How much more several runs train on one GPU together than one alone: `python -m benchmarks.sharing [--runs 5]`.
+"""Images/s of several runs on one GPU, together and alone: `python -m benchmarks.sharing [--runs 5]`.
 
 Each run trains its own seed of one network, with the loop of `bnlib.run`: in threads of one process, a stream each, or
 in processes of their own.
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pandas as pd
 import torch
 
-from benchmarks.speed import BATCH, our_lane, synchronise, synthetic
+from benchmarks.speed import BATCH, our_lane, synthetic
 from bnlib import Config
 from bnlib.cuda import own_stream
 from bnlib.device import choose_device, device_name
@@ -23,10 +23,14 @@ def images_per_second(config: Config, ready, seconds: float) -> float:
     """What one run trains while the others train too; ready: a barrier at which all wait for the last."""
     device = choose_device()
     with own_stream(device):
-        lane = our_lane(config, synthetic(), device)
-        for _ in range(50):
-            next(lane)
-        synchronise(device)
+        try:
+            lane = our_lane(config, synthetic(), device)
+            for _ in range(50):
+                next(lane)
+            torch.cuda.current_stream().synchronize()
+        except Exception:
+            ready.abort()                            # or the others would wait for ever
+            raise
         ready.wait()
         began, steps = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
@@ -56,6 +60,8 @@ def main() -> None:
     options.add_argument("--runs", type=int, default=5, help="that train together (5)")
     options.add_argument("--seconds", type=float, default=3, help="that each way trains (3)")
     options = options.parse_args()
+    if choose_device().type != "cuda":
+        raise SystemExit("benchmarks.sharing: no NVIDIA GPU here")
     configs = [Config(model=options.model, seed=seed, batch_size=BATCH) for seed in range(options.runs)]
     rows = []
     for name, way, those in (("one alone", in_threads, configs[:1]), ("threads", in_threads, configs),

@@ -7,7 +7,7 @@ from torch import nn
 from bnlib import native
 
 TYPES = {(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)}
-#: What the kernels take: a power of two, of whose tiles with more channels there would be too few pixels.
+#: Channels that the kernels take. Powers of two; with more a tile would hold too few pixels.
 CHANNELS = {16, 32, 64, 128, 256, 512, 1024}
 
 
@@ -16,7 +16,7 @@ class BN(nn.BatchNorm2d):
 
     Parameters, running statistics and evaluation are those of `nn.BatchNorm2d` (Ioffe & Szegedy 2015). Channels-last
     tensors go through one C++ operation on a CPU, in training through Triton kernels on a GPU; anything these do not
-    take goes through torch's modules.
+    take goes through torch's modules. There is no second derivative through either.
     """
 
     relu = False
@@ -62,3 +62,17 @@ class BNReLU(BN):
     """relu(batch_norm(x) + add) as one module."""
 
     relu = True
+
+
+def path(network: nn.Module, device: torch.device, graphed: bool) -> str:
+    """How the network's batch norm is computed in training: `C++`, `Triton`, `torch` or `Triton and torch`.
+
+    On a CPU also why, if by torch; on a GPU whether in a CUDA graph.
+    """
+    if device.type == "cpu":
+        why_not = native.why_not()
+        return f"torch ({why_not})" if why_not else "C++"
+    kernels = device.type == "cuda" and not native.why_not_on_gpu()
+    ways = {"Triton" if kernels and len(module.weight) in CHANNELS else "torch"
+            for module in network.modules() if isinstance(module, BN)}
+    return " and ".join(sorted(ways) or ["torch"]) + ", CUDA graph" * graphed

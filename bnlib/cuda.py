@@ -9,7 +9,8 @@ import torch
 
 from bnlib import optim, parallel
 
-CAPTURING = threading.Lock()       # a capture begins by waiting for the whole GPU, which another's forbids
+#: Held from a warm-up to the end of its capture, which begins by waiting for the whole GPU; another's forbids that.
+CAPTURING = threading.Lock()
 
 
 def graphed(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
@@ -20,7 +21,10 @@ def graphed(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
 
 
 def own_stream(device: torch.device):
-    """A stream for one run, so that small runs in several threads share a GPU; on another device nothing."""
+    """A stream for one run, so that small runs in several threads share a GPU; on another device nothing.
+
+    While others train, a thread waits for its own stream only: `torch.cuda.synchronize()` would spoil their captures.
+    """
     return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else contextlib.nullcontext()
 
 
@@ -44,7 +48,8 @@ class GraphedStep:
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.graph is None or len(images) > len(self.images):
-            self._capture(images, labels)
+            with CAPTURING:
+                self._capture(images, labels)
         if images.shape != self.images.shape:
             return self.step(images, labels)
         self.images.copy_(images)
@@ -74,5 +79,5 @@ class GraphedStep:
         self.optimizer.zero_grad(set_to_none=True)
         self.graph = torch.cuda.CUDAGraph()
         # another thread may pin the memory of streamed images meanwhile
-        with CAPTURING, torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.loss, self.logits = self.step(self.images, self.labels)

@@ -21,7 +21,7 @@ from bnlib.config import Config, generator, resolve
 from bnlib.names import DATASETS, InputError
 
 PAD = 4        # pixels on each side before the random crop (He et al. 2015, Sec. 4.2)
-AHEAD = 2048   # images, about, that a GPU augments at once, since it waits longer for launches than for pixels
+AHEAD = 2**21  # pixels, at most, that a GPU augments at once: of small images it waits longer for launches
 
 #: SHA-256 over the arrays in canonical order, as `Dataset.fingerprint` gives them for the official files.
 FINGERPRINTS = {
@@ -402,6 +402,8 @@ class TrainingBatches:
         self.config, self.normalise, self.device = config, normalise, device
         self.size, self.pad = tuple(images.shape[1:3]), PAD if "crop" in config.augment else 0
         self.images, self.labels = images.to(device), labels.to(device)
+        pixels = config.batch_size * max(self.size[0] * self.size[1], (config.image_size or 0)**2)
+        self.together = max(1, AHEAD // pixels) if device.type == "cuda" else 1            # batches augmented at once
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.config.batch_size)
@@ -421,8 +423,7 @@ class TrainingBatches:
         done = first * self.config.batch_size
         columns = [torch.from_numpy(a[done:]).to(self.device, non_blocking=True) for a in self.draw(epoch)]
         size = self.config.batch_size
-        together = size * max(1, AHEAD // size) if self.device.type == "cuda" else size
-        for index, *offsets in zip(*(c.split(together) for c in columns), strict=True):
+        for index, *offsets in zip(*(c.split(self.together * size) for c in columns), strict=True):
             padded = F.pad(self.images.index_select(0, index), (0, 0, *4 * (self.pad,)))
             images = self.normalise(crop_and_flip(padded, *offsets, self.size))
             yield from zip(images.split(size), self.labels[index].split(size), strict=True)

@@ -73,15 +73,6 @@ def device_name(device: torch.device) -> str:
     return f"{model}{unit}, {torch.get_num_threads()} threads"
 
 
-def bn_path(device: torch.device, graphed: bool) -> str:
-    """Which of its paths `BNReLU` takes here; on a CPU, if it is torch's, why, and on a GPU whether in a CUDA graph."""
-    if device.type != "cpu":
-        kernels = "Triton" if device.type == "cuda" and not native.why_not_on_gpu() else "torch"
-        return f"{kernels}, CUDA graph" if graphed else kernels
-    why_not = native.why_not()
-    return f"torch ({why_not})" if why_not else "C++"
-
-
 @cache
 def commit() -> str | None:
     """The git commit of this code, with `+` where bnlib has uncommitted changes; None outside a repository."""

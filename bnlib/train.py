@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bnlib import checkpoint, convolution, data, models, optim, parallel, residual, store
+from bnlib import bnrelu, checkpoint, convolution, data, models, optim, parallel, residual, store
 from bnlib.checkpoint import Progress, affine, check_log, logged_epochs
 from bnlib.config import Config
 from bnlib.cuda import GraphedStep, graphed, own_stream
-from bnlib.device import autocast, bn_path, choose_device, choose_precision, commit, device_name, keep_memory
+from bnlib.device import autocast, choose_device, choose_precision, commit, device_name, keep_memory
 from bnlib.freeze import BN_PARTS, biased_layers, bn_layers, count, freeze, in_one_row, select, undecayed
 from bnlib.lbfgs import HeldStep, check_batch
 from bnlib.names import InputError
@@ -150,7 +150,7 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
         "protocol": store.PROTOCOL, "dataset": dataset.fingerprint, "config": config.id, "frozen": frozen_sha256},
         config.keep_affine)
     progress.load()
-    norm_path = "synchronised" if synchronised else bn_path(device, graphed(optimizer, device))
+    norm_path = "synchronised" if synchronised else bnrelu.path(network, device, graphed(optimizer, device))
     if residual.any_whole(network, device, precision):
         norm_path += ", whole blocks"
     processes = f" × {parallel.processes()} processes" if parallel.processes() > 1 else ""

@@ -284,3 +284,20 @@ def test_a_channel_that_is_the_same_in_all_images_becomes_zero():
     constant = data.Dataset("two colours", images, torch.zeros(8).long(), images, torch.zeros(8).long(), ("a",), "")
     floats = data.Normalise(constant, torch.device("cpu"), torch.float32)(images)
     assert floats[:, 2].abs().max() < 1e-6 and floats[:, :2].std((0, 2, 3), correction=0) == pytest.approx(1, abs=1e-4)
+
+
+def test_batches_that_are_augmented_together_are_those_augmented_one_by_one(arrays, tmp_path, monkeypatch):
+    """As on a GPU; the last batch and the last few augmented together are smaller, and an epoch may begin in it."""
+    monkeypatch.setenv("BNLIB_DATA", str(tmp_path))
+    write_npz(tmp_path, arrays)
+    dataset, cpu = data.load("cifar10"), torch.device("cpu")
+    normalise, found = data.Normalise(dataset, cpu, torch.float32), {}
+    config = Config(batch_size=9, n_train=40)
+    for together in (1, 2):
+        batches = data.TrainingBatches(dataset.x_train, torch.arange(40), config, normalise, cpu)
+        batches.together = together
+        found[together] = [list(batches.epoch(1)), list(batches.epoch(1, first=1))]
+    for ours, theirs in zip(*found.values(), strict=True):
+        assert [len(labels) for _, labels in ours] == [9, 9, 9, 9, 4][5 - len(ours):]
+        assert all(torch.equal(a, b) for one, other in zip(ours, theirs, strict=True)
+                   for a, b in zip(one, other, strict=True))

@@ -41,13 +41,20 @@ def why_not() -> str:
 
 @cache
 def why_not_on_gpu() -> str:
-    """`""` if the Triton kernels can run on this machine's GPU, else why not; `BNLIB_CPP=0` forces torch's here too."""
+    """`""` if the Triton kernels can run on this machine's GPU, else why not; tries them on a small batch.
+
+    `BNLIB_CPP=0` in the environment forces torch's own modules here too.
+    """
     if os.environ.get("BNLIB_CPP") == "0":
         return "switched off by BNLIB_CPP=0"
     try:
-        from bnlib.native import gpu  # noqa: F401
-    except ImportError:                 # as of torch on Windows
-        return "no Triton"
+        from bnlib.native import gpu
+        x = torch.zeros(2, 16, 2, 2, device="cuda").contiguous(memory_format=torch.channels_last)
+        weights = torch.ones(4, 16, device="cuda")
+        gpu.BNReLU.apply(x, None, *weights, torch.zeros((), dtype=torch.int64, device="cuda"), 0.1, 1e-5, True)
+    except Exception as error:          # no Triton, no compiler for its launcher, too old a GPU: training must go on
+        logging.getLogger(__name__).info("the Triton kernels do not run", exc_info=error)
+        return f"not built: {type(error).__name__}"
     return ""
 
 

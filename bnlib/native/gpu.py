@@ -1,7 +1,8 @@
 """Batch norm, sum and ReLU on a GPU: two Triton kernels forward, two backward.
 
-Like the passes in batchnorm.h: the first reads for the sums, the second for what they are needed for. Nothing but x and
-y is kept between them. Sums are taken in an order that does not change, so that the same batch gives the same bits.
+Like the passes in batchnorm.h: the first reads for the sums, the second for what they are needed for. Nothing but x
+and, for the ReLU, y is kept between them. Sums are taken in an order that does not change, so that the same batch gives
+the same bits.
 """
 
 import torch
@@ -11,14 +12,9 @@ import triton.language as tl
 TILE = 4096         # numbers that a program of a kernel holds at once
 
 
-def groups(channels: int) -> int:
-    """Into how many groups of pixels a batch goes for its sums: more for few channels, whose tiles are many."""
-    return min(128, max(32, TILE // channels))
-
-
 @triton.jit
 def _tile(first, last, C: tl.constexpr, ROWS: tl.constexpr):
-    """Addresses of some pixels' channels, which of them are there, and how many."""
+    """Addresses of some pixels' channels, which of them lie inside the batch, and how many."""
     rows = first + tl.arange(0, ROWS)
     there = (rows < last)[:, None]
     at = rows.to(tl.int64)[:, None] * C + tl.arange(0, C)[None, :]
@@ -99,8 +95,9 @@ def _sums(x, y, gradient, mean, rstd, sums, products, R, SPAN, C: tl.constexpr, 
 
 @triton.jit
 def _gradients(x, y, gradient, mean, rstd, gamma, sums, products, to_x, to_add, to_gamma, to_beta, R, G: tl.constexpr,
-               C: tl.constexpr, ROWS: tl.constexpr, RELU: tl.constexpr, ADD: tl.constexpr):
-    """The gradients of x, of add where it differs from y's, of γ and β (Ioffe & Szegedy 2015, Sec. 3)."""
+               C: tl.constexpr, ROWS: tl.constexpr, RELU: tl.constexpr, TO_X: tl.constexpr,
+               TO_ADD: tl.constexpr):
+    """The gradients of γ, β, where asked of x, and of add where it is not y's (Ioffe & Szegedy 2015, Sec. 3)."""
     tile, channels = tl.program_id(0), tl.arange(0, C)
     at = tl.arange(0, G)[:, None] * C + channels[None, :]
     total, product = tl.sum(tl.load(sums + at), 0), tl.sum(tl.load(products + at), 0)
@@ -112,48 +109,58 @@ def _gradients(x, y, gradient, mean, rstd, gamma, sums, products, to_x, to_add, 
     g = tl.load(gradient + at, mask=there, other=0).to(tl.float32)
     if RELU:
         g = tl.where(tl.load(y + at, mask=there, other=0).to(tl.float32) <= 0, 0.0, g)
-    if ADD:
+    if TO_ADD:
         tl.store(to_add + at, g.to(to_add.dtype.element_ty), mask=there)
-    normal = (tl.load(x + at, mask=there, other=0).to(tl.float32) - centre[None, :]) * by[None, :]
-    scale = tl.load(gamma + channels) * by
-    to = scale[None, :] * (g - total[None, :] / R - normal * (product[None, :] / R))
-    tl.store(to_x + at, to.to(to_x.dtype.element_ty), mask=there)
+    if TO_X:
+        normal = (tl.load(x + at, mask=there, other=0).to(tl.float32) - centre[None, :]) * by[None, :]
+        scale = tl.load(gamma + channels) * by
+        to = scale[None, :] * (g - total[None, :] / R - normal * (product[None, :] / R))
+        tl.store(to_x + at, to.to(to_x.dtype.element_ty), mask=there)
+
+
+def layout(x: torch.Tensor) -> tuple[int, int, int, int]:
+    """Pixels of the batch, pixels in a tile, groups for the sums, and pixels in a group: whole tiles."""
+    channels = x.shape[1]
+    pixels, rows = x.numel() // channels, max(1, TILE // channels)
+    parts = min(128, max(32, TILE // channels))              # more for few channels, whose tiles are many
+    return pixels, rows, parts, triton.cdiv(triton.cdiv(pixels, parts), rows) * rows
 
 
 class BNReLU(torch.autograd.Function):
-    """relu(batch_norm(x) + add) in training, without `relu` no ReLU; x, add and y channels-last, (N, C, H, W)."""
+    """relu(batch_norm(x) + add) in training, without `relu` no ReLU; x, add and y channels-last, (N, C, H, W).
+
+    There is no second derivative.
+    """
 
     @staticmethod
     def forward(ctx, x, add, gamma, beta, running_mean, running_var, batches, momentum, eps, relu):
-        channels = x.shape[1]
-        pixels, rows, parts = x.numel() // channels, max(1, TILE // channels), groups(channels)
-        span = triton.cdiv(triton.cdiv(pixels, parts), rows) * rows
+        channels, (pixels, rows, parts, span) = x.shape[1], layout(x)
         y = torch.empty_like(x)
         means, squares = x.new_empty((2, parts, channels), dtype=torch.float32)
         mean, rstd = x.new_empty((2, channels), dtype=torch.float32)
-        shape = {"C": channels, "ROWS": rows}
-        _moments[(parts,)](x, means, squares, pixels, span, **shape)
+        _moments[(parts,)](x, means, squares, pixels, span, C=channels, ROWS=rows)
         _normalise[(triton.cdiv(pixels, rows),)](
             x, x if add is None else add, y, means, squares, gamma, beta, running_mean, running_var, batches, mean,
-            rstd, pixels, span, momentum, eps, G=parts, ADD=add is not None, RELU=relu, **shape)
-        ctx.save_for_backward(x, y, gamma, mean, rstd)
-        ctx.relu, ctx.adds, ctx.span = relu, add is not None, span
+            rstd, pixels, span, momentum, eps, G=parts, C=channels, ROWS=rows, ADD=add is not None, RELU=relu)
+        ctx.save_for_backward(x, y if relu else x, gamma, mean, rstd)
+        ctx.relu = relu
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         x, y, gamma, mean, rstd = ctx.saved_tensors
-        channels = x.shape[1]
-        pixels, rows, parts = x.numel() // channels, max(1, TILE // channels), groups(channels)
+        channels, (pixels, rows, parts, span) = x.shape[1], layout(x)
+        for_x, for_add = ctx.needs_input_grad[:2]
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         sums, products = x.new_empty((2, parts, channels), dtype=torch.float32)
         to_gamma, to_beta = torch.empty_like(gamma), torch.empty_like(gamma)
-        to_x, masked = torch.empty_like(x), ctx.adds and ctx.relu
-        to_add = torch.empty_like(gradient) if masked else gradient
-        shape = {"C": channels, "ROWS": rows, "RELU": ctx.relu}
-        _sums[(parts,)](x, y, gradient, mean, rstd, sums, products, pixels, ctx.span, **shape)
+        to_x = torch.empty_like(x) if for_x else None
+        masked = torch.empty_like(gradient) if for_add and ctx.relu else None
+        _sums[(parts,)](x, y, gradient, mean, rstd, sums, products, pixels, span, C=channels, ROWS=rows, RELU=ctx.relu)
         _gradients[(triton.cdiv(pixels, rows),)](
-            x, y, gradient, mean, rstd, gamma, sums, products, to_x, to_add, to_gamma, to_beta, pixels, G=parts,
-            ADD=masked, **shape)
-        return to_x, to_add if ctx.adds else None, to_gamma, to_beta, None, None, None, None, None, None
+            x, y, gradient, mean, rstd, gamma, sums, products, to_x if for_x else x, gradient if masked is None
+            else masked, to_gamma, to_beta, pixels, G=parts, C=channels, ROWS=rows, RELU=ctx.relu, TO_X=for_x,
+            TO_ADD=masked is not None)
+        to_add = masked if ctx.relu else gradient if for_add else None
+        return to_x, to_add, to_gamma, to_beta, *6 * (None,)
