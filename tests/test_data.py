@@ -286,9 +286,8 @@ def test_a_channel_that_is_the_same_in_all_images_becomes_zero():
     assert floats[:, 2].abs().max() < 1e-6 and floats[:, :2].std((0, 2, 3), correction=0) == pytest.approx(1, abs=1e-4)
 
 
-def test_batches_that_are_augmented_together_are_those_augmented_one_by_one(arrays, tmp_path, monkeypatch):
-    """As on a GPU; the last batch and the last few augmented together are smaller, and an epoch may begin in it."""
-    monkeypatch.setenv("BNLIB_DATA", str(tmp_path))
+def test_batches_that_are_augmented_together_are_those_augmented_one_by_one(arrays, tmp_path):
+    """As on a GPU; the last batch and the last few taken together are smaller, and an epoch may begin among them."""
     write_npz(tmp_path, arrays)
     dataset, cpu = data.load("cifar10"), torch.device("cpu")
     normalise, found = data.Normalise(dataset, cpu, torch.float32), {}

@@ -19,7 +19,6 @@ pytest.importorskip("triton", reason="no Triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"         # Triton reads it as it is imported
 needs_triton = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="no GPU, and Triton not interpreted")
-
 needs_gpu = pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
 
 

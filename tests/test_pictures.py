@@ -268,3 +268,12 @@ def test_the_button_trains_what_was_chosen_and_a_mistake_is_named(tiny, tmp_path
     monkeypatch.setattr(interactive, "run", lambda *_, **__: (_ for _ in ()).throw(InputError("no images here")))
     button.click()
     assert "no images here" in said.value and not button.disabled
+
+
+def test_the_legend_names_what_only_the_second_network_has():
+    table = pd.DataFrame([
+        {"run": f"{depth}{trainable}", "dataset": "cifar10", "model": f"resnet{depth}", "depth": depth, "width": 1,
+         "trainable": trainable, "epochs": 16, "seed": 0, "threshold": at, "zeroed": 0.0, "accuracy": 50.0}
+        for depth, trainable in ((8, "bn"), (14, "bn"), (14, "all")) for at in (0.0, 0.1)])
+    (legend,) = plots.thresholds(table).legends
+    assert {text.get_text() for text in legend.get_texts()} == {"BN only", "all parameters"}

@@ -31,7 +31,7 @@ def thresholds(table: pd.DataFrame) -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set(xlabel="|γ| below this set to zero", title=f"{name(model)}, {listed(line['epochs'])} epochs")
     grid[0][0].set_ylabel("test accuracy (%)")
-    legend_below(figure, grid[0][0])
+    legend_below(figure)
     note(figure, runs_stated(table))
     return figure
 
@@ -57,6 +57,6 @@ def activations(table: pd.DataFrame) -> Figure:
         axes.set_title(f"{name(model)}, {listed(table[table['model'] == model]['epochs'])} epochs")
     for axes in grid[-1]:
         axes.set_xlabel("ReLU, from the image on")
-    legend_below(figure, grid[0][0])
+    legend_below(figure)
     note(figure, runs_stated(table))
     return figure

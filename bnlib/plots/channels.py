@@ -53,7 +53,7 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
                 axes.set_title(_titled(channels, model))
         row[0].set_ylabel("density of channels")
     note(figure, LEFT_OUT)
-    legend_below(figure, grid[0][0])
+    legend_below(figure)
     return figure
 
 
@@ -75,7 +75,7 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
         axes.set(xlabel="batch-norm layer, from the image on", title=_titled(channels, model))
         axes.set_ylim(*np.quantile(channels[part].astype(float), [0.001, 0.999]))
     grid[0][0].set_ylabel(SYMBOL[part])
-    legend_below(figure, grid[0][0])
+    legend_below(figure)
     return figure
 
 
@@ -153,7 +153,7 @@ def ridges(channels: pd.DataFrame, part: str = "gamma") -> Figure:
         axes.axvline(0, color="#333333", linewidth=0.6, linestyle=":", zorder=len(places) + 1)
     grid[0][0].set_ylabel("batch-norm layer")
     note(figure, f"{LEFT_OUT}; {RIDGES} layers of a network at most")
-    legend_below(figure, grid[0][0])
+    legend_below(figure)
     return figure
 
 

@@ -178,6 +178,10 @@ def note(figure: Figure, text: str) -> None:
 
 
 def legend_below(figure: Figure, *panels, ncols: int = 3, **options) -> None:
-    """A legend below all panels of what these hold, each label once. options: of `Figure.legend`."""
-    unique = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    """A legend below all panels of what these hold, or all if none is named, each label once.
+
+    options: of `Figure.legend`.
+    """
+    unique = {label: handle for axes in panels or figure.axes
+              for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=ncols, **options)
