@@ -37,8 +37,8 @@ reproduce: $(READY)  ## train what is missing, make all figures; PROFILE=demo, s
 report: $(READY)  ## render all notebooks and figures from results/; 2 to 4 minutes
 	@$(BIN)/python -m bnlib report
 
-test: $(READY)  ## run the tests
-	@$(BIN)/python -m pytest
+test: $(READY)  ## run the tests, on up to four cores
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 test-faults: $(READY)  ## kill, starve and damage runs, workers and schedulers everywhere: 8 to 15 minutes
 	@BNLIB_FAULTS=full $(BIN)/python -m pytest tests/test_faults.py tests/test_cluster.py

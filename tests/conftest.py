@@ -15,11 +15,27 @@ from bnlib.names import InputError
 hypothesis.settings.register_profile("bnlib", deadline=None)         # a busy machine is no fault of the code
 hypothesis.settings.load_profile("bnlib")
 
+if together := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):     # side by side, each and what it starts has its cores
+    threads = max(1, os.cpu_count() // int(together))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    torch.set_num_threads(threads)
+
 FULL = os.environ.get("BNLIB_FAULTS") == "full"        # as `make test-faults` sets it; else a short form
 TALLY = {"faults injected": 0, "runs lost": 0, "results differing": 0}
 
 #: Seconds to train: 128 digits, a ResNet-8, two epochs.
 TINY = {"dataset": "digits", "model": "resnet8", "n_train": 128, "epochs": 2, "batch_size": 64, "augment": "crop"}
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):        # of one process of several, which ends
+        session.config.workeroutput["tally"] = TALLY
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    for what, number in getattr(node, "workeroutput", {}).get("tally", {}).items():
+        TALLY[what] += number
 
 
 def pytest_terminal_summary(terminalreporter):
