@@ -376,6 +376,14 @@ def test_runs_that_were_repeated_make_noise_and_nothing_else():
     assert row["verdict"] == "undecided" and row["ours"].startswith("in 2 of 2 pairs")
 
 
+def test_pairs_of_several_numbers_of_epochs_are_not_averaged_together():
+    runs = [fake_run(right, trainable=what, epochs=epochs, seed=seed)
+            for epochs, seeds, bn, full in ((16, 2, 0.44, 0.84), (160, 1, 0.48, 0.9))
+            for seed in range(seeds) for what, right in (("bn", bn), ("all", full))]
+    said = verdicts.table(runs).set_index("claim").loc["Training all parameters beats BN only", "ours"]
+    assert "ResNet-14 84.0 against 44.0 %, ResNet-14 after 160 epochs 90.0 against 48.0 %; seeds 0, 1;" in said
+
+
 def test_the_narrow_network_that_counts_is_the_one_of_as_many_parameters():
     claim = "At about as many trained parameters, a narrow network trained in full beats BN only"
     others = [fake_run(right, model=f"resnet{m}", trainable="all") for m, right in (("14c1", 0.1), ("14c3", 0.9))]

@@ -23,6 +23,7 @@ from bnlib.verdicts.rules import (
     paired,
     percent_dead,
     percent_right,
+    side_by_side,
 )
 from bnlib.wording import changed, gained, listed, name, trained
 
@@ -121,12 +122,9 @@ def _when(run: Run) -> tuple[int, int]:
 
 def _as_many(title: str, where: str, claim: str, pairs: list[tuple[Run, Run]]) -> tuple:
     """Whether the second run of each pair is more accurate, of two that train about as many parameters."""
-    right = pd.DataFrame([(low.config.model, high.config.model, *map(percent_right, (low, high)))
-                          for low, high in pairs], columns=["low", "high", "of_low", "of_high"])
-    means = right.groupby(["low", "high"], sort=False, as_index=False).mean().itertuples()
-    said = ", ".join(f"{name(row.high)} {row.of_high:.1f} against {name(row.low)} {row.of_low:.1f} %" for row in means)
+    ahead = [percent_right(high) - percent_right(low) for low, high in pairs]
     return title, where, claim, *judged_by_distance(
-        [*(right["of_high"] - right["of_low"])], said, pairs, networks(model_and_seed(low) for low, _ in pairs))
+        ahead, side_by_side(pairs, percent_right), pairs, networks(model_and_seed(low) for low, _ in pairs))
 
 
 def _random_weights_to_match(runs: list[Run]) -> tuple:

@@ -164,10 +164,19 @@ def decided(stated: str, verdict: str, distances: Sequence[Distance] = (), *,
 def paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Callable[[Run], float],
            margin: float = 0.0, units: Callable[[Iterable], set] = networks) -> tuple:
     """What is stated and the verdict, on whether the second run of each pair measures more than the first."""
-    lows, highs = ([measure(run) for run in side] for side in (zip(*pairs, strict=True) if pairs else ((), ())))
-    ahead = [high - low + margin for low, high in zip(lows, highs, strict=True)]
-    models = [low.config.model for low, _ in pairs]
-    means = ", ".join(f"{name(model)} {row['high']:.1f} against {row['low']:.1f} %" for model, row in pd.DataFrame(
-        {"low": lows, "high": highs}, dtype=float).groupby(models, sort=False).mean().iterrows())
-    return judged_by_distance(ahead, f"{upper} against {lower}: {means}", pairs,
+    ahead = [measure(high) - measure(low) + margin for low, high in pairs]
+    return judged_by_distance(ahead, f"{upper} against {lower}: {side_by_side(pairs, measure)}", pairs,
                               units(model_and_seed(low) for low, _ in pairs), measure=measure)
+
+
+def side_by_side(pairs: list[tuple[Run, Run]], measure: Callable[[Run], float]) -> str:
+    """`ResNet-14 84.9 against 44.6 %`: the means of both sides' measures over seeds, for each pair of networks and
+    number of epochs, which is told where it is more than the least."""
+    table = pd.DataFrame([(low.config.epochs, low.config.model, high.config.model, measure(low), measure(high))
+                          for low, high in pairs], columns=["epochs", "below", "above", "low", "high"])
+    said = []
+    for (epochs, below, above), row in table.groupby(["epochs", "below", "above"], sort=False).mean().iterrows():
+        when = f" after {epochs} epochs" if epochs > table["epochs"].min() else ""
+        other = f"{name(below)} " if below != above else ""
+        said.append(f"{name(above)}{when} {row['high']:.1f} against {other}{row['low']:.1f} %")
+    return ", ".join(said)
