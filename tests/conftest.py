@@ -10,13 +10,14 @@ from matplotlib import pyplot as plt
 
 os.environ["BNLIB_PROGRESS"] = "0"
 from bnlib import Config, data, run
+from bnlib.device import cores
 from bnlib.names import InputError
 
 hypothesis.settings.register_profile("bnlib", deadline=None)         # a busy machine is no fault of the code
 hypothesis.settings.load_profile("bnlib")
 
 if together := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):     # side by side, each and what it starts has its cores
-    threads = max(1, os.cpu_count() // int(together))
+    threads = max(1, cores() // int(together))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     torch.set_num_threads(threads)
 
