@@ -1,5 +1,7 @@
 """The 3×3 convolution: by Winograd's algorithm where that is faster, by torch everywhere else."""
 
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -8,16 +10,17 @@ from bnlib import native
 #: Above these torch is about as fast or faster. Waste: pixels computed for each that is wanted, since tiles have 4×4 of
 #: them. Channels: with more, what a block of tiles needs leaves the cache. So it is too with fewer tiles than channels,
 #: when transforming the weights costs more than it saves.
-LARGEST_WASTE, MOST_CHANNELS = 1.5, 256
+LARGEST_WASTE, MOST_CHANNELS = 1.5, 512
 
 
 class Convolution(nn.Conv2d):
     """An `nn.Conv2d`: (N, C, H, W) → (N, C', H', W').
 
-    In float32 on a CPU with AVX2, what has a 3×3 kernel, stride 1 and a border of one pixel takes a quarter of the
-    multiplications (Lavin & Gray 2016, F(4×4, 3×3)), and so do its gradients. They are about five times as far from the
-    exact ones as torch's: 1e-6 of their size at 16 channels, 4e-6 at 256. There is no second derivative. bfloat16 goes
-    through torch, whose products of matrices are faster there.
+    On a CPU where `why_not` has no reason against it, what has a 3×3 kernel, stride 1 and a border of one pixel takes a
+    quarter of the multiplications (Lavin & Gray 2016, F(4×4, 3×3)), and so do its gradients. In float32 they are about
+    five times as far from the exact ones as torch's: 1e-6 of their size at 16 channels, 4e-6 at 256. Of bfloat16 images
+    they are computed in float32 and rounded once; weights that train under autocast are not rounded. There is no second
+    derivative.
     """
 
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -27,15 +30,14 @@ class Convolution(nn.Conv2d):
         return y if bias is None else y + bias[:, None, None]
 
     def _is_fast(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
-        if not (x.ndim == 4 and x.device.type == weight.device.type == "cpu"
-                and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not (x.ndim == 4 and x.device.type == weight.device.type == "cpu" and (x.dtype, weight.dtype) in taken()
                 and x.is_contiguous(memory_format=torch.channels_last) and self._has_fast_shape()
                 and x.shape[1] == weight.shape[1] and not torch.compiler.is_compiling()):
             return False
         images, _, height, width = x.shape
         tiles = images * -(-height // 4) * -(-width // 4)
         return (max(weight.shape) <= tiles and 16 * tiles <= LARGEST_WASTE * images * height * width
-                and not why_not())
+                and not why_not("fp32" if x.dtype == torch.float32 else "bf16"))
 
     def _has_fast_shape(self) -> bool:
         return (self.kernel_size == (3, 3) and self.stride == self.padding == self.dilation == (1, 1)
@@ -44,11 +46,26 @@ class Convolution(nn.Conv2d):
                 and max(self.in_channels, self.out_channels) <= MOST_CHANNELS)
 
 
-def why_not() -> str:
-    """`""` if 3×3 convolutions in float32 go by Winograd's algorithm on this machine, else why not."""
+def taken() -> set[tuple[torch.dtype, torch.dtype]]:
+    """The types of images and weights whose convolution has the images' type, autocast or not."""
+    if not torch.is_autocast_enabled("cpu"):
+        return {(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)}
+    if torch.get_autocast_dtype("cpu") != torch.bfloat16:
+        return set()
+    return {(torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)}
+
+
+@cache
+def why_not(precision: str) -> str:
+    """`""` if 3×3 convolutions in this precision go by Winograd's algorithm on this machine, else why not."""
     flags = native.processor()[1]
-    measured = "avx2" in flags and "avx512f" not in flags
-    return native.why_not() or ("" if measured else "measured on AVX2 only")
+    if precision == "fp32":
+        measured = "" if "avx2" in flags else "measured on AVX2 and AVX-512 only"
+    elif "amx_bf16" in flags:
+        measured = "AMX multiplies faster in bf16"
+    else:
+        measured = "" if "avx512f" in flags else "measured on AVX-512 only"
+    return measured or native.why_not()
 
 
 def path(network: nn.Module, device: torch.device, precision: str) -> str:
@@ -56,4 +73,4 @@ def path(network: nn.Module, device: torch.device, precision: str) -> str:
     tiles, or `torch`. Records of before the strips say `Winograd`, which rounds otherwise.
     """
     has = any(isinstance(module, Convolution) and module._has_fast_shape() for module in network.modules())
-    return "Winograd, strips" if has and device.type == "cpu" and precision == "fp32" and not why_not() else "torch"
+    return "Winograd, strips" if has and device.type == "cpu" and not why_not(precision) else "torch"

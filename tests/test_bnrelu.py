@@ -10,6 +10,7 @@ import torch
 
 from bnlib import Config, bnrelu, freeze, models, native
 from bnlib.config import resolve
+from bnlib.convolution import Convolution
 from bnlib.device import autocast
 from bnlib.train import place
 
@@ -137,7 +138,7 @@ def affine_gradients(precision: str, fast: bool, images, labels) -> torch.Tensor
         images = images.bfloat16() if precision == "bf16" else images
     if not fast:
         for module in network.modules():
-            if isinstance(module, bnrelu.BN):
+            if isinstance(module, bnrelu.BN | Convolution):
                 module._is_fast = lambda *_: False
     with autocast(torch.device("cpu"), precision):
         logits = network.train()(images.contiguous(memory_format=torch.channels_last))

@@ -10,10 +10,11 @@ from bnlib.convolution import Convolution
 from bnlib.freeze import freeze
 
 needs_cpp = pytest.mark.skipif(bool(native.why_not()), reason=f"C++ operation {native.why_not()}")
-needs_winograd = pytest.mark.skipif(bool(convolution.why_not()), reason=f"Winograd: {convolution.why_not()}")
+needs_winograd, needs_winograd_in_bf16 = (pytest.mark.skipif(bool(why_not), reason=f"Winograd: {why_not}")
+                                          for why_not in map(convolution.why_not, ("fp32", "bf16")))
 #: images, inputs, outputs, height, width: whole tiles and cut ones, one tile, blocks begun and several, no image
 SHAPES = [(40, 16, 16, 32, 32), (3, 16, 32, 7, 9), (5, 32, 16, 8, 8), (1, 64, 48, 4, 4), (11, 16, 16, 1, 5),
-          (3, 256, 256, 8, 8), (0, 16, 16, 8, 8)]
+          (3, 256, 256, 8, 8), (1, 16, 512, 8, 4), (0, 16, 16, 8, 8)]
 
 
 def channels_last(*shape, dtype=torch.float32):
@@ -33,7 +34,7 @@ def torchs(x, weight):
 
 @needs_cpp
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-14), (torch.float32, 5e-6), (torch.bfloat16, 3e-3)])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 3e-14), (torch.float32, 5e-6), (torch.bfloat16, 3e-3)])
 def test_output_and_gradients_agree_with_float64(shape, dtype, allowed, seeded):
     images, inputs, outputs, height, width = shape
     x, gradient = (channels_last(images, n, height, width, dtype=dtype) for n in (inputs, outputs))
@@ -126,10 +127,10 @@ def test_a_bias_is_added(seeded):
     ((3, 16, 3, 1, 1), channels_last(2, 3, 8, 8)), ((16, 24, 3, 1, 1), channels_last(2, 16, 8, 8)),
     ((16, 16, 3, 1, 0), channels_last(8, 16, 8, 8)), ((16, 16, 3, 1, 1), channels_last(8, 16, 6, 6)),
     ((16, 16, 3, 1, 2, 2), channels_last(8, 16, 8, 8)), ((16, 32, 3, 1, 1, 1, 2), channels_last(8, 16, 8, 8)),
-    ((16, 16, 3, 1, 1), torch.randn(8, 16, 8, 8)), ((16, 16, 3, 1, 1), channels_last(8, 16, 8, 8).bfloat16()),
+    ((16, 16, 3, 1, 1), torch.randn(8, 16, 8, 8)), ((16, 16, 3, 1, 1), channels_last(8, 16, 8, 8).double()),
     ((16, 16, 3, 1, 1), torch.randn(16, 8, 8)), ((32, 32, 3, 1, 1), channels_last(7, 32, 8, 8)),
-], ids=["stride", "1x1", "inputs", "outputs", "no border", "6x6 pixels", "dilation", "groups", "channels first", "bf16",
-        "one image", "few tiles"])
+], ids=["stride", "1x1", "inputs", "outputs", "no border", "6x6 pixels", "dilation", "groups", "channels first",
+        "double", "one image", "few tiles"])
 def test_what_it_does_not_take_goes_through_torch(layer, x, seeded):
     layer = Convolution(*layer).to(x.dtype)
     assert not layer._is_fast(x, layer.weight)
@@ -137,12 +138,39 @@ def test_what_it_does_not_take_goes_through_torch(layer, x, seeded):
                                           layer.groups))
 
 
+@needs_winograd_in_bf16
+@pytest.mark.parametrize("weights", [torch.bfloat16, torch.float32], ids=["frozen", "trained"])
+def test_bf16_images_stay_bf16_and_weights_that_train_have_gradients_in_float32(weights, seeded):
+    layer, x = Convolution(16, 32, 3, 1, 1, bias=False).to(weights), channels_last(8, 16, 8, 8, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer._is_fast(x, layer.weight)
+        y = layer(x)
+    exact = torchs(x.double(), layer.weight.double())
+    assert y.dtype == torch.bfloat16 and (y - exact).norm() <= 3e-3 * exact.norm()
+    assert torch.autograd.grad(y.sum(), layer.weight)[0].dtype == weights
+    assert layer._is_fast(x, layer.weight) == (weights == torch.bfloat16)           # without autocast, as torch's
+
+
 @needs_winograd
-def test_autocast_takes_torchs_way(seeded):
+def test_autocast_takes_torchs_way_where_it_would_cast_the_images(seeded):
     layer, x = Convolution(16, 16, 3, 1, 1), channels_last(8, 16, 8, 8)
     assert layer._is_fast(x, layer.weight)
     with torch.autocast("cpu", torch.bfloat16):
         assert not layer._is_fast(x, layer.weight) and layer(x).dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.float16):
+        assert not layer._is_fast(x.bfloat16(), layer.weight) and layer(x.bfloat16()).dtype == torch.float16
+
+
+@pytest.mark.parametrize(("flags", "fp32", "bf16"), [
+    ("avx2", True, False), ("avx2 avx512f avx512_bf16", True, True), ("avx2 avx512f amx_bf16", True, False),
+    ("", False, False)], ids=["AVX2", "AVX-512", "AMX", "other"])
+def test_it_is_taken_where_it_has_been_measured_to_be_faster(flags, fp32, bf16, monkeypatch):
+    monkeypatch.setattr(native, "processor", lambda: ("", frozenset(flags.split())))
+    monkeypatch.setattr(native, "why_not", lambda: "")
+    monkeypatch.setattr(convolution, "why_not", convolution.why_not.__wrapped__)
+    network, cpu = models.build("resnet14", 10), torch.device("cpu")
+    assert [convolution.path(network, cpu, precision) for precision in ("fp32", "bf16")] == [
+        "Winograd, strips" if taken else "torch" for taken in (fp32, bf16)]
 
 
 @needs_winograd

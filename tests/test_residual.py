@@ -14,7 +14,8 @@ from bnlib.models import BasicBlock
 from bnlib.train import run
 
 needs_cpp = pytest.mark.skipif(bool(native.why_not()), reason=f"C++ operation {native.why_not()}")
-needs_winograd = pytest.mark.skipif(bool(convolution.why_not()), reason=f"Winograd: {convolution.why_not()}")
+why_not = convolution.why_not("fp32")
+needs_winograd = pytest.mark.skipif(bool(why_not), reason=f"Winograd: {why_not}")
 #: images, channels, height, width: whole tiles and cut ones, one tile, strips of more tiles than a block has
 SHAPES = [(40, 16, 32, 32), (3, 32, 12, 10), (2, 64, 4, 4), (1, 48, 7, 9), (3, 16, 10, 104)]
 LEARNED = (0, 1, 2, 3, 6, 7, 8)          # of the arguments: images, weights, γ and β of both layers

@@ -63,8 +63,12 @@ inline void store(T* p, Vector<T> value) {
   std::memcpy(p, &value, sizeof value);
 }
 inline void store(BFloat16* p, Floats value) {  // to the nearest, ties to even
+#ifdef __AVX512BF16__
+  const __m256bh bits = _mm512_cvtneps_pbh((__m512)value);
+#else
   const Words wide = (Words)value;
   const Halves bits = __builtin_convertvector((wide + 0x7fff + ((wide >> 16) & 1)) >> 16, Halves);
+#endif
   std::memcpy(p, &bits, sizeof bits);
 }
 

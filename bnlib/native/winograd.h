@@ -22,10 +22,10 @@ namespace bnlib {
 using at::Tensor;
 
 constexpr int64_t kOut = 4, kIn = 6, kPoints = kIn * kIn;  // pixels a side of a tile, of what it is made of
-constexpr int64_t kTiles = 24;                              // a block: of up to 256 channels it stays in the cache
+constexpr int64_t kTiles = 24;                              // a block: up to 256 channels of it stay in the cache
 constexpr int64_t kColumns = 16;                            // outputs that a product makes at a time
 constexpr int64_t kVectors = kColumns / kLanes;
-constexpr int64_t kParts = 8;  // of a batch, whose weight gradients are added up one after the other
+constexpr int64_t kTasks = 8, kRange = 64;                  // of the gradient of the weights: at most; outputs of each
 
 // All that such a function calls becomes part of it; left to itself GCC calls the transforms, which takes twice as long.
 #define BNLIB_INLINED __attribute__((flatten))
@@ -193,14 +193,14 @@ inline void transform_down(const R& read, int64_t channels, int64_t c0, const St
     transform_all([&](int row) { return top + row >= 0 && top + row < strips.height; });
 }
 
-// The transformed squares of a block of tiles, a column a channel; returns the number of tiles.
+// The transformed squares of a block of tiles, a column for each channel from `first` on; returns the number of tiles.
 template <typename Transform, int border, typename R, typename S>
-BNLIB_INLINED int64_t read_block(const R& read, int64_t channels, const Strips& strips, int64_t block, S* band,
-                                 S* matrices) {
+BNLIB_INLINED int64_t read_block(const R& read, int64_t channels, int64_t first, int64_t columns, const Strips& strips,
+                                 int64_t block, S* band, S* matrices) {
   using V = Vector<S>;
   return strips.for_block(block, [&](const Strip& strip, int64_t t0) {
-    for (int64_t c0 = 0; c0 < channels; c0 += kColumns) {
-      transform_down<Transform, border>(read, channels, c0, strips, strip, band);
+    for (int64_t c0 = 0; c0 < columns; c0 += kColumns) {
+      transform_down<Transform, border>(read, channels, first + c0, strips, strip, band);
       for (int64_t t = 0; t < strip.tiles; ++t)
         for (int64_t c = 0; c < kColumns; c += kLanes)
           for (int row = 0; row < kIn; ++row) {
@@ -209,7 +209,7 @@ BNLIB_INLINED int64_t read_block(const R& read, int64_t channels, const Strips& 
               before[column] = load(band + (row * kBandPixels + t * kOut + column) * kColumns + c);
             Transform::apply(before, after);
             for (int column = 0; column < kIn; ++column)
-              store(matrices + (row * kIn + column) * apart(channels) + (t0 + t) * channels + c0 + c, after[column]);
+              store(matrices + (row * kIn + column) * apart(columns) + (t0 + t) * columns + c0 + c, after[column]);
           }
     }
   });
@@ -286,8 +286,8 @@ inline void product(const S* a, int64_t a_row, int64_t a_depth, const S* b, int6
     }
 }
 
-// As many rows at a time as there are registers for: 16 of AVX2, 32 of AVX-512.
-constexpr int kTileRows = kVectors == 1 ? 12 : 6, kInputRows = kVectors == 1 ? 8 : 4;
+// Rows at a time: with as many sums each, AVX2's 16 registers are full; of AVX-512's 32 more than these gain nothing.
+constexpr int kTileRows = kVectors == 1 ? 8 : 6, kInputRows = kVectors == 1 ? 8 : 4;
 
 // Memory of its own for each thread, of n values each.
 template <typename S>
@@ -334,7 +334,7 @@ BNLIB_INLINED void convolve_blocks(const R& read, const S* weights, const W& wri
     S *band = scratch.mine(), *in = band + kBand, *out = in + kPoints * apart(inputs);
 #pragma omp for schedule(static)
     for (int64_t block = 0; block < strips.blocks(); ++block) {
-      const int64_t tiles = read_block<OfInput, 1>(read, inputs, strips, block, band, in);
+      const int64_t tiles = read_block<OfInput, 1>(read, inputs, 0, inputs, strips, block, band, in);
       for (int64_t k = 0; k < outputs; k += kColumns) {
         for (int point = 0; point < kPoints; ++point)
           for (int64_t t = 0; t < tiles; t += kTileRows)
@@ -359,34 +359,46 @@ void convolve(const R& read, const Tensor& weight, const W& write, const Strips&
 
 // ------------------------------------------------------------------------------------ the gradient of the weights
 
-// The transposed convolution: 36 matrices (inputs, outputs) are added up over the tiles, then transformed to 3×3.
+// The transposed convolution: 36 matrices (inputs, outputs) are added up over the tiles, then transformed to 3×3. A task is
+// a part of the batch and a range of the outputs: wide layers have more ranges and fewer parts, each of which has sums.
 template <typename S, typename R, typename G>
 BNLIB_INLINED void weight_gradient(const R& read, const G& read_gradient, const Tensor& weight, S* gradient,
                                    const Strips& strips) {
   const int64_t outputs = weight.size(0), inputs = weight.size(1), size = kPoints * inputs * outputs;
-  const Scratch<S> scratch(kBand + kPoints * (apart(inputs) + apart(outputs)), weight);
-  const Tensor parts = at::zeros({kParts, size}, weight.options());
-#pragma omp parallel for schedule(static)
-  for (int64_t part = 0; part < kParts; ++part)
-    for (int64_t block = part * strips.blocks() / kParts; block < (part + 1) * strips.blocks() / kParts; ++block) {
+  const int64_t ranges = (outputs + kRange - 1) / kRange, blocks = strips.blocks();
+  const int64_t parts = std::max<int64_t>(1, std::min(kTasks / ranges, blocks));
+  const Scratch<S> scratch(kBand + kPoints * (apart(inputs) + apart(std::min(kRange, outputs))), weight);
+  const Tensor all = blocks ? at::empty({parts, size}, weight.options()) : at::zeros({parts, size}, weight.options());
+#pragma omp parallel for schedule(static) collapse(2)
+  for (int64_t part = 0; part < parts; ++part)
+    for (int64_t range = 0; range < ranges; ++range) {
+      const int64_t k0 = range * kRange, columns = std::min(kRange, outputs - k0);
+      const int64_t begin = part * blocks / parts, end = (part + 1) * blocks / parts;
       S *band = scratch.mine(), *in = band + kBand, *out = in + kPoints * apart(inputs);
-      S* sums = data<S>(parts) + part * size;
-      const int64_t tiles = read_block<OfInput, 1>(read, inputs, strips, block, band, in);
-      read_block<OfOutputGradient, 0>(read_gradient, outputs, strips, block, band, out);
-      for (int point = 0; point < kPoints; ++point)
-        for (int64_t k = 0; k < outputs; k += kColumns)
-          for (int64_t c = 0; c < inputs; c += kInputRows)
-            product<kInputRows, true>(in + point * apart(inputs) + c, 1, inputs, out + point * apart(outputs) + k,
-                                      outputs, tiles, sums + (point * inputs + c) * outputs + k, outputs);
+      S* sums = data<S>(all) + part * size;
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t tiles = read_block<OfInput, 1>(read, inputs, 0, inputs, strips, block, band, in);
+        read_block<OfOutputGradient, 0>(read_gradient, outputs, k0, columns, strips, block, band, out);
+        for (int point = 0; point < kPoints; ++point)
+          for (int64_t k = 0; k < columns; k += kColumns)
+            for (int64_t c = 0; c < inputs; c += kInputRows) {
+              const S *a = in + point * apart(inputs) + c, *b = out + point * apart(columns) + k;
+              S* to = sums + (point * inputs + c) * outputs + k0 + k;
+              if (block == begin)
+                product<kInputRows, false>(a, 1, inputs, b, columns, tiles, to, outputs);
+              else
+                product<kInputRows, true>(a, 1, inputs, b, columns, tiles, to, outputs);
+            }
+      }
     }
-  const S* sums = data<S>(parts);
+  const S* sums = data<S>(all);
 #pragma omp parallel for schedule(static)
   for (int64_t c = 0; c < inputs; ++c)
     for (int64_t k = 0; k < outputs; k += kLanes) {
       transform<ToWeightGradient, Vector<S>>(
           [&](int row, int column) {
             Vector<S> sum = {};
-            for (int part = 0; part < kParts; ++part)
+            for (int64_t part = 0; part < parts; ++part)
               sum += load(sums + part * size + ((row * kIn + column) * inputs + c) * outputs + k);
             return sum;
           },
