@@ -20,7 +20,7 @@ def fake_run(accuracy=0.5, gamma=(0.5, 0.5), status="done", **fields):
         config=config, id=config.id, status=status, gamma={"bn": np.array(gamma)}, beta={"bn": np.zeros(len(gamma))},
         metrics={"test_accuracy": accuracy, "parameters_trained": 1120, "parameters": 175_258},
         provenance={"device": "CPU", "seconds": 3600.0, "images_per_second": 1000.0, "precision": "bf16", "torch": "2",
-                    "commit": "abc"})
+                    "conv_path": "torch", "commit": "abc"})
 
 
 def test_accuracy_is_mean_and_sample_deviation_over_seeds():
@@ -103,6 +103,10 @@ def test_a_config_trained_once_more_is_told_by_precision():
     assert said == ("ResNet-14, BN only, 160 epochs, the same seeds: "
                     "45.0 ± 1.0 % (3 seeds) in bf16, batch norm by C++; "
                     "44.0 ± 2.0 % (3 seeds) in fp32, batch norm by torch; all 6 together 44.5 ± 1.5 %.")
+    again = fake_run(0.41)
+    again.provenance |= {"bn_path": "C++", "conv_path": "Winograd, strips"}
+    assert "41.0 % (1 seed) in bf16, batch norm by C++, convolution by Winograd; all 2" in (
+        analysis.by_precision(runs[:1], [again])[0])
     assert "45.5 ± 0.7 % (2 seeds) in bf16" in analysis.by_precision(runs[1:], repeats)[0]      # of both the same seeds
     assert analysis.by_precision(runs, []) == analysis.by_precision([fake_run(model="resnet32")], repeats) == []
 
@@ -364,7 +368,8 @@ def test_the_noise_between_seeds_is_pooled_over_what_differs_in_nothing_else():
     assert noise[percent_right] == pytest.approx((2.5 / 4) ** 0.5) and noise[percent_dead] == 0
     assert verdicts.seed_noise(runs[:1]) == {}
     repeats = [in_fp32(fake_run(a, seed=s)) for s, a in enumerate((0.40, 0.42))]       # 2 more over 1; apart from bf16
-    assert verdicts.seed_noise([*runs, *repeats])[percent_right] == pytest.approx((4.5 / 5) ** 0.5)
+    for repeated in (repeats, [fake_run(a, seed=s) for s, a in enumerate((0.40, 0.42))]):   # and so in bf16 once more
+        assert verdicts.seed_noise(runs, repeated)[percent_right] == pytest.approx((4.5 / 5) ** 0.5)
 
 
 def test_runs_that_were_repeated_make_noise_and_nothing_else():

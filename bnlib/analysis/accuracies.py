@@ -147,7 +147,7 @@ def compare(table: pd.DataFrame, published: pd.DataFrame) -> Sentences:
 
 def by_precision(runs: Iterable[Run], repeats: Iterable[Run]) -> Sentences:
     """One sentence a config that was trained once more in another way (`store.repeats`): its accuracy by each precision
-    and path of batch norm, of the seeds that were trained in both."""
+    and path of batch norm and convolution, of the seeds that were trained in both."""
     runs, repeats = list(runs), list(repeats)
     both = {run.config for run in runs} & {run.config for run in repeats}
     alike: dict[Config, list[Run]] = {}
@@ -159,7 +159,10 @@ def by_precision(runs: Iterable[Run], repeats: Iterable[Run]) -> Sentences:
         ways: dict[str, list[Run]] = {}
         for run in of_one:
             made = run.provenance
-            ways.setdefault(f"{made['precision']}, batch norm by {made['bn_path'].split(' (')[0]}", []).append(run)
+            way = f"{made['precision']}, batch norm by {made['bn_path'].split(' (')[0]}"
+            if made["conv_path"] != "torch":
+                way += f", convolution by {made['conv_path'].split(', ')[0]}"
+            ways.setdefault(way, []).append(run)
         found = "; ".join(f"{spread(next(accuracy(made).itertuples()))} in {way}" for way, made in ways.items())
         right = [100 * run.metrics["test_accuracy"] for run in of_one]
         said.append(f"{name(config.model)}, {trained(config.trainable)}, {config.epochs} epochs, the same seeds: "

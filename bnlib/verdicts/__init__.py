@@ -51,7 +51,7 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
     runs = list(runs)
     ours = [run for run in runs if run.config.dataset == dataset]
     sequences = [run for run in runs if run.config.dataset == "sequences"]
-    noise = seed_noise([*(run for run in ours if run.status == "done"), *repeated])
+    noise = seed_noise((run for run in ours if run.status == "done"), repeated)
     rows = [*numbers.claims(runs, dataset, noise), *orderings.claims(ours, sequences, thresholds),
             *shortcuts.claims(ours), *studies.claims(ours, runs, equality)]
     rows = [(*row[:3], *decided(*row[3:], noise=noise)) for row in rows]

@@ -49,17 +49,17 @@ def model_and_seed(run: Run) -> tuple[str, int]:
     return run.config.model, run.config.seed
 
 
-def seed_noise(runs: Iterable[Run]) -> dict[Callable, float]:
+def seed_noise(*sets: Iterable[Run]) -> dict[Callable, float]:
     """Measure → its standard deviation, in points, between runs that differ in seed alone, pooled over all configs and
-    precisions that have several; without the measures that none has."""
-    runs = list(runs)
+    precisions that have several, of each set by itself; without the measures that none has."""
+    runs = [(number, run) for number, each in enumerate(sets) for run in each]
     pooled = {}
     for measure in MEASURES:
-        alike: dict[tuple[Config, str], list[float]] = {}
-        for run in runs:
+        alike: dict[tuple[int, Config, str], list[float]] = {}
+        for number, run in runs:
             trains_gamma = run.status == "done" and run.config.trainable in ("bn", "all") and run.gamma
             if measure is percent_right or trains_gamma:
-                alike.setdefault((seedless(run.config), run.provenance["precision"]), []).append(measure(run))
+                alike.setdefault((number, seedless(run.config), run.provenance["precision"]), []).append(measure(run))
         several = [values for values in alike.values() if len(values) > 1]
         if several:
             squares = sum((len(values) - 1) * np.var(values, ddof=1) for values in several)
