@@ -51,5 +51,7 @@ def forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def any_whole(network: nn.Module, device: torch.device, precision: str) -> bool:
-    """Whether any block of the network is one operation in training, maps and batches being large enough."""
-    return convolution.path(network, device, precision) != "torch" and any(map(has_form, network.modules()))
+    """Whether any block of the network is one operation in training, maps and batches being large enough: in float32,
+    since images in bfloat16 have not the type of γ."""
+    return (precision == "fp32" and convolution.path(network, device, precision) != "torch"
+            and any(map(has_form, network.modules())))

@@ -231,8 +231,13 @@ def test_a_network_of_such_blocks_learns_as_one_of_their_parts(trainable, seeded
 
 
 @needs_winograd
-@pytest.mark.parametrize(("model", "whole"), [("resnet8", True), ("plain8", False)])
-def test_the_record_says_whether_blocks_were_whole(model, whole, tmp_path):
+@pytest.mark.parametrize(("model", "precision", "whole"),
+                         [("resnet8", "fp32", True), ("plain8", "fp32", False), ("resnet8", "bf16", False)])
+def test_the_record_says_whether_blocks_were_whole(model, precision, whole, tmp_path, monkeypatch):
+    """As they were."""
+    taken, as_one = [], residual.forward
+    monkeypatch.setattr(residual, "forward", lambda block, x: taken.append(block) or as_one(block, x))
     config = Config(dataset="digits", model=model, trainable="bn", epochs=1, n_train=128, augment="crop")
-    made = run(config, results=tmp_path, precision="fp32").provenance
-    assert (made["bn_path"], made["conv_path"]) == ("C++, whole blocks" if whole else "C++", "Winograd, strips")
+    made = run(config, results=tmp_path, precision=precision).provenance
+    assert bool(taken) == whole and made["bn_path"] == ("C++, whole blocks" if whole else "C++")
+    assert made["conv_path"] == ("torch" if convolution.why_not(precision) else "Winograd, strips")
