@@ -12,9 +12,9 @@ from bnlib.freeze import freeze
 needs_cpp = pytest.mark.skipif(bool(native.why_not()), reason=f"C++ operation {native.why_not()}")
 needs_winograd, needs_winograd_in_bf16 = (pytest.mark.skipif(bool(why_not), reason=f"Winograd: {why_not}")
                                           for why_not in map(convolution.why_not, ("fp32", "bf16")))
-#: images, inputs, outputs, height, width: whole tiles and cut ones, one tile, blocks begun and several, no image
+#: images, inputs, outputs, height, width: whole tiles and cut ones, one tile, blocks begun and several, wide, no image
 SHAPES = [(40, 16, 16, 32, 32), (3, 16, 32, 7, 9), (5, 32, 16, 8, 8), (1, 64, 48, 4, 4), (11, 16, 16, 1, 5),
-          (3, 256, 256, 8, 8), (1, 16, 512, 8, 4), (0, 16, 16, 8, 8)]
+          (3, 256, 256, 8, 8), (1, 16, 512, 8, 4), (2, 16, 80, 8, 8), (0, 16, 16, 8, 8)]
 
 
 def channels_last(*shape, dtype=torch.float32):
