@@ -7,6 +7,7 @@ stand in `results/checks`, so that no table of the report takes them in.
 
 import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 
 import pandas as pd
 
@@ -41,9 +42,8 @@ def train(folder: str, precision: str | None) -> None:
 def main() -> None:
     for path, precision, ours in (("fast, Winograd", None, "1"), ("plain float32", "fp32", "0")):
         os.environ["BNLIB_CPP"] = ours      # read when a process starts to train
-        process = multiprocessing.get_context("spawn").Process(target=train, args=(FOLDERS[path], precision))
-        process.start()
-        process.join()
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            process.submit(train, FOLDERS[path], precision).result()
     table = compare()
     print(table.to_string(float_format=lambda x: f"{x:.2f}"))
     apart = table["mean"].max() - table["mean"].min()

@@ -34,9 +34,11 @@ def torchs(x, weight):
 
 @needs_cpp
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 3e-14), (torch.float32, 1e-5), (torch.bfloat16, 3e-3)])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-14), (torch.float32, 5e-6), (torch.bfloat16, 3e-3)])
 def test_output_and_gradients_agree_with_float64(shape, dtype, allowed, seeded):
     images, inputs, outputs, height, width = shape
+    if max(inputs, outputs) > 256 and dtype != torch.bfloat16:
+        allowed *= 2 ** 0.5                     # errors of as many additions
     x, gradient = (channels_last(images, n, height, width, dtype=dtype) for n in (inputs, outputs))
     weight = channels_last(outputs, inputs, 3, 3, dtype=dtype)
     ours = outcome(torch.ops.bnlib.convolve_3x3, x, weight, gradient)
