@@ -35,8 +35,9 @@ def _is_untouched(part: nn.Module) -> bool:
 
 
 def is_fast(block: nn.Module, x: torch.Tensor) -> bool:
-    """Whether the block is one operation for these images: in training, where its convolutions go by Winograd's."""
-    return (block.training and has_form(block)
+    """Whether the block is one operation for these images: in training and float32, where its convolutions go by
+    Winograd's."""
+    return (block.training and x.dtype == torch.float32 and has_form(block)
             and all(norm.training and norm.weight.dtype == x.dtype for norm in (block.bn1, block.bn2))
             and all(layer._is_fast(x, layer.weight) for layer in (block.conv1, block.conv2)))
 
@@ -52,6 +53,6 @@ def forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def any_whole(network: nn.Module, device: torch.device, precision: str) -> bool:
     """Whether any block of the network is one operation in training, maps and batches being large enough: in float32,
-    since images in bfloat16 have not the type of γ."""
+    since in bfloat16 it gains nothing (benchmarks/NOTES.md)."""
     return (precision == "fp32" and convolution.path(network, device, precision) != "torch"
             and any(map(has_form, network.modules())))

@@ -188,6 +188,7 @@ def test_a_block_is_one_operation_in_training_and_its_parts_otherwise(seeded):
     for other in (block_of().eval(), block_of("plain"), block_of(norm="group"), block_of(norm="none"),
                   block_of(stride=2), block_of(final_relu=False), block_of().double(), block_of().bfloat16()):
         assert not residual.is_fast(other, x)
+    assert block_of().bfloat16()(x.bfloat16()).dtype == torch.bfloat16          # its convolutions alone are fast
     assert not residual.is_fast(block_of(), x.contiguous()) and not residual.is_fast(block_of(), x.double())
 
 

@@ -25,7 +25,7 @@ struct Layer {
   Tensor weight, gamma, beta, running_mean, running_var;
 };
 
-// As `with_element`, without bfloat16, which the convolutions leave to torch.
+// As `with_element`, without bfloat16, in which a block in one operation gains nothing.
 template <typename Body>
 void with_scalar(const Tensor& x, const Body& body) {
   if (x.scalar_type() == at::kDouble) return body(double());

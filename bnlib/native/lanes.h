@@ -72,7 +72,7 @@ inline void store(BFloat16* p, Floats value) {  // to the nearest, ties to even
   std::memcpy(p, &bits, sizeof bits);
 }
 
-// A store that leaves the cache to others, of what is too large to stay there until it is read. The
+// A store that leaves the cache to others, of what is too large to stay there until it is read; in float32 alone. The
 // thread calls `streamed` before another reads it.
 template <typename T>
 inline void stream(T* p, Vector<T> value) {

@@ -43,7 +43,7 @@ struct ReadGradient {
   }
 };
 
-// Writes y, past the cache, which holds no batch. Those that have `sums`, not null, add up in `a` and `b` what goes there
+// Writes y, in float32 past the cache, which holds no batch. Those that have `sums`, not null, add up in `a` and `b` what goes there
 // for each block; of(c, first) then has also the block's first values.
 template <typename T>
 struct Write {
