@@ -43,8 +43,8 @@ struct ReadGradient {
   }
 };
 
-// Writes y, in float32 past the cache, which holds no batch. Those that have `sums`, not null, add up in `a` and `b` what goes there
-// for each block; of(c, first) then has also the block's first values.
+// Writes y, in float32 past the cache, which holds no batch. Those that have `sums`, not null, add up in `a` and `b` what
+// goes there for each block; of(c, first) then has also the block's first values.
 template <typename T>
 struct Write {
   T* y;
