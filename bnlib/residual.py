@@ -1,14 +1,18 @@
 """A residual block as one operation, where that is faster."""
 
+from functools import cache
+
 import torch
 from torch import nn
 
-from bnlib import convolution
+from bnlib import convolution, native
 from bnlib.bnrelu import BNReLU
 from bnlib.convolution import Convolution
 
 #: What a residual block is made of; a module that has them all is taken for one.
 PARTS = ("conv1", "bn1", "conv2", "bn2", "shortcut")
+#: In bfloat16: with more channels the parts one after the other are as fast (benchmarks/NOTES.md).
+MOST_CHANNELS = 64
 
 
 def has_form(block: nn.Module) -> bool:
@@ -31,15 +35,31 @@ def has_form(block: nn.Module) -> bool:
 def _is_untouched(part: nn.Module) -> bool:
     """Whether nobody has hooked into this very part or given it another way to compute."""
     hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks)
-    return not any(hooks) and not {"forward", "_conv_forward"} & vars(part).keys()
+    return not any(hooks) and not {"forward", "_conv_forward", "_is_fast"} & vars(part).keys()
 
 
 def is_fast(block: nn.Module, x: torch.Tensor) -> bool:
-    """Whether the block is one operation for these images: in training and float32, where its convolutions go by
-    Winograd's."""
-    return (block.training and x.dtype == torch.float32 and has_form(block)
-            and all(norm.training and norm.weight.dtype == x.dtype for norm in (block.bn1, block.bn2))
-            and all(layer._is_fast(x, layer.weight) for layer in (block.conv1, block.conv2)))
+    """Whether the block is one operation for these images: in training, in float32 where its convolutions go by
+    Winograd's, in bfloat16 by AMX where no convolution trains."""
+    if not (block.training and has_form(block) and block.bn1.training and block.bn2.training
+            and block.bn1.weight.dtype == torch.float32):
+        return False
+    if x.dtype == torch.float32:
+        return all(layer._is_fast(x, layer.weight) for layer in (block.conv1, block.conv2))
+    return (x.dtype == torch.bfloat16 and x.device.type == "cpu" and _goes_by_amx(block) and not why_not_amx()
+            and x.shape[1] == block.conv1.in_channels and x.is_contiguous(memory_format=torch.channels_last)
+            and not torch.compiler.is_compiling())
+
+
+def _goes_by_amx(block: nn.Module) -> bool:
+    return block.conv1.in_channels <= MOST_CHANNELS and all(
+        layer.weight.dtype == torch.bfloat16 and not layer.weight.requires_grad for layer in (block.conv1, block.conv2))
+
+
+@cache
+def why_not_amx() -> str:
+    """`""` if blocks in bfloat16 are one operation on this machine, else why not."""
+    return native.why_not() or ("" if torch.ops.bnlib.has_amx() else "no AMX")
 
 
 def forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -51,8 +71,19 @@ def forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return torch.ops.bnlib.basic_block(x, *arguments, block.bn1.momentum, block.bn1.eps)
 
 
-def any_whole(network: nn.Module, device: torch.device, precision: str) -> bool:
-    """Whether any block of the network is one operation in training, maps and batches being large enough: in float32,
-    since in bfloat16 it gains nothing (benchmarks/NOTES.md)."""
-    return (precision == "fp32" and convolution.path(network, device, precision) != "torch"
-            and any(map(has_form, network.modules())))
+def fork(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x for each of a block's two ways, (N, C, H, W); on a CPU their gradients are added by an operation of ours, to
+    the same bits as torch's and faster."""
+    takes = (x.device.type == "cpu" and x.requires_grad and x.ndim == 4
+             and x.dtype in (torch.float32, torch.bfloat16, torch.float64) and not torch.compiler.is_compiling()
+             and not native.why_not())
+    return torch.ops.bnlib.fork(x) if takes else (x, x)
+
+
+def path(network: nn.Module, device: torch.device, precision: str) -> str:
+    """What computes the convolutions of whole blocks in training, `Winograd` or `AMX`; `""` where no block is one
+    operation, maps and batches being large enough."""
+    blocks = [module for module in network.modules() if has_form(module)]
+    if precision == "bf16":
+        return "AMX" if device.type == "cpu" and any(map(_goes_by_amx, blocks)) and not why_not_amx() else ""
+    return "Winograd" if blocks and convolution.path(network, device, precision) != "torch" else ""

@@ -151,12 +151,14 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
         config.keep_affine)
     progress.load()
     norm_path = "synchronised" if synchronised else bnrelu.path(network, device, graphed(optimizer, device))
-    if residual.any_whole(network, device, precision):
+    conv_path, whole = convolution.path(network, device, precision), residual.path(network, device, precision)
+    if whole:
         norm_path += ", whole blocks"
+    if whole == "AMX":
+        conv_path = "AMX, whole blocks"
     processes = f" × {parallel.processes()} processes" if parallel.processes() > 1 else ""
     progress.add_provenance({"device": device_name(device) + processes, "precision": precision,
-                             "bn_path": norm_path, "conv_path": convolution.path(network, device, precision),
-                             "commit": code})
+                             "bn_path": norm_path, "conv_path": conv_path, "commit": code})
     logged = sum(len(row) for row in affine(network, config.keep_affine).values())
     check_log(config, config.epochs * len(batches), logged)
     log_at = logged_epochs(config.epochs, logged)

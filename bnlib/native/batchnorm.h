@@ -180,6 +180,18 @@ void normalise(const T* x, const T* add, T* y, int64_t rows, int64_t channels, c
   });
 }
 
+// to = a + b, which may be where one of them is.
+template <typename T>
+void add(const T* a, const T* b, T* to, int64_t rows, int64_t channels) {
+  for_tiles(rows, channels, [&](int64_t, int64_t first, int64_t last, int64_t c, auto vectors) {
+    for (int64_t r = first; r < last; ++r)
+      for (int i = 0; i < vectors; ++i) {
+        const int64_t at = r * channels + c + i * kLanes;
+        store(to + at, load(a + at) + load(b + at));
+      }
+  });
+}
+
 // Sums over the rows of g, the gradient that passes the ReLU, and of g times the distance of x from its mean.
 // g is gy where the output was positive. With an addition that is read off y, and g is written to `g`, being the
 // gradient of the addition too; without one the output has the sign of x · scale + shift, and y is not needed.

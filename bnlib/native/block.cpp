@@ -12,6 +12,7 @@
 
 #include <algorithm>
 
+#include "amx.h"
 #include "winograd.h"
 
 namespace {
@@ -25,23 +26,35 @@ struct Layer {
   Tensor weight, gamma, beta, running_mean, running_var;
 };
 
-// As `with_element`, without bfloat16, in which a block in one operation gains nothing.
+// As `with_element`; bfloat16 by AMX alone, for with Winograd's convolutions a block in one operation gains nothing in it.
 template <typename Body>
-void with_scalar(const Tensor& x, const Body& body) {
-  if (x.scalar_type() == at::kDouble) return body(double());
-  body(float());
+void with_type(const Tensor& x, const Body& body) {
+#ifdef __AMX_BF16__
+  if (x.scalar_type() == at::kBFloat16) return body(BFloat16(), Images(x));
+#endif
+  if (x.scalar_type() == at::kDouble) return body(double(), Strips(x));
+  body(float(), Strips(x));
+}
+
+// Whether blocks in bfloat16 are one operation here, if their weights do not train.
+bool has_amx() {
+#ifdef __AMX_BF16__
+  return has_tiles();
+#else
+  return false;
+#endif
 }
 
 // Writes x, the convolution of what is read, and takes the batch's statistics of it.
-template <typename S, typename R>
+template <typename T, typename R, typename B>
 void convolve_and_take_moments(const R& read, const Layer& layer, const Tensor& weight, const Tensor& x,
-                               const Tensor& kept, double momentum, double eps) {
-  const Strips strips(x);
+                               const Tensor& kept, const B& blocks, double momentum, double eps) {
+  using S = Scalar<T>;
   const int64_t C = x.size(1), rows = x.numel() / C;
   std::vector<double> mean(C), var(C);
-  BlockSums<S> sums(strips.blocks(), C);
-  convolve<false, S>(read, weight, WriteWithMoments<S>{data<S>(x), &sums}, strips);
-  moments_of(sums, [&](int64_t block) { return strips.pixels(block); }, mean, var);
+  BlockSums<S> sums(blocks.blocks(), C);
+  convolve<false, S>(read, weight, WriteWithMoments<T>{data<T>(x), &sums}, blocks);
+  moments_of(sums, [&](int64_t block) { return blocks.pixels(block); }, mean, var);
   Affine<S>(data<S>(kept), C).set(mean, var, rows, data<S>(layer.gamma), data<S>(layer.beta),
                                   data<S>(layer.running_mean), data<S>(layer.running_var), momentum, eps);
 }
@@ -52,32 +65,37 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
                         const Tensor& weight2, const Tensor& gamma2, const Tensor& beta2, const Tensor& running_mean2,
                         const Tensor& running_var2, double momentum, double eps) {
     TORCH_CHECK(x.dim() == 4 && x.is_cpu() && x.is_contiguous(at::MemoryFormat::ChannelsLast) && x.size(1) > 0 &&
-                    x.size(1) % kColumns == 0 && (x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat),
-                "basic_block: takes channels-last images (N, C, H, W) in double or float on a CPU, C a multiple of ",
-                kColumns);
+                    x.size(1) % kColumns == 0 &&
+                    (x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat ||
+                     (x.scalar_type() == at::kBFloat16 && has_amx())),
+                "basic_block: takes channels-last images (N, C, H, W) in double or float, with AMX also in bfloat16, on a "
+                "CPU, C a multiple of ", kColumns);
     const int64_t C = x.size(1), rows = x.numel() / C;
     TORCH_CHECK_VALUE(rows > 1, "Expected more than 1 value per channel when training, got input size ", x.sizes());
     const Layer first{weight1, gamma1, beta1, running_mean1, running_var1};
     const Layer second{weight2, gamma2, beta2, running_mean2, running_var2};
-    const auto is_like_x = [&](const Tensor& each, at::IntArrayRef sizes) {
-      return each.is_cpu() && each.sizes() == sizes && each.scalar_type() == x.scalar_type();
+    const bool is_bf16 = x.scalar_type() == at::kBFloat16;
+    const auto is = [&](const Tensor& each, at::IntArrayRef sizes, at::ScalarType type) {
+      return each.is_cpu() && each.sizes() == sizes && each.scalar_type() == type;
     };
     for (const Layer& layer : {first, second}) {
-      TORCH_CHECK(is_like_x(layer.weight, {C, C, 3, 3}), "basic_block: takes weights (C, C, 3, 3) of the images' type");
+      TORCH_CHECK(is(layer.weight, {C, C, 3, 3}, x.scalar_type()) && !(is_bf16 && layer.weight.requires_grad()),
+                  "basic_block: takes weights (C, C, 3, 3) of the images' type, in bfloat16 frozen ones");
       for (const Tensor& each : {layer.gamma, layer.beta, layer.running_mean, layer.running_var})
-        TORCH_CHECK(is_like_x(each, {C}) && each.is_contiguous(),
-                    "basic_block: takes γ, β and running statistics (C,) of the images' type");
+        TORCH_CHECK(is(each, {C}, is_bf16 ? at::kFloat : x.scalar_type()) && each.is_contiguous(),
+                    "basic_block: takes γ, β and running statistics (C,) of the images' type, float beside bfloat16");
     }
     const auto laid_out = [](const Tensor& weight) { return weight.detach().contiguous(at::MemoryFormat::ChannelsLast); };
     const Tensor w1 = laid_out(weight1), w2 = laid_out(weight2), x1 = at::empty_like(x), x2 = at::empty_like(x),
                  y = at::empty_like(x), kept1 = at::empty({4, C}, gamma1.options()),
                  kept2 = at::empty({4, C}, gamma2.options());
-    with_scalar(x, [&](auto scalar) {
-      using S = decltype(scalar);
+    with_type(x, [&](auto element, const auto& blocks) {
+      using T = decltype(element);
+      using S = Scalar<T>;
       const Affine<S> affine1(data<S>(kept1), C), affine2(data<S>(kept2), C);
-      convolve_and_take_moments<S>(Read<S>{data<S>(x)}, first, w1, x1, kept1, momentum, eps);
-      convolve_and_take_moments<S>(ReadNormalised<S>{data<S>(x1), affine1}, second, w2, x2, kept2, momentum, eps);
-      normalise<S, true, true>(data<S>(x2), data<S>(x), data<S>(y), rows, C, affine2.scale, affine2.shift);
+      convolve_and_take_moments<T>(Read<T>{data<T>(x)}, first, w1, x1, kept1, blocks, momentum, eps);
+      convolve_and_take_moments<T>(ReadNormalised<T>{data<T>(x1), affine1}, second, w2, x2, kept2, blocks, momentum, eps);
+      normalise<T, true, true>(data<T>(x2), data<T>(x), data<T>(y), rows, C, affine2.scale, affine2.shift);
     });
     ctx->save_for_backward({weight1.requires_grad() ? x : Tensor(), x1, x2, y, w1, w2, kept1, kept2});
     return y;
@@ -98,28 +116,30 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
     const Tensor ggamma1 = like(kept1), gbeta1 = like(kept1), ggamma2 = like(kept2), gbeta2 = like(kept2);
     const Tensor gw1 = ctx->needs_input_grad(1) ? at::empty_like(w1) : Tensor();
     const Tensor gw2 = ctx->needs_input_grad(6) ? at::empty_like(w2) : Tensor();
-    with_scalar(y, [&](auto scalar) {
-      using S = decltype(scalar);
-      const Strips strips(y);
+    with_type(y, [&](auto element, const auto& blocks) {
+      using T = decltype(element);
+      using S = Scalar<T>;
       const Affine<S> affine1(data<S>(kept1), C), affine2(data<S>(kept2), C);
       std::vector<double> sum_g(C), sum_gx(C);
-      gradient_sums<S, true, true>(data<S>(gy), data<S>(x2), data<S>(y), data<S>(g), rows, C, affine2.scale,
+      gradient_sums<T, true, true>(data<T>(gy), data<T>(x2), data<T>(y), data<T>(g), rows, C, affine2.scale,
                                    affine2.shift, affine2.mean, sum_g, sum_gx);
       const Slopes<S> slopes2(sum_g, sum_gx, rows, affine2, data<S>(ggamma2), data<S>(gbeta2));
-      const ReadGradient<S> gradient2{data<S>(g), data<S>(x2), affine2, slopes2};
+      const ReadGradient<T> gradient2{data<T>(g), data<T>(x2), affine2, slopes2};
 
-      BlockSums<S> sums(strips.blocks(), C);
-      convolve<true, S>(gradient2, w2, WritePassed<S>{data<S>(g1), data<S>(x1), affine1, &sums}, strips);
-      if (gw2.defined())
-        weight_gradient(ReadNormalised<S>{data<S>(x1), affine1}, gradient2, w2, data<S>(gw2), strips);
+      BlockSums<S> sums(blocks.blocks(), C);
+      convolve<true, S>(gradient2, w2, WritePassed<T>{data<T>(g1), data<T>(x1), affine1, &sums}, blocks);
+      if constexpr (std::is_same_v<T, S>)
+        if (gw2.defined())
+          weight_gradient(ReadNormalised<T>{data<T>(x1), affine1}, gradient2, w2, data<S>(gw2), blocks);
       std::fill(sum_g.begin(), sum_g.end(), 0);
       std::fill(sum_gx.begin(), sum_gx.end(), 0);
       sums.add_up(sum_g, sum_gx);
       const Slopes<S> slopes1(sum_g, sum_gx, rows, affine1, data<S>(ggamma1), data<S>(gbeta1));
-      const ReadGradient<S> gradient1{data<S>(g1), data<S>(x1), affine1, slopes1};
+      const ReadGradient<T> gradient1{data<T>(g1), data<T>(x1), affine1, slopes1};
 
-      if (gw1.defined()) weight_gradient(Read<S>{data<S>(x)}, gradient1, w1, data<S>(gw1), strips);
-      if (wanted) convolve<true, S>(gradient1, w1, AddTo<S>{data<S>(g)}, strips);  // to that of the shortcut
+      if constexpr (std::is_same_v<T, S>)
+        if (gw1.defined()) weight_gradient(Read<T>{data<T>(x)}, gradient1, w1, data<S>(gw1), blocks);
+      if (wanted) convolve<true, S>(gradient1, w1, AddTo<T>{data<T>(g)}, blocks);  // to that of the shortcut
     });
     return {wanted ? g : Tensor(), gw1, ggamma1, gbeta1, Tensor(), Tensor(), gw2, ggamma2, gbeta2, Tensor(),
             Tensor(), Tensor(), Tensor()};
@@ -136,4 +156,7 @@ Tensor basic_block(const Tensor& x, const Tensor& weight1, const Tensor& gamma1,
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(bnlib, library) { library.def("basic_block", &basic_block); }
+TORCH_LIBRARY_FRAGMENT(bnlib, library) {
+  library.def("basic_block", &basic_block);
+  library.def("has_amx", &has_amx);
+}
