@@ -11,8 +11,6 @@ from bnlib.convolution import Convolution
 
 #: What a residual block is made of; a module that has them all is taken for one.
 PARTS = ("conv1", "bn1", "conv2", "bn2", "shortcut")
-#: In bfloat16: with more channels the parts one after the other are as fast (benchmarks/NOTES.md).
-MOST_CHANNELS = 64
 
 
 def has_form(block: nn.Module) -> bool:
@@ -52,8 +50,8 @@ def is_fast(block: nn.Module, x: torch.Tensor) -> bool:
 
 
 def _goes_by_amx(block: nn.Module) -> bool:
-    return block.conv1.in_channels <= MOST_CHANNELS and all(
-        layer.weight.dtype == torch.bfloat16 and not layer.weight.requires_grad for layer in (block.conv1, block.conv2))
+    return all(layer.weight.dtype == torch.bfloat16 and not layer.weight.requires_grad
+               for layer in (block.conv1, block.conv2))
 
 
 @cache
