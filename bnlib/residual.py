@@ -38,20 +38,17 @@ def _is_untouched(part: nn.Module) -> bool:
 
 def is_fast(block: nn.Module, x: torch.Tensor) -> bool:
     """Whether the block is one operation for these images: in training, in float32 where its convolutions go by
-    Winograd's, in bfloat16 by AMX where no convolution trains."""
-    if not (block.training and has_form(block) and block.bn1.training and block.bn2.training
-            and block.bn1.weight.dtype == torch.float32):
+    Winograd's, in bfloat16 by AMX."""
+    layers, norms = (block.conv1, block.conv2), (block.bn1, block.bn2)
+    if not (block.training and has_form(block) and all(norm.training and norm.weight.dtype == torch.float32
+                                                       for norm in norms)):
         return False
     if x.dtype == torch.float32:
-        return all(layer._is_fast(x, layer.weight) for layer in (block.conv1, block.conv2))
-    return (x.dtype == torch.bfloat16 and x.device.type == "cpu" and _goes_by_amx(block) and not why_not_amx()
-            and x.shape[1] == block.conv1.in_channels and x.is_contiguous(memory_format=torch.channels_last)
-            and not torch.compiler.is_compiling())
-
-
-def _goes_by_amx(block: nn.Module) -> bool:
-    return all(layer.weight.dtype == torch.bfloat16 and not layer.weight.requires_grad
-               for layer in (block.conv1, block.conv2))
+        return all(layer._is_fast(x, layer.weight) for layer in layers)
+    return (x.dtype == torch.bfloat16 and x.device.type == "cpu" and not why_not_amx()
+            and all((x.dtype, layer.weight.dtype) in convolution.taken() for layer in layers)
+            and x.ndim == 4 and x.shape[1] == block.conv1.in_channels
+            and x.is_contiguous(memory_format=torch.channels_last) and not torch.compiler.is_compiling())
 
 
 @cache
@@ -83,5 +80,5 @@ def path(network: nn.Module, device: torch.device, precision: str) -> str:
     operation, maps and batches being large enough."""
     blocks = [module for module in network.modules() if has_form(module)]
     if precision == "bf16":
-        return "AMX" if device.type == "cpu" and any(map(_goes_by_amx, blocks)) and not why_not_amx() else ""
+        return "AMX" if blocks and device.type == "cpu" and not why_not_amx() else ""
     return "Winograd" if blocks and convolution.path(network, device, precision) != "torch" else ""

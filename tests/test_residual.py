@@ -9,13 +9,15 @@ from torch import nn
 
 from bnlib import convolution, models, native, residual
 from bnlib.config import Config
+from bnlib.device import autocast
 from bnlib.freeze import freeze
 from bnlib.models import BasicBlock
-from bnlib.train import run
+from bnlib.train import place, run
 
 needs_cpp = pytest.mark.skipif(bool(native.why_not()), reason=f"C++ operation {native.why_not()}")
 why_not = convolution.why_not("fp32")
 needs_winograd = pytest.mark.skipif(bool(why_not), reason=f"Winograd: {why_not}")
+needs_amx = pytest.mark.skipif(bool(residual.why_not_amx()), reason=f"AMX: {residual.why_not_amx()}")
 #: images, channels, height, width: whole tiles and cut ones, one tile, strips of more tiles than a block has
 SHAPES = [(40, 16, 32, 32), (3, 32, 12, 10), (2, 64, 4, 4), (1, 48, 7, 9), (3, 16, 10, 104)]
 LEARNED = (0, 1, 2, 3, 6, 7, 8)          # of the arguments: images, weights, γ and β of both layers
@@ -39,13 +41,13 @@ def by_torch(x, weight1, gamma1, beta1, mean1, var1, weight2, gamma2, beta2, mea
 
 
 def outcome(block, given, dtype):
-    """Output, gradients and running statistics, in float64, of a block computed in `dtype`."""
-    given = [each.detach().clone().to(dtype) for each in given]
+    """Output, gradients and running statistics, in float64, of a block computed in `dtype`, or as what is given."""
+    given = [each.detach().clone().to(dtype or each.dtype) for each in given]
     for number in LEARNED:
         given[number].requires_grad_()
     y = block(*given, 0.1, 1e-5)
-    weights = torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view(y.shape).to(dtype)
-    found = [y, *torch.autograd.grad((y * weights).sum(), [given[number] for number in LEARNED])]
+    weights = torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view(y.shape).to(y.dtype)
+    found = [y, *torch.autograd.grad(y, [given[number] for number in LEARNED], weights)]
     return [each.detach().double() for each in (*found, *given[4:6], *given[9:])]
 
 
@@ -68,6 +70,42 @@ def test_float32_is_as_near_to_float64_as_its_convolutions(mean, allowed, seeded
         assert (found - value).norm() <= allowed * value.norm()
 
 
+def by_torch_in_bf16(x, weight1, gamma1, beta1, mean1, var1, weight2, gamma2, beta2, mean2, var2, *momentum_and_eps):
+    """As autocast has it: weights are rounded, batch norm's parameters and statistics stay in float32."""
+    return by_torch(x, weight1.bfloat16(), gamma1, beta1, mean1, var1, weight2.bfloat16(), gamma2, beta2, mean2, var2,
+                    *momentum_and_eps)
+
+
+def in_bf16(given):
+    """Images in bfloat16; weights, of which each is a bfloat16, in float32 as those that train."""
+    return [each.bfloat16() if number == 0 else each.bfloat16().float() if number in (1, 6) else each
+            for number, each in enumerate(given)]
+
+
+@needs_amx
+@pytest.mark.parametrize("shape", [*SHAPES, (9, 112, 5, 6), (20, 80, 3, 3), (3, 256, 8, 8)], ids=str)
+def test_bfloat16_is_as_near_to_float64_as_torchs_own_operations(shape, seeded):
+    """Output, gradients and statistics, over five draws: which ReLU lets a value near zero pass is chance."""
+    errors = []
+    for _ in range(5):
+        given = in_bf16(arguments(*shape))
+        exact = outcome(by_torch, given, torch.float64)
+        errors.append([[(found - value).norm() / value.norm() for found, value in zip(ones, exact, strict=True)]
+                       for ones in (outcome(torch.ops.bnlib.basic_block, given, None),
+                                    outcome(by_torch_in_bf16, given, None))])
+    ours, theirs = torch.tensor(errors).mean(0)
+    assert (ours <= 1.1 * theirs + 1e-6).all(), (ours / theirs).tolist()
+
+
+@needs_amx
+def test_weights_frozen_in_bfloat16_give_the_same_as_rounded_ones(seeded):
+    given = in_bf16(arguments(5, 48, 7, 9))
+    as_bf16 = [each.bfloat16() if number in (1, 6) else each for number, each in enumerate(given)]
+    for one, other in zip(outcome(torch.ops.bnlib.basic_block, given, None),
+                          outcome(torch.ops.bnlib.basic_block, as_bf16, None), strict=True):
+        assert (one - other).norm() <= 4e-3 * one.norm()            # gradients of weights have the weights' type
+
+
 @needs_cpp
 @pytest.mark.parametrize("statistics", [0.0, 1e4, float("inf"), float("nan")])
 def test_what_it_makes_of_a_batch_does_not_depend_on_the_running_statistics(statistics, seeded):
@@ -80,8 +118,9 @@ def test_what_it_makes_of_a_batch_does_not_depend_on_the_running_statistics(stat
 
 
 @needs_cpp
-def test_a_nan_is_seen(seeded):
-    given = arguments(8, 16, 8, 8)
+@pytest.mark.parametrize("change", [list, pytest.param(in_bf16, marks=needs_amx)])
+def test_a_nan_is_seen(change, seeded):
+    given = change(arguments(8, 16, 8, 8))
     given[0][3, 5, 2, 2] = float("nan")
     assert torch.ops.bnlib.basic_block(*given, 0.1, 1e-5).isnan().any() and given[4].isnan().any()
 
@@ -138,7 +177,7 @@ def test_a_second_derivative_is_refused_rather_than_wrong(seeded):
 
 @needs_cpp
 @pytest.mark.parametrize("wrong", [{0: torch.randn(2, 16, 8, 8)}, {0: channels_last(2, 32, 8, 8)},
-                                   {0: channels_last(2, 16, 8, 8, dtype=torch.bfloat16)}, {2: torch.rand(8)},
+                                   {1: channels_last(16, 16, 3, 3, dtype=torch.bfloat16)}, {2: torch.rand(8)},
                                    {6: torch.randn(16, 16, 1, 1)}, {10: torch.rand(16, dtype=torch.float64)},
                                    {0: torch.empty(2, 16, 8, 8, device="meta")}, {0: channels_last(2, 0, 8, 8)}],
                          ids=["channels first", "channels", "bfloat16", "few γ", "1x1", "double", "meta", "none"])
@@ -151,12 +190,14 @@ def test_the_operation_refuses_what_it_would_read_wrongly(wrong):
 
 
 @needs_cpp
-def test_the_result_does_not_depend_on_the_number_of_threads(seeded):
-    given, threads, found = arguments(37, 32, 12, 10), torch.get_num_threads(), []
+@pytest.mark.parametrize(("change", "channels"), [
+    (list, 32), *(pytest.param(in_bf16, channels, marks=needs_amx) for channels in (32, 80, 144))])
+def test_the_result_does_not_depend_on_the_number_of_threads(change, channels, seeded):
+    given, threads, found = change(arguments(37, channels, 12, 10)), torch.get_num_threads(), []
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            found.append(outcome(torch.ops.bnlib.basic_block, given, torch.float32))
+            found.append(outcome(torch.ops.bnlib.basic_block, given, None))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
@@ -231,14 +272,77 @@ def test_a_network_of_such_blocks_learns_as_one_of_their_parts(trainable, seeded
         assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
 
 
-@needs_winograd
-@pytest.mark.parametrize(("model", "precision", "whole"),
-                         [("resnet8", "fp32", True), ("plain8", "fp32", False), ("resnet8", "bf16", False)])
-def test_the_record_says_whether_blocks_were_whole(model, precision, whole, tmp_path, monkeypatch):
+@needs_amx
+@pytest.mark.parametrize("trainable", ["bn", "weights", "all"])
+def test_a_network_in_bfloat16_is_as_near_to_float32_with_whole_blocks_as_with_their_parts(trainable, seeded,
+                                                                                          monkeypatch):
+    """Loss and gradients, of three networks and batches."""
+    taken, as_one, errors = [], residual.forward, []
+    for seed in range(3):
+        images, labels, found = channels_last(64, 3, 32, 32), torch.randint(0, 10, (64,)), []
+        for precision, way in (("fp32", "parts"), ("bf16", "whole"), ("bf16", "parts")):
+            network = models.build("resnet14", 10, seed=seed).train()
+            trained = place(network, Config(model="resnet14", trainable=trainable), torch.device("cpu"), precision)
+            with monkeypatch.context() as patched:
+                if way == "parts":
+                    patched.setattr(residual, "is_fast", lambda *_: False)
+                patched.setattr(residual, "forward", lambda block, x: taken.append(block) or as_one(block, x))
+                with autocast(torch.device("cpu"), precision):
+                    logits = network(images.to(torch.bfloat16 if precision == "bf16" else torch.float32))
+            loss = F.cross_entropy(logits.float(), labels)
+            found.append([loss.detach(), torch.cat([each.flatten() for each in torch.autograd.grad(loss, trained)])])
+        exact, *others = found
+        errors.append([[(ours - value).norm() / value.norm() for ours, value in zip(other, exact, strict=True)]
+                       for other in others])
+    whole, parts = torch.tensor(errors).mean(0)
+    assert len(taken) == 4 * 3
+    assert whole[1] <= 1.1 * parts[1] and whole[0] <= max(1.1 * parts[0], 2e-3), (whole, parts)
+
+
+@pytest.mark.parametrize(("model", "precision"), [("resnet8", "fp32"), ("plain8", "fp32"), ("resnet8", "bf16")])
+def test_the_record_says_whether_blocks_were_whole(model, precision, tmp_path, monkeypatch):
     """As they were."""
     taken, as_one = [], residual.forward
     monkeypatch.setattr(residual, "forward", lambda block, x: taken.append(block) or as_one(block, x))
     config = Config(dataset="digits", model=model, trainable="bn", epochs=1, n_train=128, augment="crop")
     made = run(config, results=tmp_path, precision=precision).provenance
-    assert bool(taken) == whole and made["bn_path"] == ("C++, whole blocks" if whole else "C++")
-    assert made["conv_path"] == ("torch" if convolution.why_not(precision) else "Winograd, strips")
+    by_amx = precision == "bf16" and not residual.why_not_amx()
+    whole = model == "resnet8" and (by_amx or (precision == "fp32" and not convolution.why_not("fp32")))
+    assert bool(taken) == whole and made["bn_path"].endswith(", whole blocks") == whole
+    assert made["conv_path"] == ("AMX, whole blocks" if whole and by_amx else
+                                 "torch" if convolution.why_not(precision) else "Winograd, strips")
+
+
+# ---------------------------------------------------------------------------------------------- a block's two ways
+
+@needs_cpp
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(5, 16, 7, 9), (3, 80, 4, 4), (2, 10, 3, 3)], ids=str)
+def test_gradients_of_both_ways_are_added_to_the_same_bits_as_torchs(shape, dtype, seeded):
+    x = channels_last(*shape, dtype=dtype).requires_grad_()
+    a, b = (channels_last(*shape, dtype=dtype) for _ in range(2))
+    before = a.clone(), b.clone()
+    for one, other in ((a, b), (a.contiguous(), b), (a.double(), b.double())):
+        both = residual.fork(x)
+        assert all(torch.equal(each, x) and each.stride() == x.stride() for each in both)
+        (found,) = torch.autograd.grad(both, x, (one.to(dtype), other.to(dtype)))
+        assert torch.equal(found, a + b)
+    assert all(map(torch.equal, before, (a, b)))                # others hold them
+    free, _ = residual.fork(x)
+    assert torch.equal(torch.autograd.grad(free, x, a)[0], a)    # one way alone
+
+
+@needs_cpp
+def test_both_ways_have_a_second_derivative_and_may_be_used_twice(seeded):
+    x = channels_last(2, 16, 3, 3, dtype=torch.float64).requires_grad_()
+
+    def both(x):
+        a, b = residual.fork(x)
+        return a.square() + b.pow(3) * a
+
+    assert torch.autograd.gradcheck(both, x) and torch.autograd.gradgradcheck(both, x)
+
+
+def test_images_without_a_gradient_go_both_ways_as_they_are():
+    x = channels_last(2, 16, 3, 3)
+    assert all(each is x for each in residual.fork(x))

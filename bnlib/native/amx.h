@@ -46,7 +46,7 @@ constexpr int64_t kSums = 4;                // tiles of outputs that registers h
 // The registers, by number: 0 to 3 sums; 4 and 5 pixels, 6 and 7 weights. Where 3 · channels is no multiple of kDepth, 5
 // and 7 are for the half of it that is left.
 struct TileRegisters {
-  explicit TileRegisters(bool half) {
+  explicit TileRegisters(bool half = false) {
     struct alignas(64) {
       uint8_t palette = 1, start_row = 0, reserved[14] = {};
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -138,15 +138,16 @@ Tensor in_tiles(const Tensor& weight) {
   return result;
 }
 
-// An image's pixels among zeros, as `read` gives them: the pixel (y, x) at (y + 1) · pitch + x + 1.
+// Some of an image's channels among zeros, as `read` gives them: the pixel (y, x) at (y + 1) · pitch + x + 1.
 template <typename R>
-inline void copy_image(const R& read, int64_t image, const Images& images, int64_t channels, BFloat16* to) {
+inline void copy_image(const R& read, int64_t image, const Images& images, int64_t channels, int64_t first,
+                       int64_t columns, BFloat16* to) {
   for (int64_t y = 0; y < images.height; ++y)
-    for (int64_t c = 0; c < channels; c += kLanes) {
-      const auto value = read.of(c);
-      const int64_t from = (image * images.height + y) * images.width * channels + c;
-      BFloat16* row = to + ((y + 1) * images.pitch + 1) * channels + c;
-      for (int64_t x = 0; x < images.width; ++x) store(row + x * channels, value(from + x * channels));
+    for (int64_t c = 0; c < columns; c += kLanes) {
+      const auto value = read.of(first + c);
+      const int64_t from = (image * images.height + y) * images.width * channels + first + c;
+      BFloat16* row = to + ((y + 1) * images.pitch + 1) * columns + c;
+      for (int64_t x = 0; x < images.width; ++x) store(row + x * columns, value(from + x * channels));
     }
 }
 
@@ -164,7 +165,7 @@ void convolve_images(const R& read, const BFloat16* weights, const W& write, con
     alignas(64) float sums[kSums * tile_sums];
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < images.count; ++n) {
-      copy_image(read, n, images, inputs, image);
+      copy_image(read, n, images, inputs, 0, inputs, image);
       for (int64_t k = 0; k < outputs; k += Columns * kTile) {
         const auto multiply_from = [&](int64_t tile) {  // returns how many tiles of pixels
           const auto* pixels = image + tile * kTile * inputs;
@@ -225,8 +226,149 @@ void convolve(const R& read, const Tensor& weight, const W& write, const Images&
   const Tensor weights = in_tiles<mirrored>(weight);
   const Tensor memory = at::zeros({omp_get_max_threads(), places * inputs}, weight.options());
   const auto* tiles = data<BFloat16>(weights);
-  if (inputs % kDepth == 0 && outputs % kDepth == 0) return convolve_images<2>(read, tiles, write, images, inputs, outputs, memory);
+  if (inputs % kDepth == 0 && outputs % kDepth == 0)
+    return convolve_images<2>(read, tiles, write, images, inputs, outputs, memory);
   convolve_images<1>(read, tiles, write, images, inputs, outputs, memory);
+}
+
+// ------------------------------------------------------------------------------------ the gradient of the weights
+
+// A product sums up over 32 places of pixels. Its left side takes the gradient of the outputs, (16 outputs, 32 places), its
+// right side pixels by twos, (places / 2, 16 inputs, 2): for every other tap those of which the second comes first.
+
+// Two values in a word for each of 16 channels: a before b.
+inline Words pair(const BFloat16* a, const BFloat16* b) {
+  Halves first, second;
+  std::memcpy(&first, a, sizeof first);
+  std::memcpy(&second, b, sizeof second);
+  return __builtin_convertvector(first, Words) | __builtin_convertvector(second, Words) << 16;
+}
+
+// Pixels by twos, to (channels / 16, pairs, 16): of channel c (from[2 p][c], from[2 p + 1][c]).
+inline void by_twos(const BFloat16* from, int64_t pairs, int64_t channels, uint32_t* to) {
+  for (int64_t c = 0; c < channels; c += kTile)
+    for (int64_t p = 0; p < pairs; ++p, to += kTile)
+      store(to, pair(from + 2 * p * channels + c, from + (2 * p + 1) * channels + c));
+}
+
+// The matrix (16, 16) with its rows as columns.
+inline void transpose(Words rows[kTile]) {
+  const auto exchange = [&](int distance, const auto& low, const auto& high) {
+    for (int r = 0; r < kTile; ++r)
+      if (!(r & distance)) {
+        const Words a = rows[r], b = rows[r + distance];
+        rows[r] = __builtin_shuffle(a, b, low);
+        rows[r + distance] = __builtin_shuffle(a, b, high);
+      }
+  };
+  exchange(1, Words{0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30},
+           Words{1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31});
+  exchange(2, Words{0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
+           Words{2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31});
+  exchange(4, Words{0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
+           Words{4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31});
+  exchange(8, Words{0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
+           Words{8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31});
+}
+
+// Places by 32, a multiple of which there are, to (channels / 16, places / 32, 16 channels, 16 pairs of places).
+inline void channels_first(const BFloat16* from, int64_t places, int64_t channels, uint32_t* to) {
+  for (int64_t c = 0; c < channels; c += kTile)
+    for (int64_t p = 0; p < places; p += kDepth) {
+      Words rows[kTile];
+      for (int64_t r = 0; r < kTile; ++r) {
+        const BFloat16* here = from + (p + 2 * r) * channels + c;
+        rows[r] = pair(here, here + channels);
+      }
+      transpose(rows);
+      for (int64_t r = 0; r < kTile; ++r, to += kTile) store(to, rows[r]);
+    }
+}
+
+// sums (3, 16, 16) += left (16, places) · right (places / 2, 16, 2), for each of three taps.
+inline void add_products(const uint32_t* left, const uint32_t* const right[3], int64_t places, float* sums) {
+  constexpr int64_t tile = kTile * kTile;
+  _tile_loadd(0, sums, 64);
+  _tile_loadd(1, sums + tile, 64);
+  _tile_loadd(2, sums + 2 * tile, 64);
+  for (int64_t at = 0; at < places / kDepth * tile; at += tile) {
+    _tile_loadd(4, left + at, 64);
+    _tile_loadd(5, right[0] + at, 64);
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_loadd(6, right[1] + at, 64);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_loadd(7, right[2] + at, 64);
+    _tile_dpbf16ps(2, 4, 7);
+  }
+  _tile_stored(0, sums, 64);
+  _tile_stored(1, sums + tile, 64);
+  _tile_stored(2, sums + 2 * tile, 64);
+}
+
+// Writes the gradient of the weights, (C', C, 3, 3) in float32, channels-last. A task is a part of the batch and a range of
+// the outputs; it goes over a few images at a time, one after the other among zeros.
+template <typename R, typename G>
+void weight_gradient(const R& read, const G& read_gradient, const Tensor& weight, float* gradient, const Images& images) {
+  const int64_t outputs = weight.size(0), inputs = weight.size(1), size = 9 * inputs * outputs, tile = kTile * kTile;
+  const int64_t ranges = (outputs + kRange - 1) / kRange, most = std::min(kRange, outputs);
+  const int64_t parts = std::max<int64_t>(1, std::min(kTasks / ranges, images.count));
+  const int64_t apart = (images.height + 1) * images.pitch;  // from an image to the next
+  const int64_t at_once = std::max<int64_t>(1, 512 / apart);
+  const int64_t places = (at_once * apart + kDepth - 1) / kDepth * kDepth, border = images.pitch + 1;
+  const int64_t padded = (places + 2 * images.pitch + 4) / 2 * 2, pairs = padded / 2 - 1;
+  const Tensor all = at::zeros({parts, size}, weight.options().dtype(at::kFloat));
+  const int64_t threads = omp_get_max_threads();
+  const Tensor of_pixels = at::zeros({threads, padded * inputs}, weight.options());
+  const Tensor of_outputs = at::zeros({threads, padded * most}, weight.options());
+  const Tensor words = at::empty({threads, 2 * pairs * inputs + places / 2 * most}, weight.options().dtype(at::kInt));
+#pragma omp parallel
+  {
+    const TileRegisters registers;
+    const int64_t thread = omp_get_thread_num();
+    auto *pixels = data<BFloat16>(of_pixels) + thread * of_pixels.size(1);
+    auto* slopes = data<BFloat16>(of_outputs) + thread * of_outputs.size(1);
+    auto *even = data<uint32_t>(words) + thread * words.size(1), *odd = even + pairs * inputs, *left = odd + pairs * inputs;
+#pragma omp for schedule(static) collapse(2)
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t range = 0; range < ranges; ++range) {
+        const int64_t k0 = range * kRange, columns = std::min(kRange, outputs - k0);
+        const int64_t begin = part * images.count / parts, end = (part + 1) * images.count / parts;
+        for (int64_t n = begin; n < end; n += at_once) {
+          if (n == begin || n + at_once > end) {  // where other places were zeros, or more were not
+            std::fill_n(pixels, padded * inputs, BFloat16());
+            std::fill_n(slopes, padded * most, BFloat16());
+          }
+          for (int64_t i = 0; i < std::min(at_once, end - n); ++i) {
+            copy_image(read, n + i, images, inputs, 0, inputs, pixels + i * apart * inputs);
+            copy_image(read_gradient, n + i, images, outputs, k0, columns, slopes + i * apart * columns);
+          }
+          by_twos(pixels, pairs, inputs, even);
+          by_twos(pixels + inputs, pairs, inputs, odd);
+          channels_first(slopes + border * columns, places, columns, left);
+          for (int64_t k = 0; k < columns; k += kTile)
+            for (int64_t c = 0; c < inputs; c += kTile)
+              for (int64_t dy = 0; dy < 3; ++dy) {
+                const uint32_t* right[3];
+                for (int64_t dx = 0; dx < 3; ++dx) {
+                  const int64_t ahead = dy * images.pitch + dx;
+                  right[dx] = (ahead % 2 ? odd : even) + c * pairs + ahead / 2 * kTile;
+                }
+                add_products(left + k * (places / 2), right, places,
+                             data<float>(all) + part * size + (((k0 + k) * inputs + c * kTile) * 3 + dy * tile) * 3);
+              }
+        }
+      }
+  }
+  const float* sums = data<float>(all);
+#pragma omp parallel for schedule(static)
+  for (int64_t k = 0; k < outputs; ++k)
+    for (int64_t tap = 0; tap < 9; ++tap)
+      for (int64_t c = 0; c < inputs; c += kTile) {
+        Floats sum = {};
+        for (int64_t part = 0; part < parts; ++part)
+          sum += load(sums + part * size + (k / kTile * kTile * inputs + c * kTile) * 9 + tap * tile + k % kTile * kTile);
+        store(gradient + (k * 9 + tap) * inputs + c, sum);
+      }
 }
 
 }  // namespace bnlib

@@ -36,7 +36,7 @@ void with_type(const Tensor& x, const Body& body) {
   body(float(), Strips(x));
 }
 
-// Whether blocks in bfloat16 are one operation here, if their weights do not train.
+// Whether blocks in bfloat16 are one operation here.
 bool has_amx() {
 #ifdef __AMX_BF16__
   return has_tiles();
@@ -75,17 +75,20 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
     const Layer first{weight1, gamma1, beta1, running_mean1, running_var1};
     const Layer second{weight2, gamma2, beta2, running_mean2, running_var2};
     const bool is_bf16 = x.scalar_type() == at::kBFloat16;
+    const at::ScalarType computed_in = is_bf16 ? at::kFloat : x.scalar_type();
     const auto is = [&](const Tensor& each, at::IntArrayRef sizes, at::ScalarType type) {
       return each.is_cpu() && each.sizes() == sizes && each.scalar_type() == type;
     };
     for (const Layer& layer : {first, second}) {
-      TORCH_CHECK(is(layer.weight, {C, C, 3, 3}, x.scalar_type()) && !(is_bf16 && layer.weight.requires_grad()),
-                  "basic_block: takes weights (C, C, 3, 3) of the images' type, in bfloat16 frozen ones");
+      TORCH_CHECK(is(layer.weight, {C, C, 3, 3}, x.scalar_type()) || is(layer.weight, {C, C, 3, 3}, computed_in),
+                  "basic_block: takes weights (C, C, 3, 3) of the images' type, beside bfloat16 also float");
       for (const Tensor& each : {layer.gamma, layer.beta, layer.running_mean, layer.running_var})
-        TORCH_CHECK(is(each, {C}, is_bf16 ? at::kFloat : x.scalar_type()) && each.is_contiguous(),
+        TORCH_CHECK(is(each, {C}, computed_in) && each.is_contiguous(),
                     "basic_block: takes γ, β and running statistics (C,) of the images' type, float beside bfloat16");
     }
-    const auto laid_out = [](const Tensor& weight) { return weight.detach().contiguous(at::MemoryFormat::ChannelsLast); };
+    const auto laid_out = [&](const Tensor& weight) {
+      return weight.detach().to(x.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast);
+    };
     const Tensor w1 = laid_out(weight1), w2 = laid_out(weight2), x1 = at::empty_like(x), x2 = at::empty_like(x),
                  y = at::empty_like(x), kept1 = at::empty({4, C}, gamma1.options()),
                  kept2 = at::empty({4, C}, gamma2.options());
@@ -109,13 +112,14 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
     const Tensor gy = output_gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
     output_gradients.clear();
     const int64_t C = y.size(1), rows = y.numel() / C;
-    const bool free = gy.use_count() == 1 && gy.storage().use_count() == 1;  // then it is written over
     const bool wanted = ctx->needs_input_grad(0);
-    const Tensor g = free ? gy : at::empty_like(y), g1 = at::empty_like(y);
+    const Tensor g = is_free(gy) ? gy : at::empty_like(y), g1 = at::empty_like(y);
     const auto like = [&](const Tensor& kept) { return at::empty({C}, kept.options()); };
     const Tensor ggamma1 = like(kept1), gbeta1 = like(kept1), ggamma2 = like(kept2), gbeta2 = like(kept2);
-    const Tensor gw1 = ctx->needs_input_grad(1) ? at::empty_like(w1) : Tensor();
-    const Tensor gw2 = ctx->needs_input_grad(6) ? at::empty_like(w2) : Tensor();
+    const auto if_wanted = [&](int input, const Tensor& weight) {  // in the type that is computed in
+      return ctx->needs_input_grad(input) ? at::empty_like(weight, kept1.options()) : Tensor();
+    };
+    const Tensor gw1 = if_wanted(1, w1), gw2 = if_wanted(6, w2);
     with_type(y, [&](auto element, const auto& blocks) {
       using T = decltype(element);
       using S = Scalar<T>;
@@ -128,17 +132,15 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
 
       BlockSums<S> sums(blocks.blocks(), C);
       convolve<true, S>(gradient2, w2, WritePassed<T>{data<T>(g1), data<T>(x1), affine1, &sums}, blocks);
-      if constexpr (std::is_same_v<T, S>)
-        if (gw2.defined())
-          weight_gradient(ReadNormalised<T>{data<T>(x1), affine1}, gradient2, w2, data<S>(gw2), blocks);
+      if (gw2.defined())
+        weight_gradient(ReadNormalised<T>{data<T>(x1), affine1}, gradient2, w2, data<S>(gw2), blocks);
       std::fill(sum_g.begin(), sum_g.end(), 0);
       std::fill(sum_gx.begin(), sum_gx.end(), 0);
       sums.add_up(sum_g, sum_gx);
       const Slopes<S> slopes1(sum_g, sum_gx, rows, affine1, data<S>(ggamma1), data<S>(gbeta1));
       const ReadGradient<T> gradient1{data<T>(g1), data<T>(x1), affine1, slopes1};
 
-      if constexpr (std::is_same_v<T, S>)
-        if (gw1.defined()) weight_gradient(Read<T>{data<T>(x)}, gradient1, w1, data<S>(gw1), blocks);
+      if (gw1.defined()) weight_gradient(Read<T>{data<T>(x)}, gradient1, w1, data<S>(gw1), blocks);
       if (wanted) convolve<true, S>(gradient1, w1, AddTo<T>{data<T>(g)}, blocks);  // to that of the shortcut
     });
     return {wanted ? g : Tensor(), gw1, ggamma1, gbeta1, Tensor(), Tensor(), gw2, ggamma2, gbeta2, Tensor(),

@@ -72,6 +72,8 @@ inline void store(BFloat16* p, Floats value) {  // to the nearest, ties to even
   std::memcpy(p, &bits, sizeof bits);
 }
 
+inline void store(uint32_t* p, Words value) { std::memcpy(p, &value, sizeof value); }
+
 // A store that leaves the cache to others, of what is too large to stay there until it is read; in float32 alone. The
 // thread calls `streamed` before another reads it.
 template <typename T>
@@ -103,6 +105,11 @@ inline V masked(V values, M mask) {
 template <typename T>
 T* data(const at::Tensor& tensor) {
   return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
+}
+
+// Whether nobody else holds the tensor, so that it may be written over: its memory is in the cache, new memory is not.
+inline bool is_free(const at::Tensor& tensor) {
+  return tensor.use_count() == 1 && tensor.storage().use_count() == 1;
 }
 
 // Calls body with an element of the tensor's type, so that the compiler knows it.

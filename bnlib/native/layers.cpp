@@ -63,8 +63,7 @@ struct BatchNormReLU : torch::autograd::Function<BatchNormReLU> {
     const Tensor gy = output_gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
     output_gradients.clear();
     const Tensor ggamma = at::empty({C}, saved.options()), gbeta = at::empty({C}, saved.options());
-    // A gradient that nobody else holds is written over: its memory is in the cache, new memory is not.
-    const bool free = gy.use_count() == 1 && gy.storage().use_count() == 1;
+    const bool free = is_free(gy);
     const auto reuse = [&] { return free ? gy : at::empty_like(x); };
     const Tensor g = add && relu ? reuse() : gy;
     const bool wanted = ctx->needs_input_grad(0);  // not behind a frozen first layer
@@ -121,7 +120,6 @@ struct Fork : torch::autograd::Function<Fork> {
     const bool fits = a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && a.size(1) % kLanes == 0 &&
                       a.is_contiguous(at::MemoryFormat::ChannelsLast) && b.is_contiguous(at::MemoryFormat::ChannelsLast);
     if (!fits || at::GradMode::is_enabled()) return {at::add(a, b)};
-    const auto is_free = [](const Tensor& g) { return g.use_count() == 1 && g.storage().use_count() == 1; };
     const Tensor sum = is_free(a) ? a : is_free(b) ? b : at::empty_like(a);
     with_element(a, [&](auto element) {
       using T = decltype(element);

@@ -9,6 +9,8 @@
 
 namespace bnlib {
 
+constexpr int64_t kTasks = 8, kRange = 64;  // of the gradient of the weights: at least, if there are images; outputs of each
+
 // Reads x.
 template <typename T>
 struct Read {

@@ -25,7 +25,6 @@ constexpr int64_t kOut = 4, kIn = 6, kPoints = kIn * kIn;  // pixels a side of a
 constexpr int64_t kTiles = 24;                              // a block: up to 256 channels of it stay in the cache
 constexpr int64_t kColumns = 16;                            // outputs that a product makes at a time
 constexpr int64_t kVectors = kColumns / kLanes;
-constexpr int64_t kTasks = 8, kRange = 64;                  // of the gradient of the weights: at most; outputs of each
 
 // All that such a function calls becomes part of it; left to itself GCC calls the transforms, which takes twice as long.
 #define BNLIB_INLINED __attribute__((flatten))
