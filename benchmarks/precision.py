@@ -1,8 +1,8 @@
 """Whether the fast engine ends where plain float32 does: `python -m benchmarks.precision` (an hour on two cores).
 
 ResNet-14, BN only, `short` profile, three seeds: the records of the report, whose convolutions are oneDNN's in bf16; as
-`bnlib.run` trains it on this machine, by Winograd's algorithm or AMX; and with torch's own modules in float32. The records
-of all but the first stand in `results/checks`, so that no table of the report takes them in.
+`bnlib.run` trains it on this machine, by Winograd's algorithm or AMX; and with torch's own modules in float32. The
+records of all but the first stand in `results/checks`, so that no table of the report takes them in.
 """
 
 import multiprocessing

@@ -39,14 +39,15 @@ def _is_untouched(part: nn.Module) -> bool:
 def is_fast(block: nn.Module, x: torch.Tensor) -> bool:
     """Whether the block is one operation for these images: in training, in float32 where its convolutions go by
     Winograd's, in bfloat16 by AMX."""
-    layers, norms = (block.conv1, block.conv2), (block.bn1, block.bn2)
-    if not (block.training and has_form(block) and all(norm.training and norm.weight.dtype == torch.float32
-                                                       for norm in norms)):
+    by_amx = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not why_not_amx()
+    if not (block.training and (x.dtype == torch.float32 or by_amx) and has_form(block)):
         return False
-    if x.dtype == torch.float32:
+    layers, norms = (block.conv1, block.conv2), (block.bn1, block.bn2)
+    if not all(norm.training and norm.weight.dtype == torch.float32 for norm in norms):
+        return False
+    if not by_amx:
         return all(layer._is_fast(x, layer.weight) for layer in layers)
-    return (x.dtype == torch.bfloat16 and x.device.type == "cpu" and not why_not_amx()
-            and all((x.dtype, layer.weight.dtype) in convolution.taken() for layer in layers)
+    return (all((x.dtype, layer.weight.dtype) in convolution.taken() for layer in layers)
             and x.ndim == 4 and x.shape[1] == block.conv1.in_channels
             and x.is_contiguous(memory_format=torch.channels_last) and not torch.compiler.is_compiling())
 

@@ -4,7 +4,8 @@
     batchnorm.h     batch norm, sum and ReLU: the passes over a batch
     through.h       what a convolution reads and writes, through batch norm
     winograd.h      3×3 convolution with a quarter of the multiplications
-    layers.cpp      batch norm, sum and ReLU in one operation (`bnlib.bnrelu`); that convolution (`bnlib.convolution`)
+    amx.h           3×3 convolution in bfloat16 by AMX
+    layers.cpp      batch norm, sum and ReLU in one operation (`bnlib.bnrelu`); Winograd's convolution (`bnlib.convolution`)
     block.cpp       a residual block in one operation (`bnlib.residual`)
     gpu.py          batch norm, sum and ReLU on a GPU, in Triton (`bnlib.bnrelu`)
 """

@@ -9,7 +9,7 @@
 
 namespace bnlib {
 
-constexpr int64_t kTasks = 8, kRange = 64;  // of the gradient of the weights: at least, if there are images; outputs of each
+constexpr int64_t kTasks = 8, kRange = 64;  // of the gradient of the weights: about so many; outputs of each, at most
 
 // Reads x.
 template <typename T>

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from bnlib.analysis import PAPER_EPOCHS, comparable
@@ -230,6 +231,7 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
         return nothing_yet()
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True)
     for axes, by in zip(panels, ("parameters", "bytes"), strict=True):
+        halo = withStroke(linewidth=2.5, foreground=axes.get_facecolor())          # where a line crosses a label
         named = set()                                  # once each, however long it was trained
         for (trainable, epochs), line in table.sort_values(by).groupby(["trainable", "epochs"]):
             hue, alone = colour(trainable), trainable == "bn"
@@ -240,7 +242,7 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
             for row in line[~line["model"].isin(named)].itertuples():
                 short = name(row.model).removeprefix("ResNet-")       # or neighbours' names would run into each other
                 axes.annotate(f"{short} {of_seeds(row, table)}", (getattr(row, by), row.mean), color=hue, fontsize=7,
-                              textcoords="offset points", **beside)
+                              textcoords="offset points", path_effects=[halo], **beside)
             named |= set(line["model"])
         _count_on_x(axes)
         axes.margins(x=0.25, y=0.14)
