@@ -157,7 +157,9 @@ class BasicBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if residual.is_fast(self, x):
             return residual.forward(self, x)
-        x, beside = residual.fork(x)
+        beside = x
+        if isinstance(self.bn2, BN) and not isinstance(self.shortcut, NoShortcut):
+            x, beside = residual.fork(x)
         y = self.bn1(self.conv1(x))
         return self.bn2(self.conv2(y), add=self.shortcut(beside))
 

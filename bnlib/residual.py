@@ -24,7 +24,9 @@ def has_form(block: nn.Module) -> bool:
     return (all(type(layer) is Convolution and layer.bias is None and layer._has_fast_shape() for layer in layers)
             and all(type(norm) is BNReLU and norm.weight is not None and norm.momentum is not None
                     and norm.running_mean is not None for norm in norms)
-            and len({each.dtype for norm in norms for each in (norm.weight, norm.running_mean, norm.running_var)}) == 1
+            and len({each.dtype for norm in norms
+                     for each in (norm.weight, norm.bias, norm.running_mean, norm.running_var)}) == 1
+            and len({number for layer in layers for number in (layer.in_channels, layer.out_channels)}) == 1
             and type(block.shortcut) is nn.Identity
             and (block.bn1.eps, block.bn1.momentum) == (block.bn2.eps, block.bn2.momentum)
             and all(_is_untouched(getattr(block, name)) for name in PARTS))
@@ -68,18 +70,19 @@ def forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def fork(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x for each of a block's two ways, (N, C, H, W); on a CPU their gradients are added by an operation of ours, to
-    the same bits as torch's and faster."""
-    takes = (x.device.type == "cpu" and x.requires_grad and x.ndim == 4
-             and x.dtype in (torch.float32, torch.bfloat16, torch.float64) and not torch.compiler.is_compiling()
+    """x for each of a block's two ways, (N, C, H, W). On a CPU the gradients of channels-last images are added by an
+    operation of ours, to the same bits as torch's and faster; through it goes no transform of `torch.func`."""
+    takes = (x.device.type == "cpu" and x.requires_grad and x.ndim == 4 and x.shape[1] % 16 == 0 < x.shape[1]
+             and x.dtype in (torch.float32, torch.bfloat16, torch.float64)
+             and x.is_contiguous(memory_format=torch.channels_last) and not torch.compiler.is_compiling()
              and not native.why_not())
     return torch.ops.bnlib.fork(x) if takes else (x, x)
 
 
 def path(network: nn.Module, device: torch.device, precision: str) -> str:
-    """What computes the convolutions of whole blocks in training, `Winograd` or `AMX`; `""` where no block is one
-    operation, maps and batches being large enough."""
+    """What computes the convolutions of whole blocks in training, `Winograd` or `our AMX kernel`; `""` where no block is
+    one operation, maps and batches being large enough."""
     blocks = [module for module in network.modules() if has_form(module)]
     if precision == "bf16":
-        return "AMX" if blocks and device.type == "cpu" and not why_not_amx() else ""
+        return "our AMX kernel" if blocks and device.type == "cpu" and not why_not_amx() else ""
     return "Winograd" if blocks and convolution.path(network, device, precision) != "torch" else ""

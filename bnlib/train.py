@@ -154,8 +154,8 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     conv_path, whole = convolution.path(network, device, precision), residual.path(network, device, precision)
     if whole:
         norm_path += ", whole blocks"
-    if whole == "AMX":
-        conv_path = "AMX, whole blocks"
+    if conv_path == "torch" and whole:
+        conv_path = f"{whole}, whole blocks"
     processes = f" × {parallel.processes()} processes" if parallel.processes() > 1 else ""
     progress.add_provenance({"device": device_name(device) + processes, "precision": precision,
                              "bn_path": norm_path, "conv_path": conv_path, "commit": code})

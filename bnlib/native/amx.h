@@ -1,11 +1,11 @@
-// 3×3 convolution with stride 1 and a border of one zero, and the gradient of its images, in bfloat16 by AMX: Intel's
-// Software Developer's Manual, vol. 1, ch. 18.
+// 3×3 convolution with stride 1 and a border of one zero, and its gradients, in bfloat16 by AMX: Intel's Software
+// Developer's Manual, vol. 1, ch. 18.
 //
 // AMX multiplies tiles: (16 rows × 32 values in bfloat16) · (32 × 16), summed up in float32. An image is copied with a
 // border of zeros, through batch norm where asked, into memory that stays in the cache. In channels-last order the three
 // pixels beside each other that a row of the kernel takes then are 3·C consecutive values, for 16 neighbouring outputs 16
-// such rows that overlap; a convolution is three products of matrices, and nothing is copied into another order. Each
-// image is a block, whose sums are taken in one order, whatever the number of threads.
+// such rows that overlap; a convolution is three products of matrices. Each image is a block. Every sum is taken in one
+// order, whatever the number of threads.
 
 #pragma once
 
@@ -56,10 +56,13 @@ struct TileRegisters {
       shapes.bytes[5] = 32;
       shapes.rows[7] = 8;
     }
-    _tile_loadconfig(&shapes);
+    asm volatile("ldtilecfg %0" ::"m"(shapes));  // GCC's own says that it reads 8 of the 64 bytes
   }
   ~TileRegisters() { _tile_release(); }
 };
+
+// GCC's loads of tiles do not say that they read memory: what has been stored before must be there.
+inline void stored() { asm volatile("" ::: "memory"); }
 
 // Sums (Columns, Rows, 16, 16) of Rows tiles of pixels and Columns of outputs: for each of three rows of pixels, `row`
 // values apart, (16, 3 · channels) · weights, those of the second column `column` values further on.
@@ -75,6 +78,7 @@ inline void multiply(const BFloat16* pixels, int64_t row, int64_t channels, cons
     if constexpr (all > 2) what(2); \
     if constexpr (all > 3) what(3); \
   }
+  stored();
   BNLIB_FOR_SUMS(_tile_zero)
   for (int64_t dy = 0; dy < 3; ++dy, pixels += row) {
     int64_t k = 0;
@@ -288,6 +292,7 @@ inline void channels_first(const BFloat16* from, int64_t places, int64_t channel
 // sums (3, 16, 16) += left (16, places) · right (places / 2, 16, 2), for each of three taps.
 inline void add_products(const uint32_t* left, const uint32_t* const right[3], int64_t places, float* sums) {
   constexpr int64_t tile = kTile * kTile;
+  stored();
   _tile_loadd(0, sums, 64);
   _tile_loadd(1, sums + tile, 64);
   _tile_loadd(2, sums + 2 * tile, 64);

@@ -62,16 +62,18 @@ template <typename T>
 inline void store(T* p, Vector<T> value) {
   std::memcpy(p, &value, sizeof value);
 }
-inline void store(BFloat16* p, Floats value) {  // to the nearest, ties to even
+inline Halves bits_of(Floats value) {  // of the nearest bfloat16, ties to even
 #ifdef __AVX512BF16__
-  const __m256bh bits = _mm512_cvtneps_pbh((__m512)value);
+  return (Halves)_mm512_cvtneps_pbh((__m512)value);
 #else
   const Words wide = (Words)value;
-  const Halves bits = __builtin_convertvector((wide + 0x7fff + ((wide >> 16) & 1)) >> 16, Halves);
+  return __builtin_convertvector((wide + 0x7fff + ((wide >> 16) & 1)) >> 16, Halves);
 #endif
+}
+inline void store(BFloat16* p, Floats value) {
+  const Halves bits = bits_of(value);
   std::memcpy(p, &bits, sizeof bits);
 }
-
 inline void store(uint32_t* p, Words value) { std::memcpy(p, &value, sizeof value); }
 
 // A store that leaves the cache to others, of what is too large to stay there until it is read; in float32 alone. The
@@ -88,6 +90,18 @@ inline void stream(T* p, Vector<T> value) {
   }
 #endif
   store(p, value);
+}
+// The same; returns what was written, as it will be read.
+template <typename T>
+inline Vector<T> stream_rounded(T* p, Vector<T> value) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const Halves bits = bits_of(value);
+    std::memcpy(p, &bits, sizeof bits);
+    return (Floats)(__builtin_convertvector(bits, Words) << 16);
+  } else {
+    stream(p, value);
+    return value;
+  }
 }
 inline void streamed() {
 #ifdef __AVX__

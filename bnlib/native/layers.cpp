@@ -1,5 +1,6 @@
-// Two layers for channels-last tensors on a CPU, each an operation of autograd: relu(batch_norm(x) + add), and a 3×3
-// convolution with a quarter of the multiplications. In one file, for torch's headers take half of the build.
+// Layers for channels-last tensors on a CPU, each an operation of autograd: relu(batch_norm(x) + add), a 3×3 convolution
+// with a quarter of the multiplications, and the fork where a block's two ways begin. In one file, for torch's headers take
+// half of the build.
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
@@ -112,14 +113,21 @@ Tensor evaluate(const Tensor& x, const std::optional<Tensor>& add, const Tensor&
 
 // x and x; its gradient is the sum of theirs, which torch takes at less than half of the speed.
 struct Fork : torch::autograd::Function<Fork> {
-  static variable_list forward(AutogradContext*, const Tensor& x) { return {x.view_as(x), x.view_as(x)}; }
+  static variable_list forward(AutogradContext* ctx, const Tensor& x) {
+    TORCH_CHECK(x.dim() == 4 && x.is_cpu() && x.is_contiguous(at::MemoryFormat::ChannelsLast) && x.size(1) > 0 &&
+                    x.size(1) % kLanes == 0 && (x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat ||
+                                                x.scalar_type() == at::kBFloat16),
+                "fork: takes channels-last images (N, C, H, W) in double, float or bfloat16 on a CPU, C a multiple of ",
+                kLanes);
+    ctx->set_materialize_grads(false);
+    return {x.view_as(x), x.view_as(x)};
+  }
 
   static variable_list backward(AutogradContext*, variable_list& output_gradients) {
     const Tensor &a = output_gradients[0], &b = output_gradients[1];
     if (!a.defined() || !b.defined()) return {a.defined() ? a : b};
-    const bool fits = a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && a.size(1) % kLanes == 0 &&
-                      a.is_contiguous(at::MemoryFormat::ChannelsLast) && b.is_contiguous(at::MemoryFormat::ChannelsLast);
-    if (!fits || at::GradMode::is_enabled()) return {at::add(a, b)};
+    const auto is_laid_out = [](const Tensor& g) { return g.is_contiguous(at::MemoryFormat::ChannelsLast); };
+    if (at::GradMode::is_enabled() || !is_laid_out(a) || !is_laid_out(b)) return {at::add(a, b)};
     const Tensor sum = is_free(a) ? a : is_free(b) ? b : at::empty_like(a);
     with_element(a, [&](auto element) {
       using T = decltype(element);

@@ -56,17 +56,17 @@ struct Write {
   }
 };
 
-// Writes y, and adds up distances from the first values and their squares, of which batch norm's statistics are made.
+// Writes y, and adds up distances from the first values and their squares, of which batch norm's statistics are made: of
+// what is written, for so it is read.
 template <typename T>
 struct WriteWithMoments {
   T* y;
   BlockSums<Scalar<T>>* sums;
   auto of(int64_t, Vector<T> first) const {
     return [y = y, origin = first](int64_t at, Vector<T> value, Vector<T>& a, Vector<T>& b) {
-      const auto distance = value - origin;
+      const auto distance = stream_rounded(y + at, value) - origin;
       a += distance;
       b += distance * distance;
-      stream(y + at, value);
     };
   }
 };
@@ -82,10 +82,9 @@ struct WritePassed {
     return [g = g, x = x, scale = load(affine.scale + c), shift = load(affine.shift + c),
             mean = load(affine.mean + c)](int64_t at, Vector<T> value, Vector<T>& a, Vector<T>& b) {
       const auto before = load(x + at);
-      value = masked(value, before * scale + shift > 0);
+      value = stream_rounded(g + at, masked(value, before * scale + shift > 0));
       a += value;
       b += value * (before - mean);
-      stream(g + at, value);
     };
   }
 };
