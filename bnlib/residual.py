@@ -80,8 +80,8 @@ def fork(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def path(network: nn.Module, device: torch.device, precision: str) -> str:
-    """What computes the convolutions of whole blocks in training, `Winograd` or `our AMX kernel`; `""` where no block is
-    one operation, maps and batches being large enough."""
+    """What computes the convolutions of whole blocks in training, `Winograd` or `our AMX kernel`; `""` where no block
+    is one operation, maps and batches being large enough."""
     blocks = [module for module in network.modules() if has_form(module)]
     if precision == "bf16":
         return "our AMX kernel" if blocks and device.type == "cpu" and not why_not_amx() else ""
