@@ -20,7 +20,7 @@ class Convolution(nn.Conv2d):
     quarter of the multiplications (Lavin & Gray 2016, F(4×4, 3×3)), and so do its gradients. In float32 they are about
     five times as far from the exact ones as torch's: 1e-6 of their size at 16 channels, 6e-6 at 512. Of bfloat16 images
     they are computed in float32 and rounded once, and again with a bias; weights that train under autocast are not
-    rounded. There is no second derivative.
+    rounded. An infinite pixel makes its tile's outputs NaN. There is no second derivative.
     """
 
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

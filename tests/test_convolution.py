@@ -180,8 +180,9 @@ def test_autocast_takes_torchs_way_where_it_would_cast_the_images(seeded):
 
 
 @pytest.mark.parametrize(("flags", "fp32", "bf16"), [
-    ("avx2", True, False), ("avx2 avx512f avx512_bf16", True, True), ("avx2 avx512f amx_bf16", True, False),
-    ("", False, False)], ids=["AVX2", "AVX-512", "AMX", "other"])
+    ("avx2", True, False), ("avx2 avx512f", True, True), ("avx2 avx512f avx512_bf16", True, True),
+    ("avx2 avx512f amx_bf16", True, False), ("", False, False)],
+    ids=["AVX2", "AVX-512", "AVX512-bf16", "AMX", "other"])
 def test_it_is_taken_where_it_has_been_measured_to_be_faster(flags, fp32, bf16, monkeypatch):
     monkeypatch.setattr(native, "processor", lambda: ("", frozenset(flags.split())))
     monkeypatch.setattr(native, "why_not", lambda: "")
