@@ -18,9 +18,6 @@ from bnlib.names import BN_INITS, CONV_INITS, NORMS, SHORTCUTS, canonical_positi
 from bnlib.sequences import STEPS
 from bnlib.streaming import IMAGE_SIZE
 
-#: With fewer input channels, a strided 1×1 convolution's weight gradient on a CPU writes past its memory, and the
-#: process dies: torch 2.14's oneDNN, several threads, an odd number of images. Skipping pixels first is the same.
-SAFE_CHANNELS = 16
 #: What normalises and has γ and β: batch norm, or what stands in its place.
 Norm = _BatchNorm | nn.GroupNorm
 
@@ -76,16 +73,8 @@ class Shortcut(nn.Sequential):
     """1×1 convolution and batch norm where a block changes its input's shape (He et al. 2015, option B)."""
 
     def __init__(self, inputs: int, outputs: int, stride: tuple[int, int], norm: str):
-        super().__init__(nn.Conv2d(inputs, outputs, 1, stride, bias=norm == "none"),
+        super().__init__(Convolution(inputs, outputs, 1, stride, bias=norm == "none"),
                          normalisation(norm, outputs, relu=False))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        conv, norm = self
-        if x.device.type == "cpu" and conv.in_channels < SAFE_CHANNELS:
-            skipped = x[:, :, ::conv.stride[0], ::conv.stride[1]].contiguous(memory_format=torch.channels_last)
-            weight = conv.whole() if isinstance(conv, ChosenConv2d) else conv.weight
-            return norm(F.conv2d(skipped, weight, conv.bias))
-        return norm(conv(x))
 
 
 class PaddedShortcut(nn.Module):

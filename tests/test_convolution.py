@@ -1,4 +1,4 @@
-"""The 3×3 convolution by Winograd's algorithm: against float64, against torch's, and against itself."""
+"""The convolution, 3×3 by Winograd's algorithm and strided: against float64, against torch's, and against itself."""
 
 import pytest
 import torch
@@ -214,3 +214,57 @@ def test_a_network_gives_what_it_gives_by_torch(model, seeded):
     (ours, our_gradient), (theirs, their_gradient) = found
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
     assert torch.cosine_similarity(our_gradient, their_gradient, 0) > 0.999
+
+
+# ---------------------------------------------------------------------------------------------- strided, 1×1
+
+@needs_cpp
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("inputs", "stride", "size"), [(16, (2, 2), (9, 8)), (32, (1, 2), (1, 33)), (4, (3, 2), (7, 5)),
+                                                        (64, (2, 2), (1, 1))], ids=str)
+def test_a_strided_1x1_convolution_skips_pixels_first_and_is_the_same(inputs, stride, size, dtype, seeded,
+                                                                       monkeypatch):
+    """Output and gradients, up to the order of sums; what it does not see has no gradient."""
+    layer = Convolution(inputs, 32, 1, stride).to(dtype)
+    x, skipped, by_ours = channels_last(3, inputs, *size, dtype=dtype), [], torch.ops.bnlib.skip
+    monkeypatch.setattr(torch.ops.bnlib, "skip", lambda *given: skipped.append(given) or by_ours(*given))
+    found = []
+    for convolve in (layer, lambda x: F.conv2d(x, layer.weight, layer.bias, stride)):
+        given = x.clone().requires_grad_()
+        y = convolve(given)
+        weights = torch.linspace(-1, 2, y.numel()).view(y.shape).to(dtype)
+        found.append((y, *torch.autograd.grad(y, (given, layer.weight, layer.bias), weights)))
+    assert len(skipped) == 1
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).double().norm() <= 8 * torch.finfo(dtype).eps * theirs.double().norm()
+    seen = torch.zeros(size, dtype=torch.bool)
+    seen[::stride[0], ::stride[1]] = True
+    assert not found[0][1][:, :, ~seen].any() and found[0][1][:, :, seen].any()
+
+
+def test_other_convolutions_do_not_skip():
+    x = channels_last(2, 32, 8, 8)
+    for layer in (Convolution(32, 32, 3, 2), Convolution(32, 32, 1), Convolution(32, 32, 1, 2, groups=2),
+                  Convolution(32, 32, 1, 2, padding=1)):
+        assert not layer._skips(x)
+    assert not Convolution(32, 32, 1, 2)._skips(x.to("meta"))
+
+
+@needs_cpp
+def test_skipping_has_a_second_derivative_and_takes_gradients_of_any_layout(seeded):
+    x = channels_last(2, 3, 5, 4, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: torch.ops.bnlib.skip(x, 2, 3).pow(3), x)
+    for number in (1.0, torch.arange(3 * 2.0, dtype=torch.float64).view(1, 3, 2).expand(2, 3, 3, 2)[:, :, :3]):
+        ours, theirs = (torch.autograd.grad((skip(x) * number).sum(), x)[0] for skip in (
+            lambda x: torch.ops.bnlib.skip(x, 2, 3), lambda x: x[:, :, ::2, ::3]))
+        assert torch.equal(ours, theirs)
+
+
+@needs_cpp
+@pytest.mark.parametrize(("x", "steps"), [(torch.randn(2, 16, 8, 8), (2, 2)), (torch.randn(2, 16), (2, 2)),
+                                          (channels_last(0, 16, 8, 8), (2, 2)), (channels_last(2, 16, 8, 8), (0, 2)),
+                                          (channels_last(2, 16, 8, 8), (2, -1))])
+def test_skipping_refuses_what_it_would_read_wrongly(x, steps):
+    with pytest.raises(RuntimeError, match="skip: takes"):
+        torch.ops.bnlib.skip(x, *steps)

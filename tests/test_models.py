@@ -46,11 +46,6 @@ def test_a_narrow_network_has_the_channels_of_its_name_and_wide_ones_have_one_na
     assert [Config(model=f"resnet14c{c}").model for c in (16, 32, 24)] == ["resnet14", "resnet14x2", "resnet14c24"]
 
 
-def test_a_narrow_shortcut_skips_pixels_before_its_convolution_which_is_the_same(seeded):
-    shortcut, x = models.Shortcut(4, 8, (2, 2), "batch"), torch.randn(3, 4, 8, 8)
-    assert torch.allclose(shortcut(x), shortcut[1](shortcut[0](x)), atol=1e-6)
-
-
 def test_narrow_networks_train_on_two_threads_with_an_odd_last_batch(tmp_path):
     """In a process of its own: with torch's own strided 1×1 convolution it died within a few epochs."""
     code = ("from bnlib import Config, run; run(Config(dataset='digits', n_train=93, model='resnet8c4', epochs=30, "

@@ -1,10 +1,12 @@
 // Layers for channels-last tensors on a CPU, each an operation of autograd: relu(batch_norm(x) + add), a 3×3 convolution
-// with a quarter of the multiplications, and the fork where a block's two ways begin. In one file, for torch's headers take
-// half of the build.
+// with a quarter of the multiplications, and what a block's shortcut begins with. In one file, for torch's headers take half
+// of the build.
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/slice.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -142,6 +144,55 @@ std::tuple<Tensor, Tensor> fork_images(const Tensor& x) {
   return {both[0], both[1]};
 }
 
+// Every so-manieth pixel of x, down and across; the gradient of the others is zero.
+struct Skip : torch::autograd::Function<Skip> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t down, int64_t across) {
+    TORCH_CHECK(x.dim() == 4 && x.is_cpu() && x.is_contiguous(at::MemoryFormat::ChannelsLast) && x.numel() > 0 &&
+                    down > 0 && across > 0,
+                "skip: takes channels-last images (N, C, H, W) on a CPU, and steps of one pixel or more");
+    ctx->saved_data["sizes"] = x.sizes();
+    ctx->saved_data["down"] = down;
+    ctx->saved_data["across"] = across;
+    const Tensor y = at::empty({x.size(0), x.size(1), (x.size(2) - 1) / down + 1, (x.size(3) - 1) / across + 1},
+                               x.options(), at::MemoryFormat::ChannelsLast);
+    const int64_t pixel = x.size(1) * x.element_size(), width = y.size(3);
+    const char* from = data<char>(x);
+    char* to = data<char>(y);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < y.size(0) * y.size(2); ++row) {
+      const int64_t above = row / y.size(2) * x.size(2) + row % y.size(2) * down;
+      for (int64_t i = 0; i < width; ++i)
+        std::memcpy(to + (row * width + i) * pixel, from + (above * x.size(3) + i * across) * pixel, pixel);
+    }
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list& output_gradients) {
+    const auto sizes = ctx->saved_data["sizes"].toIntVector();
+    const int64_t down = ctx->saved_data["down"].toInt(), across = ctx->saved_data["across"].toInt();
+    if (at::GradMode::is_enabled()) {  // by torch, for a second derivative
+      const Tensor all = at::zeros(sizes, output_gradients[0].options());
+      at::slice(at::slice(all, 2, {}, {}, down), 3, {}, {}, across).copy_(output_gradients[0]);
+      return {all, Tensor(), Tensor()};
+    }
+    const Tensor gy = output_gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
+    const Tensor gx = at::empty(sizes, gy.options(), at::MemoryFormat::ChannelsLast);
+    const int64_t pixel = gy.size(1) * gy.element_size(), height = sizes[2], width = sizes[3];
+    const char* from = data<char>(gy);
+    char* to = data<char>(gx);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < sizes[0] * height; ++row) {
+      const int64_t y = row % height, above = row / height * gy.size(2) + y / down;
+      std::memset(to + row * width * pixel, 0, width * pixel);
+      for (int64_t i = 0; y % down == 0 && i < gy.size(3); ++i)
+        std::memcpy(to + (row * width + i * across) * pixel, from + (above * gy.size(3) + i) * pixel, pixel);
+    }
+    return {gx, Tensor(), Tensor()};
+  }
+};
+
+Tensor skip(const Tensor& x, int64_t down, int64_t across) { return Skip::apply(x, down, across); }
+
 // ------------------------------------------------------------------------------------ the convolution
 
 template <bool mirrored>
@@ -195,5 +246,6 @@ TORCH_LIBRARY_FRAGMENT(bnlib, library) {
   library.def("bn_relu_train", &train);
   library.def("bn_relu_evaluate", &evaluate);
   library.def("fork", &fork_images);
+  library.def("skip", &skip);
   library.def("convolve_3x3", &convolve_3x3);
 }
