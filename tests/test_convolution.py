@@ -209,8 +209,8 @@ def test_a_network_gives_what_it_gives_by_torch(model, seeded):
                 module._is_fast = lambda *_: False
         loss = F.cross_entropy(network(images), labels)
         found.append((loss.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)])))
-    # all but the first, whose image has three channels, and the first of two stages, whose stride is two
-    assert sum(taken) == len(convolutions) - 3 and len(taken) == 2 * len(convolutions)
+    # all but the first, whose image has three channels, and of two stages the first and its shortcut, with a stride
+    assert sum(taken) == len(convolutions) - 5 and len(taken) == 2 * len(convolutions)
     (ours, our_gradient), (theirs, their_gradient) = found
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
     assert torch.cosine_similarity(our_gradient, their_gradient, 0) > 0.999
@@ -220,8 +220,8 @@ def test_a_network_gives_what_it_gives_by_torch(model, seeded):
 
 @needs_cpp
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("inputs", "stride", "size"), [(16, (2, 2), (9, 8)), (32, (1, 2), (1, 33)), (4, (3, 2), (7, 5)),
-                                                        (64, (2, 2), (1, 1))], ids=str)
+@pytest.mark.parametrize(("inputs", "stride", "size"), [
+    (16, (2, 2), (9, 8)), (32, (1, 2), (1, 33)), (4, (3, 2), (7, 5)), (64, (2, 2), (1, 1))], ids=str)
 def test_a_strided_1x1_convolution_skips_pixels_first_and_is_the_same(inputs, stride, size, dtype, seeded,
                                                                        monkeypatch):
     """Output and gradients, up to the order of sums; what it does not see has no gradient."""
