@@ -105,9 +105,13 @@ def course(run: Run) -> pd.DataFrame:
 
 
 def made_on(run: Run) -> str:
-    """What the seconds of a run depend on beside its config: machine, precision, and convolution where not torch's."""
+    """What the seconds of a run depend on beside its config: machine, precision, and Winograd's convolution if by that.
+
+    Whether blocks are whole by AMX follows from config and machine.
+    """
     made = run.provenance
-    return ", ".join([machine(made["device"]), made["precision"], *{made["conv_path"]} - {"torch"}])
+    follows = made["conv_path"] in ("torch", "our AMX kernel, whole blocks")
+    return ", ".join([machine(made["device"]), made["precision"], *[made["conv_path"]] * (not follows)])
 
 
 def timed_alike(runs: Iterable[Run]) -> list[Run]:
