@@ -5,7 +5,8 @@
     through.h       what a convolution reads and writes, through batch norm
     winograd.h      3×3 convolution with a quarter of the multiplications
     amx.h           3×3 convolution in bfloat16 by AMX
-    layers.cpp      batch norm, sum and ReLU in one operation (`bnlib.bnrelu`); a 3×3 convolution (`bnlib.convolution`)
+    layers.cpp      batch norm, sum and ReLU in one operation (`bnlib.bnrelu`); 3×3 and strided 1×1 convolutions
+                    (`bnlib.convolution`); the fork of a block's two ways (`bnlib.residual`)
     block.cpp       a residual block in one operation (`bnlib.residual`)
     gpu.py          batch norm, sum and ReLU on a GPU, in Triton (`bnlib.bnrelu`)
 """
