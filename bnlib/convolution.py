@@ -61,7 +61,7 @@ class Convolution(nn.Conv2d):
 
 
 def skip(x: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:
-    """Every so-manieth pixel of x down and across, channels-last."""
+    """Of images x, (N, C, H, W), the pixels that a 1×1 convolution of this stride sees, channels-last."""
     if x.is_contiguous(memory_format=torch.channels_last) and x.numel() and not native.why_not():
         return torch.ops.bnlib.skip(x, *stride)
     return x[:, :, ::stride[0], ::stride[1]].contiguous(memory_format=torch.channels_last)

@@ -144,7 +144,7 @@ std::tuple<Tensor, Tensor> fork_images(const Tensor& x) {
   return {both[0], both[1]};
 }
 
-// Every so-manieth pixel of x, down and across; the gradient of the others is zero.
+// Of x the first pixel of every `down` rows and `across` columns; the gradient of the others is zero.
 struct Skip : torch::autograd::Function<Skip> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t down, int64_t across) {
     TORCH_CHECK(x.dim() == 4 && x.is_cpu() && x.is_contiguous(at::MemoryFormat::ChannelsLast) && x.numel() > 0 &&
