@@ -77,7 +77,7 @@ def plain_lane(config: Config, dataset: data.Dataset, device: torch.device) -> I
 def our_lane(config: Config, dataset: data.Dataset, device: torch.device, own: bool = True) -> Iterator[None]:
     """Training as `bnlib.run` does it; each `next` is one step."""
     precision = choose_precision(device)
-    network = models.build(config.model, 10, seed=config.seed)
+    network = models.from_config(config, 10)
     network = (network if own else without_kernels(network)).train()
     trainable = place(network, config, device, precision)
     normalise = data.Normalise(dataset, device, torch.bfloat16 if precision == "bf16" else torch.float32)

@@ -30,6 +30,13 @@ class Convolution(nn.Conv2d):
     the same values, several times faster.
     """
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.whole(), self.bias)
+
+    def whole(self) -> torch.Tensor:
+        """The weights that it convolves with, (C', C, h, w)."""
+        return self.weight
+
     def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self._skips(x):
             return F.conv2d(skip(x, self.stride), weight, bias)
@@ -40,7 +47,7 @@ class Convolution(nn.Conv2d):
 
     def _is_fast(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
         if not (x.ndim == 4 and x.device.type == weight.device.type == "cpu" and (x.dtype, weight.dtype) in taken()
-                and x.is_contiguous(memory_format=torch.channels_last) and self._has_fast_shape()
+                and x.is_contiguous(memory_format=torch.channels_last) and self.has_form(3, 1)
                 and x.shape[1] == weight.shape[1] and not torch.compiler.is_compiling()):
             return False
         images, _, height, width = x.shape
@@ -53,8 +60,10 @@ class Convolution(nn.Conv2d):
                 and x.ndim == 4 and x.device.type == "cpu" and not torch.compiler.is_compiling()
                 and (self.in_channels < SAFE_CHANNELS or not native.why_not()))
 
-    def _has_fast_shape(self) -> bool:
-        return (self.kernel_size == (3, 3) and self.stride == self.padding == self.dilation == (1, 1)
+    def has_form(self, kernel: int, stride: int) -> bool:
+        """Whether it is zero-padded, with a square kernel of this size, and has channels that our operations take."""
+        return (self.kernel_size == (kernel, kernel) and self.stride == (stride, stride)
+                and self.padding == (kernel // 2, kernel // 2) and self.dilation == (1, 1)
                 and self.groups == 1 and self.padding_mode == "zeros"
                 and self.in_channels % 16 == self.out_channels % 16 == 0
                 and max(self.in_channels, self.out_channels) <= MOST_CHANNELS)
@@ -93,5 +102,5 @@ def path(network: nn.Module, device: torch.device, precision: str) -> str:
     """How the network's 3×3 convolutions are computed in training: `Winograd, strips`, where any goes by strips of
     tiles, or `torch`. Records of before the strips say `Winograd`, which rounds otherwise.
     """
-    has = any(isinstance(module, Convolution) and module._has_fast_shape() for module in network.modules())
+    has = any(isinstance(module, Convolution) and module.has_form(3, 1) for module in network.modules())
     return "Winograd, strips" if has and device.type == "cpu" and not why_not(precision) else "torch"

@@ -110,7 +110,7 @@ def made_on(run: Run) -> str:
     Whether blocks are whole by AMX follows from config and machine.
     """
     made = run.provenance
-    follows = made["conv_path"] in ("torch", "our AMX kernel, whole blocks")
+    follows = made["conv_path"] == "torch" or made["conv_path"].startswith("our AMX kernel")
     return ", ".join([machine(made["device"]), made["precision"], *[made["conv_path"]] * (not follows)])
 
 

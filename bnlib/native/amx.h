@@ -1,4 +1,4 @@
-// 3×3 convolution with stride 1 and a border of one zero, and its gradients, in bfloat16 by AMX: Intel's Software
+// 3×3 convolutions with a border of one zero, strided ones too, and their gradients, in bfloat16 by AMX: Intel's Software
 // Developer's Manual, vol. 1, ch. 18.
 //
 // AMX multiplies tiles: (16 rows × 32 values in bfloat16) · (32 × 16), summed up in float32. An image is copied with a
@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "through.h"
 
@@ -32,12 +33,25 @@ inline bool has_tiles() {
   return granted;
 }
 
-// The images of a batch, each of which is a block.
+// The images of a batch, each of which is a block, and where the pixels of a copy are: a place is an output's.
 struct Images {
   int64_t count, height, width, pitch;  // pitch: from a row to the next, in pixels; one zero stands between two rows
   explicit Images(const Tensor& x) : count(x.size(0)), height(x.size(2)), width(x.size(3)), pitch(width + 1) {}
   int64_t blocks() const { return count; }
   int64_t pixels(int64_t) const { return height * width; }
+  int64_t places() const { return height * pitch; }
+  int64_t start(int64_t y) const { return (y + 1) * pitch + 1; }  // of a row
+};
+
+// Images of twice the height and width, which a convolution halves: the even rows, and then, below one of zeros, the odd
+// ones, so that from an output to the next it is two pixels everywhere.
+struct Halved : Images {
+  explicit Halved(const Images& halves) : Images(halves) {
+    height *= 2;
+    width *= 2;
+    pitch *= 2;
+  }
+  int64_t start(int64_t y) const { return (y % 2 ? height / 2 + 1 + y / 2 : y / 2) * pitch + 1; }
 };
 
 constexpr int64_t kTile = 16, kDepth = 32;  // rows and outputs of a tile, values that a product sums up
@@ -64,12 +78,17 @@ struct TileRegisters {
 // GCC's loads of tiles do not say that they read memory: what has been stored before must be there.
 inline void stored() { asm volatile("" ::: "memory"); }
 
-// Sums (Columns, Rows, 16, 16) of Rows tiles of pixels and Columns of outputs: for each of three rows of pixels, `row`
-// values apart, (16, 3 · channels) · weights, those of the second column `column` values further on.
+// Pixels side by side, of each of which all values are summed up: the first of them for an image's first place.
+struct Run {
+  int64_t first, count;
+};
+
+// Sums (Columns, Rows, 16, 16) of Rows tiles of places and Columns of outputs: of each run (16, count · channels) · weights,
+// those of the second column `column` values further on. step: from a place to the next, in pixels.
 template <int Rows, int Columns>
-inline void multiply(const BFloat16* pixels, int64_t row, int64_t channels, const BFloat16* weights, int64_t column,
-                     float* sums) {
-  const int64_t depth = 3 * channels, tile = kTile * channels, bytes = 2 * channels;
+inline void multiply(const BFloat16* image, const std::vector<Run>& runs, int64_t channels, int64_t step,
+                     const BFloat16* weights, int64_t column, float* sums) {
+  const int64_t tile = kTile * step * channels, bytes = 2 * step * channels;
   constexpr int all = Rows * Columns;
 #define BNLIB_FOR_SUMS(what)        \
   {                                 \
@@ -80,7 +99,9 @@ inline void multiply(const BFloat16* pixels, int64_t row, int64_t channels, cons
   }
   stored();
   BNLIB_FOR_SUMS(_tile_zero)
-  for (int64_t dy = 0; dy < 3; ++dy, pixels += row) {
+  for (const Run& run : runs) {
+    const auto* pixels = image + run.first * channels;
+    const int64_t depth = run.count * channels;
     int64_t k = 0;
     for (; k + kDepth <= depth; k += kDepth, weights += kDepth * kTile) {
       _tile_loadd(6, weights, 64);
@@ -118,121 +139,209 @@ inline void multiply(const BFloat16* pixels, int64_t row, int64_t channels, cons
 #undef BNLIB_STORE
 }
 
-// Weights (outputs, inputs, 3, 3), channels-last, as tiles take them: for every 16 outputs and each row of the kernel
-// 3 · inputs values by twos, (3 · inputs / 2, 16, 2). Mirrored: those of the convolution that gives the gradient of the
-// images, whose outputs are the inputs.
-template <bool mirrored>
-Tensor in_tiles(const Tensor& weight) {
-  const int64_t K = weight.size(0), C = weight.size(1), outputs = mirrored ? C : K, inputs = mirrored ? K : C;
-  const Tensor result = at::empty({outputs / kTile, 3, 3 * inputs / 2, kTile, 2}, weight.options());
-  const auto* from = data<BFloat16>(weight);
-  auto* to = data<BFloat16>(result);
-#pragma omp parallel for schedule(static)
-  for (int64_t part = 0; part < outputs / kTile * 3; ++part) {
-    const int64_t first = part / 3 * kTile, dy = part % 3;
-    BFloat16* tiles = to + part * 3 * inputs * kTile;
-    for (int64_t dx = 0; dx < 3; ++dx)
-      for (int64_t i = 0; i < inputs; ++i) {
-        BFloat16* row = tiles + (dx * inputs + i) / 2 * 2 * kTile + i % 2;
-        for (int64_t o = 0; o < kTile; ++o)
-          row[2 * o] = mirrored ? from[((i * 3 + 2 - dy) * 3 + 2 - dx) * C + first + o]
-                                : from[(((first + o) * 3 + dy) * 3 + dx) * C + i];
-      }
+// A pixel that an output takes, where it stands for an image's first place, and the matrix that it is multiplied with:
+// from an input's weight to the next's, and from an output's.
+struct Tap {
+  int64_t pixel;
+  const BFloat16* weights;
+  int64_t input, output;
+};
+
+// What is summed up for each place of an image, and where it goes: the images written have `pixels` of them, a place's is
+// `first` and as many further as it is `down` and `across`.
+template <typename W>
+struct Product {
+  std::vector<Tap> taps;
+  W write;
+  int64_t pixels, first, down, across;
+
+  std::vector<Run> runs() const {
+    std::vector<Run> all;
+    for (const Tap& tap : taps)
+      if (!all.empty() && tap.pixel == all.back().first + all.back().count)
+        ++all.back().count;
+      else
+        all.push_back({tap.pixel, 1});
+    return all;
   }
+};
+
+// The taps' weights as tiles take them: for every 16 outputs the inputs of one tap after the other by twos,
+// (taps · inputs / 2, 16, 2).
+inline Tensor in_tiles(const std::vector<Tap>& taps, int64_t inputs, int64_t outputs, const at::TensorOptions& options) {
+  const int64_t count = taps.size();
+  const Tensor result = at::empty({outputs / kTile, count * inputs / 2, kTile, 2}, options);
+#pragma omp parallel for schedule(static) collapse(2)
+  for (int64_t k = 0; k < outputs; k += kTile)
+    for (int64_t t = 0; t < count; ++t) {
+      const auto& [pixel, weights, input, output] = taps[t];
+      auto* to = data<BFloat16>(result) + (k * count + t * kTile) * inputs;
+      for (int64_t i = 0; i < inputs; ++i)
+        for (int64_t o = 0; o < kTile; ++o)
+          to[i / 2 * 2 * kTile + 2 * o + i % 2] = weights[i * input + (k + o) * output];
+    }
   return result;
 }
 
-// Some of an image's channels among zeros, as `read` gives them: the pixel (y, x) at (y + 1) · pitch + x + 1.
-template <typename R>
-inline void copy_image(const R& read, int64_t image, const Images& images, int64_t channels, int64_t first,
+// Some of an image's channels among zeros, as `read` gives them.
+template <typename R, typename Frame>
+inline void copy_image(const R& read, int64_t image, const Frame& images, int64_t channels, int64_t first,
                        int64_t columns, BFloat16* to) {
   for (int64_t y = 0; y < images.height; ++y)
     for (int64_t c = 0; c < columns; c += kLanes) {
       const auto value = read.of(first + c);
       const int64_t from = (image * images.height + y) * images.width * channels + first + c;
-      BFloat16* row = to + ((y + 1) * images.pitch + 1) * columns + c;
+      BFloat16* row = to + images.start(y) * columns + c;
       for (int64_t x = 0; x < images.width; ++x) store(row + x * columns, value(from + x * channels));
     }
 }
 
-// Writes the convolution of what is read, Columns · 16 outputs at a time.
-template <int Columns, typename R, typename W>
-void convolve_images(const R& read, const BFloat16* weights, const W& write, const Images& images, int64_t inputs,
-                     int64_t outputs, const Tensor& memory) {
+// Writes the products, Columns · 16 outputs at a time. copy(image, to): writes what the taps take, `size` pixels and zeros.
+template <int Columns, typename C, typename W>
+void write_products_by(const C& copy, int64_t size, const std::vector<Product<W>>& products, const Images& images,
+                       int64_t inputs, int64_t outputs, int64_t step, const at::TensorOptions& options) {
   constexpr int64_t at_once = kSums / Columns, tile_sums = kTile * kTile;
-  const int64_t places = images.height * images.pitch, tiles = (places + kTile - 1) / kTile;  // one in a row is no pixel
-  const int64_t row = images.pitch * inputs, column = kTile * 9 * inputs;
+  const int64_t places = images.places(), tiles = (places + kTile - 1) / kTile;  // one in a row is no pixel
+  const Tensor memory = at::zeros({omp_get_max_threads(), size * inputs}, options);
+  std::vector<Tensor> weights;
+  std::vector<std::vector<Run>> runs;
+  for (const auto& product : products) {
+    weights.push_back(in_tiles(product.taps, inputs, outputs, options));
+    runs.push_back(product.runs());
+  }
 #pragma omp parallel
   {
-    const TileRegisters registers(3 * inputs % kDepth);
+    const TileRegisters registers(inputs % kDepth);
     auto* image = data<BFloat16>(memory) + omp_get_thread_num() * memory.size(1);
     alignas(64) float sums[kSums * tile_sums];
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < images.count; ++n) {
-      copy_image(read, n, images, inputs, 0, inputs, image);
-      for (int64_t k = 0; k < outputs; k += Columns * kTile) {
-        const auto multiply_from = [&](int64_t tile) {  // returns how many tiles of pixels
-          const auto* pixels = image + tile * kTile * inputs;
-          const auto* these = weights + k * 9 * inputs;
-          const int64_t rows = std::min(at_once, tiles - tile);
-          if (rows == 1) multiply<1, Columns>(pixels, row, inputs, these, column, sums);
-          if (rows == 2) multiply<2, Columns>(pixels, row, inputs, these, column, sums);
-          if constexpr (Columns == 1) {
-            if (rows == 3) multiply<3, 1>(pixels, row, inputs, these, column, sums);
-            if (rows == 4) multiply<4, 1>(pixels, row, inputs, these, column, sums);
+      copy(n, image);
+      for (size_t p = 0; p < products.size(); ++p) {
+        const auto& [taps, write, pixels, first, down, across] = products[p];
+        const int64_t column = kTile * taps.size() * inputs;
+        for (int64_t k = 0; k < outputs; k += Columns * kTile) {
+          const auto multiply_from = [&](int64_t tile) {  // returns how many tiles of places
+            const auto* from = image + tile * kTile * step * inputs;
+            const auto* these = data<BFloat16>(weights[p]) + k / kTile * column;
+            const int64_t rows = std::min(at_once, tiles - tile);
+            if (rows == 1) multiply<1, Columns>(from, runs[p], inputs, step, these, column, sums);
+            if (rows == 2) multiply<2, Columns>(from, runs[p], inputs, step, these, column, sums);
+            if constexpr (Columns == 1) {
+              if (rows == 3) multiply<3, 1>(from, runs[p], inputs, step, these, column, sums);
+              if (rows == 4) multiply<4, 1>(from, runs[p], inputs, step, these, column, sums);
+            }
+            return rows;
+          };
+          int64_t rows = multiply_from(0);
+          const Floats origins[] = {load(sums), load(sums + (Columns - 1) * rows * tile_sums)};
+          const decltype(write.of(k, origins[0])) put[] = {write.of(k, origins[0]),
+                                                           write.of(k + (Columns - 1) * kTile, origins[1])};
+          Floats a[Columns] = {}, b[Columns] = {};
+          int64_t y = 0, x = 0;
+          for (int64_t tile = 0; tile < tiles; tile += at_once) {
+            if (tile) rows = multiply_from(tile);
+            const int64_t end = std::min(rows * kTile, places - tile * kTile);
+            for (int64_t place = 0; place < end;) {
+              const int64_t count = std::min(end - place, images.width - x);
+              for (int c = 0; c < Columns; ++c) {
+                const int64_t at = (n * pixels + first + y * down + x * across) * outputs + k + c * kTile;
+                const float* from = sums + c * rows * tile_sums + place * kTile;
+                Floats a_here = {}, b_here = {};  // not one by one: the error grows with the number of additions
+                for (int64_t i = 0; i < count; ++i)
+                  put[c](at + i * across * outputs, load(from + i * kTile), a_here, b_here);
+                a[c] += a_here;
+                b[c] += b_here;
+              }
+              place += count;
+              x += count;
+              if (x == images.width && place < end) {
+                ++place;
+                ++y;
+                x = 0;
+              }
+            }
           }
-          return rows;
-        };
-        int64_t rows = multiply_from(0);
-        const Floats origins[] = {load(sums), load(sums + (Columns - 1) * rows * tile_sums)};
-        const decltype(write.of(k, origins[0])) put[] = {write.of(k, origins[0]),
-                                                         write.of(k + (Columns - 1) * kTile, origins[1])};
-        Floats a[Columns] = {}, b[Columns] = {};
-        int64_t y = 0, x = 0;
-        for (int64_t tile = 0; tile < tiles; tile += at_once) {
-          if (tile) rows = multiply_from(tile);
-          const int64_t end = std::min(rows * kTile, places - tile * kTile);
-          for (int64_t place = 0; place < end;) {
-            const int64_t pixels = std::min(end - place, images.width - x);
+          if (write.sums)
             for (int c = 0; c < Columns; ++c) {
-              const int64_t at = ((n * images.height + y) * images.width + x) * outputs + k + c * kTile;
-              const float* from = sums + c * rows * tile_sums + place * kTile;
-              Floats a_here = {}, b_here = {};  // not one by one: the error grows with the number of additions
-              for (int64_t i = 0; i < pixels; ++i) put[c](at + i * outputs, load(from + i * kTile), a_here, b_here);
-              a[c] += a_here;
-              b[c] += b_here;
+              const Floats found[] = {a[c], b[c], origins[c]};
+              for (int which = 0; which < 3; ++which) store(write.sums->at(n, which, k + c * kTile), found[which]);
             }
-            place += pixels;
-            x += pixels;
-            if (x == images.width && place < end) {
-              ++place;
-              ++y;
-              x = 0;
-            }
-          }
         }
-        if (write.sums)
-          for (int c = 0; c < Columns; ++c) {
-            const Floats found[] = {a[c], b[c], origins[c]};
-            for (int which = 0; which < 3; ++which) store(write.sums->at(n, which, k + c * kTile), found[which]);
-          }
       }
     }
   }
 }
 
-// Writes the convolution of what is read; weights: (C', C, 3, 3), bfloat16, channels-last.
+template <typename C, typename W>
+void write_products(const C& copy, int64_t size, const std::vector<Product<W>>& products, const Images& images,
+                    int64_t inputs, int64_t outputs, int64_t step, const at::TensorOptions& options) {
+  static_assert(kLanes == kTile);
+  if (inputs % kDepth == 0 && outputs % kDepth == 0)
+    return write_products_by<2>(copy, size, products, images, inputs, outputs, step, options);
+  write_products_by<1>(copy, size, products, images, inputs, outputs, step, options);
+}
+
+// Places that tiles go over, the last of which may be behind the image.
+inline int64_t in_whole_tiles(int64_t places) { return (places + kTile - 1) / kTile * kTile; }
+
+// Writes the convolution of what is read; weights: (C', C, 3, 3), bfloat16, channels-last. Mirrored: the gradient of the
+// images, whose outputs are the inputs.
 template <bool mirrored, typename S, typename R, typename W>
 void convolve(const R& read, const Tensor& weight, const W& write, const Images& images) {
-  static_assert(kLanes == kTile);
-  const int64_t outputs = weight.size(mirrored ? 1 : 0), inputs = weight.size(mirrored ? 0 : 1);
-  const int64_t places = (images.height * images.pitch + kTile - 1) / kTile * kTile + 2 * images.pitch + 2;
-  const Tensor weights = in_tiles<mirrored>(weight);
-  const Tensor memory = at::zeros({omp_get_max_threads(), places * inputs}, weight.options());
-  const auto* tiles = data<BFloat16>(weights);
-  if (inputs % kDepth == 0 && outputs % kDepth == 0)
-    return convolve_images<2>(read, tiles, write, images, inputs, outputs, memory);
-  convolve_images<1>(read, tiles, write, images, inputs, outputs, memory);
+  const int64_t C = weight.size(1), inputs = mirrored ? weight.size(0) : C, outputs = mirrored ? C : weight.size(0);
+  const int64_t size = in_whole_tiles(images.places()) + 2 * images.pitch + 2;
+  Product<W> product{{}, write, images.height * images.width, 0, images.width, 1};
+  for (int64_t tap = 0; tap < 9; ++tap)
+    product.taps.push_back({tap / 3 * images.pitch + tap % 3,
+                            data<BFloat16>(weight) + (mirrored ? 8 - tap : tap) * C, mirrored ? 9 * C : 1,
+                            mirrored ? 1 : 9 * C});
+  const auto copy = [&](int64_t n, BFloat16* to) { copy_image(read, n, images, inputs, 0, inputs, to); };
+  write_products(copy, size, std::vector{product}, images, inputs, outputs, 1, weight.options());
+}
+
+// Writes both strided convolutions of what is read, 3×3 and 1×1; weights: (C', C, 3, 3) and (C', C, 1, 1). images: those
+// written.
+template <typename R, typename W>
+void convolve_halving(const R& read, const Tensor& weight, const Tensor& shortcut, const W& write,
+                      const W& write_shortcut, const Images& images) {
+  const Halved from(images);
+  const int64_t C = weight.size(1), pixels = images.height * images.width;
+  const int64_t size = 2 * in_whole_tiles(images.places()) + (images.height + 1) * from.pitch + 3;
+  const int64_t rows[] = {images.height * from.pitch, 0, (images.height + 1) * from.pitch};  // above, of it, below
+  std::vector<Product<W>> both = {{{}, write, pixels, 0, images.width, 1},
+                                  {{{rows[1] + 1, data<BFloat16>(shortcut), 1, C}}, write_shortcut, pixels, 0, images.width, 1}};
+  for (int64_t tap = 0; tap < 9; ++tap)
+    both[0].taps.push_back({rows[tap / 3] + tap % 3, data<BFloat16>(weight) + tap * C, 1, 9 * C});
+  const auto copy = [&](int64_t n, BFloat16* to) { copy_image(read, n, from, C, 0, C, to); };
+  write_products(copy, size, both, images, C, weight.size(0), 2, weight.options());
+}
+
+// Writes the gradient of what `convolve_halving` reads, from those of what it writes. Of four pixels beside each other one
+// has had a part in one output of the 3×3 convolution and in the shortcut's, two in two, and the last in four.
+template <typename R, typename W>
+void halving_gradient(const R& read, const R& read_shortcut, const Tensor& weight, const Tensor& shortcut, const W& write,
+                      const Images& images) {
+  const Halved to(images);
+  const int64_t C = weight.size(1), inputs = weight.size(0);
+  const int64_t size = in_whole_tiles(images.places()) + 2 * images.pitch + 2;
+  std::vector<Product<W>> four;
+  for (int64_t odd_y = 0; odd_y < 2; ++odd_y)
+    for (int64_t odd_x = 0; odd_x < 2; ++odd_x) {
+      Product<W> product{{}, write, to.height * to.width, odd_y * to.width + odd_x, 2 * to.width, 2};
+      for (int64_t below = 0; below <= odd_y; ++below)
+        for (int64_t right = 0; right <= odd_x; ++right) {
+          const int64_t dy = 1 + odd_y - 2 * below, dx = 1 + odd_x - 2 * right;
+          product.taps.push_back({images.start(below) + right, data<BFloat16>(weight) + (3 * dy + dx) * C, 9 * C, 1});
+        }
+      four.push_back(product);
+    }
+  four[0].taps.push_back({size + images.start(0), data<BFloat16>(shortcut), C, 1});
+  const auto copy = [&](int64_t n, BFloat16* both) {
+    copy_image(read, n, images, inputs, 0, inputs, both);
+    copy_image(read_shortcut, n, images, inputs, 0, inputs, both + size * inputs);
+  };
+  write_products(copy, 2 * size, four, images, inputs, C, 1, weight.options());
 }
 
 // ------------------------------------------------------------------------------------ the gradient of the weights
