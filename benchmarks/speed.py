@@ -61,7 +61,7 @@ def plain_lane(config: Config, dataset: data.Dataset, device: torch.device) -> I
         def __getitem__(self, i):
             return transform(Image.fromarray(dataset.x_train[i].numpy())), dataset.y_train[i]
 
-    network = without_kernels(models.build(config.model, 10, seed=config.seed)).to(device).train()
+    network = without_kernels(models.from_config(config, 10)).to(device).train()
     optimizer = torch.optim.SGD(select(network, config.trainable).values(), 0.1, 0.9, weight_decay=1e-4)
     loader = torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, num_workers=2, drop_last=True,
                                          multiprocessing_context="fork")

@@ -1,7 +1,9 @@
-"""The convolution: 3×3 by Winograd's algorithm where that is faster, by torch everywhere else."""
+"""The convolution: 3×3 by Winograd's algorithm where that is faster, by torch everywhere else; and one of whose weights
+a few train."""
 
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -31,9 +33,9 @@ class Convolution(nn.Conv2d):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(x, self.whole(), self.bias)
+        return self._conv_forward(x, self.weights(), self.bias)
 
-    def whole(self) -> torch.Tensor:
+    def weights(self) -> torch.Tensor:
         """The weights that it convolves with, (C', C, h, w)."""
         return self.weight
 
@@ -67,6 +69,26 @@ class Convolution(nn.Conv2d):
                 and self.groups == 1 and self.padding_mode == "zeros"
                 and self.in_channels % 16 == self.out_channels % 16 == 0
                 and max(self.in_channels, self.out_channels) <= MOST_CHANNELS)
+
+
+class ChosenConv2d(Convolution):
+    """A convolution of whose weights a few of each output channel train, the same number of each.
+
+    They are a parameter of their own, (C', K), put into the frozen weights at every use; so no gradient, momentum or
+    weight decay can reach another weight (Frankle et al. 2021, Sec. 4.2).
+    """
+
+    def __init__(self, conv: nn.Conv2d, per_channel: int, draws: np.random.Generator):
+        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
+        self.weight, self.bias = conv.weight, conv.bias
+        every = draws.permuted(np.tile(np.arange(conv.weight[0].numel()), (conv.out_channels, 1)), axis=1)
+        self.register_buffer("index", torch.from_numpy(every[:, :per_channel].copy()), persistent=False)
+        self.chosen = nn.Parameter(conv.weight.detach().flatten(1).gather(1, self.index))
+
+    def weights(self) -> torch.Tensor:
+        """All weights, (C', C, h, w), those that train among them."""
+        rows = self.weight.flatten(1).scatter(1, self.index, self.chosen.to(self.weight.dtype))
+        return rows.view(self.weight.shape).contiguous(memory_format=torch.channels_last)
 
 
 def skip(x: torch.Tensor, stride: tuple[int, int]) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bnlib import deepobs, residual
 from bnlib.bnrelu import BN, BNReLU
 from bnlib.config import Config, generator
-from bnlib.convolution import Convolution
+from bnlib.convolution import ChosenConv2d, Convolution
 from bnlib.names import BN_INITS, CONV_INITS, NORMS, SHORTCUTS, canonical_positions, choose, parse_model, random_weights
 from bnlib.sequences import STEPS
 from bnlib.streaming import IMAGE_SIZE
@@ -96,26 +96,6 @@ class NoShortcut(nn.Module):
         return None
 
 
-class ChosenConv2d(Convolution):
-    """A convolution of whose weights a few of each output channel train, the same number of each.
-
-    They are a parameter of their own, (C', K), put into the frozen weights at every use; so no gradient, momentum or
-    weight decay can reach another weight (Frankle et al. 2021, Sec. 4.2).
-    """
-
-    def __init__(self, conv: nn.Conv2d, per_channel: int, draws: np.random.Generator):
-        super().__init__(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=False)
-        self.weight, self.bias = conv.weight, conv.bias
-        every = draws.permuted(np.tile(np.arange(conv.weight[0].numel()), (conv.out_channels, 1)), axis=1)
-        self.register_buffer("index", torch.from_numpy(every[:, :per_channel].copy()), persistent=False)
-        self.chosen = nn.Parameter(conv.weight.detach().flatten(1).gather(1, self.index))
-
-    def whole(self) -> torch.Tensor:
-        """All weights, (C', C, h, w), those that train among them."""
-        rows = self.weight.flatten(1).scatter(1, self.index, self.chosen.to(self.weight.dtype))
-        return rows.view(self.weight.shape).contiguous(memory_format=torch.channels_last)
-
-
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut (He et al. 2015, Fig. 2); (N, C, H, W) → (N, C', H/s, W/s).
 
@@ -141,8 +121,8 @@ class BasicBlock(nn.Module):
             self.shortcut = Shortcut(inputs, outputs, self.conv1.stride, norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if found := residual.whole(self, x):
-            return residual.forward(found, x)
+        if layers := residual.fused_layers(self, x):
+            return residual.forward(layers, x)
         beside = x
         # where both ways have a gradient to add; without batch norm transforms of torch.func go through a block
         if isinstance(self.bn2, BN) and not isinstance(self.shortcut, NoShortcut):
@@ -248,7 +228,7 @@ def folded(network: nn.Module) -> nn.Module:
             if isinstance(conv, ChosenConv2d):
                 plain = Convolution(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
                                     bias=conv.bias is not None)
-                plain.weight, plain.bias = nn.Parameter(conv.whole()), conv.bias
+                plain.weight, plain.bias = nn.Parameter(conv.weights()), conv.bias
                 setattr(parent, name, plain)
     return network
 

@@ -27,10 +27,11 @@ def test_memory_given_back_within_a_step_counts():
     assert least + 250 < peak_memory(lane(300)) < least + 350
 
 
+@pytest.mark.parametrize("trainable", ["bn", "random2"])
 @pytest.mark.parametrize("name", LANES)
-def test_each_lane_trains(name):
-    """A step of each changes every γ and β of the network that it built, and no other weight."""
-    networks, config = [], Config(model="resnet14", batch_size=128)
+def test_each_lane_trains(name, trainable):
+    """A step of each changes everything that trains of the network that it built, and nothing else."""
+    networks, config = [], Config(model="resnet14", trainable=trainable, batch_size=128)
     hook = torch.nn.modules.module.register_module_forward_pre_hook(
         lambda module, _: networks.append(module) if not networks else None)
     lane = LANES[name](config, synthetic(256), choose_device())
@@ -41,4 +42,4 @@ def test_each_lane_trains(name):
     lane.close()
     changed = {key for key, value in networks[0].state_dict().items() if not torch.equal(value, before[key])}
     statistics = {key for key, _ in networks[0].named_buffers()}
-    assert changed - statistics == select(networks[0], "bn").keys()
+    assert changed - statistics == select(networks[0], trainable).keys()

@@ -1,5 +1,7 @@
 """A block that halves its images as one operation, by AMX: against torch's modules in float64, and against itself."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,10 @@ from bnlib import models, residual
 from bnlib.models import BasicBlock
 
 pytestmark = pytest.mark.skipif(bool(residual.why_not_amx()), reason=f"AMX: {residual.why_not_amx()}")
-#: images, channels in and out, height, width: a network's own, parts of a tile, one pixel a map, fewer channels out
-SHAPES = [(40, 16, 32, 32, 32), (37, 32, 64, 16, 16), (5, 48, 16, 12, 10), (9, 112, 80, 6, 18), (200, 16, 16, 2, 4),
-          (7, 64, 128, 2, 2), (3, 64, 64, 2, 104)]
+#: images, channels in and out, height, width: a network's own, one image, parts of a tile, fewer channels out, a pixel
+#: a map, as many channels as may be
+SHAPES = [(40, 16, 32, 32, 32), (37, 32, 64, 16, 16), (1, 16, 32, 32, 32), (5, 48, 16, 12, 10), (9, 112, 80, 6, 18),
+          (200, 16, 16, 2, 4), (7, 64, 128, 2, 2), (3, 64, 64, 2, 104), (7, 256, 512, 4, 4)]
 LEARNED = (0, 1, 2, 3, 6, 7, 8, 11, 12, 13)       # of the arguments: images, weights, γ and β of the three layers
 WEIGHTS = (1, 6, 11)
 
@@ -97,8 +100,8 @@ def test_what_it_makes_of_a_batch_does_not_depend_on_the_running_statistics(stat
 def test_a_nan_is_seen(seeded):
     given = arguments(8, 16, 32, 8, 8)
     given[0][3, 5, 2, 2] = float("nan")
-    assert torch.ops.bnlib.halving_block(*given, 0.1, 1e-5).isnan().any()
-    assert given[4].isnan().any() and given[14].isnan().any()
+    assert torch.ops.bnlib.halving_block(*given, 0.1, 1e-5).isnan().all()
+    assert all(given[number].isnan().all() for number in (4, 5, 9, 10)) and given[14].isnan().any()
 
 
 @pytest.mark.parametrize("backwards", [
@@ -118,8 +121,9 @@ def test_gradients_of_any_layout_are_taken(backwards, seeded):
         found += [torch.autograd.grad(backwards(y), learned, retain_graph=True) for _ in range(2)]
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
     exact = torch.autograd.grad(backwards(by_torch(*(each.float() for each in whole), 0.1, 1e-5)), learned)
+    scale = max(value.norm() for value in exact)                    # some are zero but for rounding
     for ours, value in zip(found[0], exact, strict=True):
-        assert (ours - value).norm() <= 0.1 * value.norm() + 0.05
+        assert (ours - value).norm() <= 0.1 * value.norm() + 0.01 * scale
 
 
 def test_a_second_derivative_is_refused_rather_than_wrong(seeded):
@@ -154,11 +158,13 @@ def test_the_result_does_not_depend_on_the_number_of_threads(channels, seeded):
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            found.append(outcome(torch.ops.bnlib.halving_block, given,
-                                 learned=[number for number in LEARNED if number not in (1, 11)]))
+            found.append(outcome(torch.ops.bnlib.halving_block, given))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+    for other in found[1:]:
+        for number, (a, b) in enumerate(zip(found[0], other, strict=True)):
+            by_torch_itself = number in (1 + LEARNED.index(1), 1 + LEARNED.index(11))
+            assert (a - b).norm() <= 1e-3 * a.norm() if by_torch_itself else torch.equal(a, b)
 
 
 def test_a_gradient_that_others_hold_is_left_as_it_was(seeded):
@@ -170,6 +176,30 @@ def test_a_gradient_that_others_hold_is_left_as_it_was(seeded):
     assert torch.equal(gradient, before)
 
 
+@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(16, 16, 1), (16, 32, 2)])
+def test_a_few_weights_of_each_channel_train_in_a_whole_block(inputs, outputs, stride, seeded):
+    """Each convolution's gradient against that of the block's parts in float64."""
+    block = BasicBlock(inputs, outputs, stride, "B", "batch", (3, 3))
+    models.choose_weights(block, 2, seed=0)
+    for part in block.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.data, part.chosen.data = part.weight.bfloat16().float(), part.chosen.bfloat16().float()
+    x = channels_last(40, inputs, 16, 16).bfloat16()
+    exact = copy.deepcopy(block).double()
+    block.to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert residual.fused_layers(block, x)
+        ours = block(x)
+    theirs, found = exact(x.double()), []
+    for network, y in ((block, ours), (exact, theirs)):
+        slopes = torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view(y.shape).to(y.dtype)
+        found.append(torch.autograd.grad(y, [value for name, value in network.named_parameters() if "chosen" in name],
+                                         slopes))
+    assert len(found[0]) == 2 + (stride == 2)
+    for a, b in zip(*found, strict=True):
+        assert (a - b).norm() <= 0.1 * b.norm()
+
+
 def block_of(shortcut="B", norm="batch", stride=2, final_relu=True):
     block = BasicBlock(16, 32, stride, shortcut, norm, (3, 3), final_relu)
     return block.to(memory_format=torch.channels_last).train()
@@ -177,19 +207,29 @@ def block_of(shortcut="B", norm="batch", stride=2, final_relu=True):
 
 def test_a_block_is_one_operation_where_all_its_parts_are_taken(seeded):
     x, block = channels_last(8, 16, 8, 8).bfloat16(), block_of()
-    assert not residual.whole(block, x)                                 # float32 weights, and no autocast
+    assert not residual.fused_layers(block, x)                          # float32 weights, and no autocast
     with torch.autocast("cpu", torch.bfloat16):
-        assert len(residual.whole(block, x)) == 3
+        assert len(residual.fused_layers(block, x)) == 3
         for other in (block_of().eval(), block_of("A"), block_of("plain"), block_of("none"), block_of(norm="group"),
                       block_of(stride=1), block_of(final_relu=False), block_of().bfloat16()):
-            assert not residual.whole(other, x)
+            assert not residual.fused_layers(other, x)
         for images in (x.contiguous(), x[:, :, :7].contiguous(memory_format=torch.channels_last), x[:0],
                        channels_last(8, 32, 8, 8).bfloat16()):
-            assert not residual.whole(block, images)
-    assert not residual.whole(block, x.float())                         # Winograd's has no strides
+            assert not residual.fused_layers(block, images)
+    assert not residual.fused_layers(block, x.float())                  # Winograd's has no strides
+    assert residual.path(block, x.device, "bf16") == "our AMX kernel, strided too"
+    assert residual.path(block, x.device, "fp32") == ""
+
+
+class Half(models.Shortcut):
+    def forward(self, x):
+        return super().forward(x) / 2
 
 
 @pytest.mark.parametrize("change", [
+    lambda block: setattr(block, "shortcut", Half(16, 32, (2, 2), "batch")),
+    lambda block: torch.nn.utils.parametrize.register_parametrization(block.conv1, "weight", nn.Identity()),
+    lambda block: setattr(block.conv1, "weights", lambda: block.conv1.weight / 2),
     lambda block: block.shortcut.register_forward_hook(lambda *_: None),
     lambda block: block.shortcut[0].register_full_backward_hook(lambda *_: None),
     lambda block: setattr(block.shortcut[1], "forward", lambda x: x), lambda block: block.shortcut[1].eval(),
@@ -198,10 +238,11 @@ def test_a_block_is_one_operation_where_all_its_parts_are_taken(seeded):
     lambda block: block.shortcut.__setitem__(0, models.convolution(16, 32, 2)),
     lambda block: setattr(block, "conv1", models.Convolution(16, 32, 3, 2, 0, bias=False)),
     lambda block: setattr(block.shortcut[1], "running_var", torch.ones(32, dtype=torch.float64)),
-], ids=["hook", "backward hook", "forward", "frozen statistics", "eps", "more", "ReLU", "3x3", "no border", "double"])
+], ids=["another shortcut", "parametrised", "weights", "hook", "backward hook", "forward", "frozen statistics", "eps",
+        "more", "ReLU", "3x3", "no border", "double"])
 def test_a_block_of_other_parts_is_not_one_operation(change, seeded):
     block, x = block_of(), channels_last(8, 16, 8, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        assert residual.whole(block, x)
+        assert residual.fused_layers(block, x)
         change(block)
-        assert not residual.whole(block, x)
+        assert not residual.fused_layers(block, x)

@@ -4,7 +4,7 @@
     batchnorm.h     batch norm, sum and ReLU: the passes over a batch
     through.h       what a convolution reads and writes, through batch norm
     winograd.h      3×3 convolution with a quarter of the multiplications
-    amx.h           3×3 convolution in bfloat16 by AMX
+    amx.h           3×3 convolution in bfloat16 by AMX, strided ones too
     layers.cpp      batch norm, sum and ReLU in one operation (`bnlib.bnrelu`); 3×3 and strided 1×1 convolutions
                     (`bnlib.convolution`); the fork of a block's two ways (`bnlib.residual`)
     block.cpp       a residual block in one operation (`bnlib.residual`)

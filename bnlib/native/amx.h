@@ -33,7 +33,8 @@ inline bool has_tiles() {
   return granted;
 }
 
-// The images of a batch, each of which is a block, and where the pixels of a copy are: a place is an output's.
+// The images of a batch, each of which is a block, and where a copy has their pixels; of those that are written a place is
+// a pixel or the zero behind a row.
 struct Images {
   int64_t count, height, width, pitch;  // pitch: from a row to the next, in pixels; one zero stands between two rows
   explicit Images(const Tensor& x) : count(x.size(0)), height(x.size(2)), width(x.size(3)), pitch(width + 1) {}
@@ -43,19 +44,18 @@ struct Images {
   int64_t start(int64_t y) const { return (y + 1) * pitch + 1; }  // of a row
 };
 
-// Images of twice the height and width, which a convolution halves: the even rows, and then, below one of zeros, the odd
-// ones, so that from an output to the next it is two pixels everywhere.
-struct Halved : Images {
-  explicit Halved(const Images& halves) : Images(halves) {
-    height *= 2;
-    width *= 2;
-    pitch *= 2;
-  }
-  int64_t start(int64_t y) const { return (y % 2 ? height / 2 + 1 + y / 2 : y / 2) * pitch + 1; }
+// Where a copy has the pixels of images twice as high and wide as those that a strided convolution writes: the even rows,
+// one of zeros, and the odd rows, so that from a place to the next it is two pixels everywhere.
+struct EvenThenOdd {
+  int64_t height, width, pitch;
+  explicit EvenThenOdd(const Images& written)
+      : height(2 * written.height), width(2 * written.width), pitch(2 * written.pitch) {}
+  int64_t start(int64_t y) const { return (y / 2 + y % 2 * (height / 2 + 1)) * pitch + 1; }
 };
 
 constexpr int64_t kTile = 16, kDepth = 32;  // rows and outputs of a tile, values that a product sums up
 constexpr int64_t kSums = 4;                // tiles of outputs that registers hold at once
+inline int64_t tiles_of(int64_t places) { return (places + kTile - 1) / kTile; }
 
 // The registers, by number: 0 to 3 sums; 4 and 5 pixels, 6 and 7 weights. Where 3 · channels is no multiple of kDepth, 5
 // and 7 are for the half of it that is left.
@@ -139,21 +139,21 @@ inline void multiply(const BFloat16* image, const std::vector<Run>& runs, int64_
 #undef BNLIB_STORE
 }
 
-// A pixel that an output takes, where it stands for an image's first place, and the matrix that it is multiplied with:
-// from an input's weight to the next's, and from an output's.
+// A pixel that an output takes, that of an image's first place, and the matrix that it is multiplied with: from an input's
+// weight to the next's, and from an output's.
 struct Tap {
   int64_t pixel;
   const BFloat16* weights;
   int64_t input, output;
 };
 
-// What is summed up for each place of an image, and where it goes: the images written have `pixels` of them, a place's is
-// `first` and as many further as it is `down` and `across`.
+// What each place of an image sums up, and where that is written: place (y, x) to pixel first + y · down + x · across of as
+// many as `pixels` an image.
 template <typename W>
 struct Product {
-  std::vector<Tap> taps;
   W write;
   int64_t pixels, first, down, across;
+  std::vector<Tap> taps = {};
 
   std::vector<Run> runs() const {
     std::vector<Run> all;
@@ -165,6 +165,18 @@ struct Product {
     return all;
   }
 };
+
+template <typename W>
+Product<W> to_every_pixel(const Images& images, const W& write) {
+  return {write, images.height * images.width, 0, images.width, 1};
+}
+
+// To one of every four pixels, of images twice as high and wide.
+template <typename W>
+Product<W> to_every_fourth(const Images& images, int64_t y, int64_t x, const W& write) {
+  const int64_t width = 2 * images.width;
+  return {write, 2 * images.height * width, y * width + x, 2 * width, 2};
+}
 
 // The taps' weights as tiles take them: for every 16 outputs the inputs of one tap after the other by twos,
 // (taps · inputs / 2, 16, 2).
@@ -184,8 +196,8 @@ inline Tensor in_tiles(const std::vector<Tap>& taps, int64_t inputs, int64_t out
 }
 
 // Some of an image's channels among zeros, as `read` gives them.
-template <typename R, typename Frame>
-inline void copy_image(const R& read, int64_t image, const Frame& images, int64_t channels, int64_t first,
+template <typename R, typename Layout>
+inline void copy_image(const R& read, int64_t image, const Layout& images, int64_t channels, int64_t first,
                        int64_t columns, BFloat16* to) {
   for (int64_t y = 0; y < images.height; ++y)
     for (int64_t c = 0; c < columns; c += kLanes) {
@@ -196,12 +208,57 @@ inline void copy_image(const R& read, int64_t image, const Frame& images, int64_
     }
 }
 
+// Writes Columns · 16 outputs of all places of an image from channel k on. sums_from(tile, sums): takes the sums of a tile of
+// places and some further ones, and returns of how many.
+template <int Columns, typename S, typename W>
+inline void write_outputs(const S& sums_from, const Product<W>& product, const Images& images, int64_t n, int64_t outputs,
+                          int64_t k) {
+  constexpr int64_t tile_sums = kTile * kTile;
+  const int64_t places = images.places();  // one in a row is no pixel
+  alignas(64) float sums[kSums * tile_sums];
+  int64_t rows = sums_from(0, sums);
+  const W& write = product.write;
+  const Floats origins[] = {load(sums), load(sums + (Columns - 1) * rows * tile_sums)};
+  const decltype(write.of(k, origins[0])) put[] = {write.of(k, origins[0]),
+                                                   write.of(k + (Columns - 1) * kTile, origins[1])};
+  Floats a[Columns] = {}, b[Columns] = {};
+  int64_t y = 0, x = 0;
+  for (int64_t first = 0; first < places; first += rows * kTile) {
+    if (first) rows = sums_from(first / kTile, sums);
+    const int64_t end = std::min(rows * kTile, places - first);
+    for (int64_t place = 0; place < end;) {
+      const int64_t count = std::min(end - place, images.width - x);
+      for (int c = 0; c < Columns; ++c) {
+        const int64_t pixel = n * product.pixels + product.first + y * product.down + x * product.across;
+        const float* from = sums + c * rows * tile_sums + place * kTile;
+        Floats a_here = {}, b_here = {};  // not one by one: the error grows with the number of additions
+        for (int64_t i = 0; i < count; ++i)
+          put[c]((pixel + i * product.across) * outputs + k + c * kTile, load(from + i * kTile), a_here, b_here);
+        a[c] += a_here;
+        b[c] += b_here;
+      }
+      place += count;
+      x += count;
+      if (x == images.width && place < end) {
+        ++place;
+        ++y;
+        x = 0;
+      }
+    }
+  }
+  if (write.sums)
+    for (int c = 0; c < Columns; ++c) {
+      const Floats found[] = {a[c], b[c], origins[c]};
+      for (int which = 0; which < 3; ++which) store(write.sums->at(n, which, k + c * kTile), found[which]);
+    }
+}
+
 // Writes the products, Columns · 16 outputs at a time. copy(image, to): writes what the taps take, `size` pixels and zeros.
 template <int Columns, typename C, typename W>
 void write_products_by(const C& copy, int64_t size, const std::vector<Product<W>>& products, const Images& images,
                        int64_t inputs, int64_t outputs, int64_t step, const at::TensorOptions& options) {
-  constexpr int64_t at_once = kSums / Columns, tile_sums = kTile * kTile;
-  const int64_t places = images.places(), tiles = (places + kTile - 1) / kTile;  // one in a row is no pixel
+  constexpr int64_t at_once = kSums / Columns;
+  const int64_t tiles = tiles_of(images.places());
   const Tensor memory = at::zeros({omp_get_max_threads(), size * inputs}, options);
   std::vector<Tensor> weights;
   std::vector<std::vector<Run>> runs;
@@ -213,17 +270,15 @@ void write_products_by(const C& copy, int64_t size, const std::vector<Product<W>
   {
     const TileRegisters registers(inputs % kDepth);
     auto* image = data<BFloat16>(memory) + omp_get_thread_num() * memory.size(1);
-    alignas(64) float sums[kSums * tile_sums];
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < images.count; ++n) {
       copy(n, image);
-      for (size_t p = 0; p < products.size(); ++p) {
-        const auto& [taps, write, pixels, first, down, across] = products[p];
-        const int64_t column = kTile * taps.size() * inputs;
+      for (size_t p = 0; p < products.size(); ++p)
         for (int64_t k = 0; k < outputs; k += Columns * kTile) {
-          const auto multiply_from = [&](int64_t tile) {  // returns how many tiles of places
+          const int64_t column = kTile * products[p].taps.size() * inputs;
+          const auto* these = data<BFloat16>(weights[p]) + k / kTile * column;
+          const auto sums_from = [&](int64_t tile, float* sums) {
             const auto* from = image + tile * kTile * step * inputs;
-            const auto* these = data<BFloat16>(weights[p]) + k / kTile * column;
             const int64_t rows = std::min(at_once, tiles - tile);
             if (rows == 1) multiply<1, Columns>(from, runs[p], inputs, step, these, column, sums);
             if (rows == 2) multiply<2, Columns>(from, runs[p], inputs, step, these, column, sums);
@@ -233,42 +288,8 @@ void write_products_by(const C& copy, int64_t size, const std::vector<Product<W>
             }
             return rows;
           };
-          int64_t rows = multiply_from(0);
-          const Floats origins[] = {load(sums), load(sums + (Columns - 1) * rows * tile_sums)};
-          const decltype(write.of(k, origins[0])) put[] = {write.of(k, origins[0]),
-                                                           write.of(k + (Columns - 1) * kTile, origins[1])};
-          Floats a[Columns] = {}, b[Columns] = {};
-          int64_t y = 0, x = 0;
-          for (int64_t tile = 0; tile < tiles; tile += at_once) {
-            if (tile) rows = multiply_from(tile);
-            const int64_t end = std::min(rows * kTile, places - tile * kTile);
-            for (int64_t place = 0; place < end;) {
-              const int64_t count = std::min(end - place, images.width - x);
-              for (int c = 0; c < Columns; ++c) {
-                const int64_t at = (n * pixels + first + y * down + x * across) * outputs + k + c * kTile;
-                const float* from = sums + c * rows * tile_sums + place * kTile;
-                Floats a_here = {}, b_here = {};  // not one by one: the error grows with the number of additions
-                for (int64_t i = 0; i < count; ++i)
-                  put[c](at + i * across * outputs, load(from + i * kTile), a_here, b_here);
-                a[c] += a_here;
-                b[c] += b_here;
-              }
-              place += count;
-              x += count;
-              if (x == images.width && place < end) {
-                ++place;
-                ++y;
-                x = 0;
-              }
-            }
-          }
-          if (write.sums)
-            for (int c = 0; c < Columns; ++c) {
-              const Floats found[] = {a[c], b[c], origins[c]};
-              for (int which = 0; which < 3; ++which) store(write.sums->at(n, which, k + c * kTile), found[which]);
-            }
+          write_outputs<Columns>(sums_from, products[p], images, n, outputs, k);
         }
-      }
     }
   }
 }
@@ -282,57 +303,58 @@ void write_products(const C& copy, int64_t size, const std::vector<Product<W>>& 
   write_products_by<1>(copy, size, products, images, inputs, outputs, step, options);
 }
 
-// Places that tiles go over, the last of which may be behind the image.
-inline int64_t in_whole_tiles(int64_t places) { return (places + kTile - 1) / kTile * kTile; }
+// Pixels of a copy that tiles of places read, those behind the last place too.
+inline int64_t size_of_copy(const Images& images) {
+  return tiles_of(images.places()) * kTile + images.start(1) + 1;
+}
 
 // Writes the convolution of what is read; weights: (C', C, 3, 3), bfloat16, channels-last. Mirrored: the gradient of the
 // images, whose outputs are the inputs.
 template <bool mirrored, typename S, typename R, typename W>
 void convolve(const R& read, const Tensor& weight, const W& write, const Images& images) {
   const int64_t C = weight.size(1), inputs = mirrored ? weight.size(0) : C, outputs = mirrored ? C : weight.size(0);
-  const int64_t size = in_whole_tiles(images.places()) + 2 * images.pitch + 2;
-  Product<W> product{{}, write, images.height * images.width, 0, images.width, 1};
+  auto product = to_every_pixel(images, write);
   for (int64_t tap = 0; tap < 9; ++tap)
-    product.taps.push_back({tap / 3 * images.pitch + tap % 3,
-                            data<BFloat16>(weight) + (mirrored ? 8 - tap : tap) * C, mirrored ? 9 * C : 1,
-                            mirrored ? 1 : 9 * C});
+    product.taps.push_back({tap / 3 * images.pitch + tap % 3, data<BFloat16>(weight) + (mirrored ? 8 - tap : tap) * C,
+                            mirrored ? 9 * C : 1, mirrored ? 1 : 9 * C});
   const auto copy = [&](int64_t n, BFloat16* to) { copy_image(read, n, images, inputs, 0, inputs, to); };
-  write_products(copy, size, std::vector{product}, images, inputs, outputs, 1, weight.options());
+  write_products(copy, size_of_copy(images), std::vector{product}, images, inputs, outputs, 1, weight.options());
 }
 
-// Writes both strided convolutions of what is read, 3×3 and 1×1; weights: (C', C, 3, 3) and (C', C, 1, 1). images: those
+// Writes two strided convolutions of what is read, 3×3 and 1×1; weights: (C', C, 3, 3) and (C', C, 1, 1). images: those
 // written.
 template <typename R, typename W>
 void convolve_halving(const R& read, const Tensor& weight, const Tensor& shortcut, const W& write,
                       const W& write_shortcut, const Images& images) {
-  const Halved from(images);
-  const int64_t C = weight.size(1), pixels = images.height * images.width;
-  const int64_t size = 2 * in_whole_tiles(images.places()) + (images.height + 1) * from.pitch + 3;
-  const int64_t rows[] = {images.height * from.pitch, 0, (images.height + 1) * from.pitch};  // above, of it, below
-  std::vector<Product<W>> both = {{{}, write, pixels, 0, images.width, 1},
-                                  {{{rows[1] + 1, data<BFloat16>(shortcut), 1, C}}, write_shortcut, pixels, 0, images.width, 1}};
-  for (int64_t tap = 0; tap < 9; ++tap)
-    both[0].taps.push_back({rows[tap / 3] + tap % 3, data<BFloat16>(weight) + tap * C, 1, 9 * C});
-  const auto copy = [&](int64_t n, BFloat16* to) { copy_image(read, n, from, C, 0, C, to); };
+  const EvenThenOdd layout(images);
+  const int64_t C = weight.size(1);
+  const int64_t above = images.height * layout.pitch, below = layout.start(1) - 1;  // the row of zeros, the first odd row
+  std::vector<Product<W>> both = {to_every_pixel(images, write), to_every_pixel(images, write_shortcut)};
+  for (int64_t tap = 0; tap < 9; ++tap) {
+    const int64_t row = tap < 3 ? above : tap < 6 ? 0 : below;
+    both[0].taps.push_back({row + tap % 3, data<BFloat16>(weight) + tap * C, 1, 9 * C});
+  }
+  both[1].taps.push_back({layout.start(0), data<BFloat16>(shortcut), 1, C});
+  const int64_t size = 2 * tiles_of(images.places()) * kTile + below + 1;
+  const auto copy = [&](int64_t n, BFloat16* to) { copy_image(read, n, layout, C, 0, C, to); };
   write_products(copy, size, both, images, C, weight.size(0), 2, weight.options());
 }
 
-// Writes the gradient of what `convolve_halving` reads, from those of what it writes. Of four pixels beside each other one
-// has had a part in one output of the 3×3 convolution and in the shortcut's, two in two, and the last in four.
+// Writes the gradient of what `convolve_halving` reads, from those of what it writes. Of a pixel in an even row and column
+// the middle of the 3×3 kernel has taken part, and the shortcut; if one of them is odd, two of the kernel's sides; if both,
+// its four corners.
 template <typename R, typename W>
 void halving_gradient(const R& read, const R& read_shortcut, const Tensor& weight, const Tensor& shortcut, const W& write,
                       const Images& images) {
-  const Halved to(images);
-  const int64_t C = weight.size(1), inputs = weight.size(0);
-  const int64_t size = in_whole_tiles(images.places()) + 2 * images.pitch + 2;
+  const int64_t C = weight.size(1), inputs = weight.size(0), size = size_of_copy(images);
   std::vector<Product<W>> four;
   for (int64_t odd_y = 0; odd_y < 2; ++odd_y)
     for (int64_t odd_x = 0; odd_x < 2; ++odd_x) {
-      Product<W> product{{}, write, to.height * to.width, odd_y * to.width + odd_x, 2 * to.width, 2};
-      for (int64_t below = 0; below <= odd_y; ++below)
+      auto product = to_every_fourth(images, odd_y, odd_x, write);
+      for (int64_t down = 0; down <= odd_y; ++down)
         for (int64_t right = 0; right <= odd_x; ++right) {
-          const int64_t dy = 1 + odd_y - 2 * below, dx = 1 + odd_x - 2 * right;
-          product.taps.push_back({images.start(below) + right, data<BFloat16>(weight) + (3 * dy + dx) * C, 9 * C, 1});
+          const int64_t tap = 3 * (1 + odd_y - 2 * down) + 1 + odd_x - 2 * right;
+          product.taps.push_back({images.start(down) + right, data<BFloat16>(weight) + tap * C, 9 * C, 1});
         }
       four.push_back(product);
     }

@@ -84,7 +84,7 @@ void moments_of(BlockSums<S>& sums, const Rows& rows, std::vector<double>& mean,
     }
     before = all;
   }
-  for (double& each : var) each = std::max(0.0, each / before);
+  for (double& each : var) each = std::max(each / before, 0.0);  // in this order NaN stays
 }
 
 // What a backward pass needs of a channel: batch norm is x · scale + shift; mean and 1 / deviation of the batch.
@@ -157,7 +157,7 @@ void moments(const T* x, int64_t rows, int64_t channels, std::vector<double>& me
   sums.add_up(mean, var);
   for (int64_t c = 0; c < channels; ++c) {
     mean[c] /= rows;
-    var[c] = std::max(0.0, var[c] / rows - mean[c] * mean[c]);
+    var[c] = std::max(var[c] / rows - mean[c] * mean[c], 0.0);
     mean[c] += origin[c];
   }
 }

@@ -1,7 +1,7 @@
 // A block of a residual network and its gradient as one operation, for channels-last tensors on a CPU:
 //
-//     y = relu(bn2(conv2(relu(bn1(conv1(x))))) + x)             He et al. 2015, Fig. 2, with as many outputs as inputs
-//     y = relu(bn2(conv2(relu(bn1(conv1(x))))) + bn3(conv3(x)))      which halves the images: conv1 and conv3, 1×1, stride
+//     y = relu(bn2(conv2(relu(bn1(conv1(x))))) + x)                  He et al. 2015, Fig. 2, with as many outputs as inputs
+//     y = relu(bn2(conv2(relu(bn1(conv1(x))))) + bn3(conv3(x)))      where conv1 and conv3, 1×1, take every second pixel
 //
 // Batch norm needs the whole batch's statistics, and a batch fits no cache: what counts is how often it is gone over. The
 // convolutions take the statistics as they write, normalise as they read, and backward they do the same with the sums
@@ -186,12 +186,11 @@ Tensor basic_block(const Tensor& x, const Tensor& weight1, const Tensor& gamma1,
 #ifdef __AMX_BF16__
 
 // y = relu(batch_norm(a) + batch_norm(b)).
-template <typename T>
-void normalise_both(const T* a, const Affine<Scalar<T>>& of_a, const T* b, const Affine<Scalar<T>>& of_b, T* y,
-                    int64_t rows, int64_t channels) {
+void normalise_both(const BFloat16* a, const Affine<float>& of_a, const BFloat16* b, const Affine<float>& of_b,
+                    BFloat16* y, int64_t rows, int64_t channels) {
   for_tiles(rows, channels, [&](int64_t, int64_t first, int64_t last, int64_t c, auto vectors) {
     constexpr int V = vectors;
-    const Columns<Scalar<T>, V> scale_a(of_a.scale, c), shift_a(of_a.shift, c), scale_b(of_b.scale, c), shift_b(of_b.shift, c);
+    const Columns<float, V> scale_a(of_a.scale, c), shift_a(of_a.shift, c), scale_b(of_b.scale, c), shift_b(of_b.shift, c);
     for (int64_t r = first; r < last; ++r)
       for (int i = 0; i < V; ++i) {
         const int64_t at = r * channels + c + i * kLanes;
@@ -215,7 +214,8 @@ struct HalvingBlock : torch::autograd::Function<HalvingBlock> {
                 "halving_block: takes channels-last images (N, C, H, W) in bfloat16 on a CPU with AMX, channels multiples "
                 "of ", kTile, ", H and W even");
     const int64_t C = x.size(1), K = weight1.size(0), rows = x.numel() / C / 4;
-    TORCH_CHECK_VALUE(rows > 1, "Expected more than 1 value per channel when training, got input size ", x.sizes());
+    TORCH_CHECK_VALUE(rows > 1, "Expected more than 1 value per channel when training, got input size ",
+                      at::IntArrayRef({x.size(0), K, x.size(2) / 2, x.size(3) / 2}));
     const Layer first{weight1, gamma1, beta1, running_mean1, running_var1};
     const Layer second{weight2, gamma2, beta2, running_mean2, running_var2};
     const Layer third{weight3, gamma3, beta3, running_mean3, running_var3};
@@ -274,8 +274,8 @@ struct HalvingBlock : torch::autograd::Function<HalvingBlock> {
     const Slopes<float> slopes1(sum_g, sum_gx, rows, affine1, data<float>(ggamma1), data<float>(gbeta1));
     const ReadGradient<T> gradient1{data<T>(g1), data<T>(x1), affine1, slopes1};
 
-    if (ctx->needs_input_grad(1)) gw1 = by_torch(x, w1, 1, g1, x1, affine1, slopes1);
-    if (ctx->needs_input_grad(11)) gw3 = by_torch(x, w3, 0, g, x3, affine3, slopes3);
+    if (ctx->needs_input_grad(1)) gw1 = strided_weight_gradient(x, w1, 1, g1, x1, affine1, slopes1);
+    if (ctx->needs_input_grad(11)) gw3 = strided_weight_gradient(x, w3, 0, g, x3, affine3, slopes3);
     if (ctx->needs_input_grad(0)) {
       gx = at::empty({y.size(0), w1.size(1), 2 * y.size(2), 2 * y.size(3)}, y.options(), at::MemoryFormat::ChannelsLast);
       halving_gradient(gradient1, gradient3, w1, w3, Write<T>{data<T>(gx)}, images);
@@ -284,9 +284,11 @@ struct HalvingBlock : torch::autograd::Function<HalvingBlock> {
             gw3, ggamma3, gbeta3, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 
-  // The gradient of a strided convolution's weights, from g, that of its batch norm's output.
-  static Tensor by_torch(const Tensor& x, const Tensor& weight, int64_t border, const Tensor& g, const Tensor& before,
-                         const Affine<float>& affine, const Slopes<float>& slopes) {
+  // The gradient of a strided convolution's weights from g, that of its batch norm's output: by torch, which takes a
+  // thirtieth of a step for it, and in bfloat16, as where the parts go one after the other.
+  static Tensor strided_weight_gradient(const Tensor& x, const Tensor& weight, int64_t border, const Tensor& g,
+                                        const Tensor& before, const Affine<float>& affine,
+                                        const Slopes<float>& slopes) {
     const Tensor gradient_before = at::empty_like(before);
     gradient<T, false>(data<T>(g), data<T>(before), data<T>(gradient_before), g.numel() / g.size(1), g.size(1),
                        affine.scale, affine.shift, slopes.along.data(), slopes.across.data());

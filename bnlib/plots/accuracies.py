@@ -231,7 +231,7 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
         return nothing_yet()
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True)
     for axes, by in zip(panels, ("parameters", "bytes"), strict=True):
-        halo = withStroke(linewidth=2.5, foreground=axes.get_facecolor())          # where a line crosses a label
+        halo = withStroke(linewidth=1.5, foreground=axes.get_facecolor())          # where a line crosses a label
         named = set()                                  # once each, however long it was trained
         for (trainable, epochs), line in table.sort_values(by).groupby(["trainable", "epochs"]):
             hue, alone = colour(trainable), trainable == "bn"

@@ -1,0 +1,57 @@
+"""The C++ operations touch no memory but that of their tensors, and read none that nobody has written."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bnlib import native
+
+OPERATIONS = """
+import itertools, sys, torch
+from bnlib import residual
+operations, empty = torch.ops.bnlib, torch.empty(64)
+assert empty.isnan().all()                                          # the allocator is there
+torch.set_num_threads(int(sys.argv[1]))
+
+def images(*shape, dtype=torch.float32):
+    return torch.randn(*shape).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+def layer(inputs, outputs, size):
+    return [images(outputs, inputs, size, size), *torch.rand(2, outputs).unbind(), *torch.rand(2, outputs).unbind()]
+
+def learn(*outputs):
+    torch.stack([y.float().square().sum() for y in outputs]).sum().backward()
+    for y in outputs:
+        assert y.isfinite().all()
+
+types = [torch.float32, torch.bfloat16] if not residual.why_not_amx() else [torch.float32]
+for count, channels, height, width in [(1, 16, 2, 2), (3, 48, 7, 9), (5, 32, 12, 10), (2, 144, 3, 17), (33, 16, 16, 2)]:
+    for dtype in types:
+        x = images(count, channels, height, width, dtype=dtype)
+        learn(operations.bn_relu_train(x, x, *layer(1, channels, 1)[1:], 0.1, 1e-5, True))
+        learn(operations.bn_relu_train(x, None, *layer(1, channels, 1)[1:], 0.1, 1e-5, False))
+        learn(operations.convolve_3x3(x, layer(channels, 32, 3)[0]), *operations.fork(x), operations.skip(x, 2, 2))
+        learn(operations.basic_block(x, *layer(channels, channels, 3), *layer(channels, channels, 3), 0.1, 1e-5))
+        assert x.grad.isfinite().all()
+        if dtype == torch.bfloat16:
+            x = images(count, channels, 2 * height, 2 * width, dtype=dtype)
+            for outputs in (16, 96):
+                layers = [*layer(channels, outputs, 3), *layer(outputs, outputs, 3), *layer(channels, outputs, 1)]
+                learn(operations.halving_block(x, *layers, 0.1, 1e-5))
+                assert x.grad.isfinite().all() and layers[5].grad.isfinite().all()
+"""
+
+
+@pytest.mark.skipif(bool(native.why_not()), reason=f"C++ operation {native.why_not()}")
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
+@pytest.mark.parametrize(("guard", "threads"), [("end", 1), ("end", 3), ("start", 1)])
+def test_the_operations_touch_no_memory_but_their_own(guard, threads, tmp_path):
+    library, source = tmp_path / "guard.so", Path(__file__).with_name("guard.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", source, "-o", library], check=True)
+    done = subprocess.run([sys.executable, "-c", OPERATIONS, str(threads)], capture_output=True, text=True,
+                          env=os.environ | {"LD_PRELOAD": str(library), "GUARD": guard})
+    assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr[-2000:]}"
