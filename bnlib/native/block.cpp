@@ -285,7 +285,7 @@ struct HalvingBlock : torch::autograd::Function<HalvingBlock> {
   }
 
   // The gradient of a strided convolution's weights from g, that of its batch norm's output: by torch, which takes a
-  // thirtieth of a step for it, and in bfloat16, as where the parts go one after the other.
+  // twentieth of ResNet-14's step for it, and in bfloat16, as where the parts go one after the other.
   static Tensor strided_weight_gradient(const Tensor& x, const Tensor& weight, int64_t border, const Tensor& g,
                                         const Tensor& before, const Affine<float>& affine,
                                         const Slopes<float>& slopes) {
