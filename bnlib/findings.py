@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from bnlib.analysis import DEAD, PAPER_EPOCHS, accuracy, dead_features, plain, published, residual_and_plain
 from bnlib.store import Run
-from bnlib.wording import Sentences, name, seeds_of, shown, spread, trained
+from bnlib.wording import SYMBOL, Sentences, name, seeds_of, shown, spread, trained
 
 
 def summary(runs: Iterable[Run], dataset: str = "cifar10") -> Sentences:
@@ -50,16 +51,24 @@ def _alone(runs: list[Run], table: pd.DataFrame) -> list[str]:
 
 
 def _scaling(of_bn: pd.DataFrame) -> list[str]:
-    """From where to where BN-only accuracy goes with depth and with width: the longest line there is of each."""
+    """How BN-only accuracy goes with depth and with width: for each length of training the line of most networks."""
     said = []
-    for by, fixed in (("depth", "width"), ("width", "depth")):
-        line = max((group.sort_values(by) for _, group in of_bn.groupby([fixed, "epochs"])), key=len)
-        if len(line) > 1:
-            first, last = line.iloc[0], line.iloc[-1]
-            ends = (f"{row['mean']:.1f} % of {name(row['model'])} ({row['parameters']:,} parameters, "
-                    f"{seeds_of(row['n'])})" for row in (first, last))
-            said.append(f"with {by}, from {' to '.join(ends)}, {first.epochs} epochs")
-    return [f"BN-only accuracy with size: {'; '.join(said)}."] if said else []
+    for by, fixed, of in (("depth", "width", "layers"), ("width", "depth", "times the width")):
+        lines = [max((group.sort_values(by) for _, group in of_one.groupby(fixed)), key=len)
+                 for _, of_one in of_bn.groupby("epochs")]
+        lines = [line for line in lines if len(line) > 1]
+        if not lines:
+            continue
+        steps = np.concatenate([line["mean"].diff().dropna() for line in lines])
+        goes = "rises" if (steps > 0).all() else "falls" if (steps < 0).all() else "rises and falls"
+        found = "; ".join(f"{_row(line['mean'].map('{:.1f}'.format))} % of {_row(line[by])} {of} "
+                          f"({line['epochs'].iloc[0]} epochs; seeds: {_row(line['n'])})" for line in reversed(lines))
+        said.append(f"**with {by} it {goes}**: {found}")
+    return [f"BN-only accuracy: {'; '.join(said)}."] if said else []
+
+
+def _row(values: Iterable) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
 
 def _parts(table: pd.DataFrame) -> list[str]:
@@ -68,9 +77,12 @@ def _parts(table: pd.DataFrame) -> list[str]:
     (model, epochs), of_one = max(parts.groupby(["model", "epochs"]), key=lambda found: (len(found[1]), found[0][1]))
     if len(of_one) < 2:
         return []
-    stated = ", ".join(f"{trained(row.trainable)} {spread(row)}"
-                       for row in of_one.sort_values("mean", ascending=False).itertuples())
-    return [f"Which half does the work, on {name(model)}, {epochs} epochs: {stated}."]
+    of_one = of_one.sort_values("mean", ascending=False)
+    stated = ", ".join(f"{trained(row.trainable)} {spread(row)}" for row in of_one.itertuples())
+    halves = [what for what in of_one["trainable"] if what in SYMBOL]
+    more, less = (SYMBOL[what] for what in halves) if len(halves) == 2 else ("", "")
+    lead = f"**{more} alone does more than {less} alone**" if more else "Part by part"
+    return [f"{lead}: {name(model)}, {epochs} epochs: {stated}."]
 
 
 def _switched_off(runs: list[Run]) -> list[str]:
@@ -80,15 +92,15 @@ def _switched_off(runs: list[Run]) -> list[str]:
     for what in ("bn", "all"):
         found = [f"{_range(of_one['mean'])} % after {epochs} epochs{_alone_there(of_one)}"
                  for epochs, of_one in dead[dead["trainable"] == what].groupby("epochs")]
-        shares += [f"training {trained(what)} switches off {' and '.join(found)}"] if found else []
+        shares += [f"training {trained(what)}, {' and '.join(found)}"] if found else []
     paper = published("share of features disabled").iloc[0]["value"]
-    return [f"Switched off, |γ| below {DEAD}, as {100 * DEAD:g} % are at the start: {'; '.join(shares)}. The paper: "
-            f"about {paper:g} %, BN only, {PAPER_EPOCHS} epochs."] if shares else []
+    return [f"**Features switched off**, |γ| below {DEAD} (at the start {100 * DEAD:g} % of channels): "
+            f"{'; '.join(shares)}. The paper: about {paper:g} %, BN only, {PAPER_EPOCHS} epochs."] if shares else []
 
 
 def _alone_there(dead: pd.DataFrame) -> str:
     """Of which network a share is, where it is of one."""
-    return f" ({name(dead['model'].iloc[0])}, {seeds_of(dead['n'].iloc[0])})" if len(dead) == 1 else ""
+    return f" (of {name(dead['model'].iloc[0])} only, {seeds_of(dead['n'].iloc[0])})" if len(dead) == 1 else ""
 
 
 def _without_shortcuts(runs: list[Run]) -> list[str]:
@@ -98,9 +110,11 @@ def _without_shortcuts(runs: list[Run]) -> list[str]:
     if both.empty:
         return []
     longest = both[both["epochs"] == both["epochs"].max()]
-    stated = "; ".join(f"at depth {row['depth']} {row['plain, ours']:.1f} % without shortcuts, "
+    helped = (longest["residual, ours"] > longest["plain, ours"]).mean()
+    lead = {1: "Shortcuts help", 0: "Shortcuts do not help"}.get(helped, "Shortcuts help at some depths")
+    stated = "; ".join(f"at depth {row['depth']} {row['plain, ours']:.1f} % without them, "
                        f"{row['residual, ours']:.1f} % with them" for _, row in longest.iterrows())
-    return [f"Shortcuts: training only γ and β reaches {stated} ({longest['epochs'].iloc[0]} epochs, "
+    return [f"**{lead}**: training only γ and β reaches {stated} ({longest['epochs'].iloc[0]} epochs, "
             f"{seeds_of(longest['seeds'].min())})."]
 
 

@@ -17,6 +17,8 @@ class Sentences(list):
 _DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "digits": "scikit-learn's digits",
              "sequences": "synthetic sequences", "imagenet": "ImageNet",
              "large_digits": "digits of many sizes and colours"}
+#: How a half of batch norm's affine transformation is written.
+SYMBOL = {"gamma": "γ", "beta": "β"}
 #: How an optimizer is called.
 OPTIMIZER = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "lbfgs": "LBFGS", "adabound": "AdaBound", "adan": "Adan",
              "lion": "Lion", "prodigy": "Prodigy"}

@@ -1,5 +1,6 @@
 """Tables against counts and formulas done by hand."""
 
+import re
 import types
 
 import numpy as np
@@ -190,8 +191,10 @@ def test_findings_say_which_half_does_the_work_and_how_much_is_there():
     runs = [fake_run(0.45), fake_run(0.4, trainable="gamma"), fake_run(0.3, trainable="beta"),
             fake_run(0.5, norm="group")]
     said = list(findings.summary(runs))
-    assert ("Which half does the work, on ResNet-14, 160 epochs: BN only 45.0 % (1 seed), γ only 40.0 % (1 seed), "
-            "β only 30.0 % (1 seed).") in said
+    assert ("**γ alone does more than β alone**: ResNet-14, 160 epochs: BN only 45.0 % (1 seed), γ only 40.0 % "
+            "(1 seed), β only 30.0 % (1 seed).") in said
+    assert "**β alone does more than γ alone**" in " ".join(findings.summary(
+        [fake_run(0.45), fake_run(0.2, trainable="gamma"), fake_run(0.3, trainable="beta")]))
     assert list(findings.progress(runs, planned=10)) == [
         "4 of 10 planned runs are there: 4 runs of 160 epochs; 4.0 hours."]
     assert findings.progress([], 10)[0].startswith("0 of 10 planned runs are there: none of the paper's 160 yet")
@@ -469,16 +472,42 @@ def test_figures_compare_runs_of_as_many_epochs_those_of_which_there_are_most():
 
 def test_which_half_does_the_work_is_told_of_runs_of_as_many_epochs():
     runs = [fake_run(0.48), *(fake_run(a, trainable=t, epochs=16) for t, a in (("bn", 0.45), ("gamma", 0.39)))]
-    assert ("Which half does the work, on ResNet-14, 16 epochs: BN only 45.0 % (1 seed), γ only 39.0 % (1 seed)."
-            in findings.summary(runs))
+    said = "Part by part: ResNet-14, 16 epochs: BN only 45.0 % (1 seed), γ only 39.0 % (1 seed)."
+    assert said in findings.summary(runs)
 
 
 def test_the_summary_says_how_far_batch_norm_alone_comes_without_shortcuts():
     runs = [fake_run(a, model=f"{kind}{depth}") for kind, depth, a in (
         ("resnet", 20, 0.47), ("plain", 20, 0.42), ("resnet", 32, 0.51))]
-    said = [s for s in findings.summary(runs) if s.startswith("Shortcuts")]
-    assert said == ["Shortcuts: training only γ and β reaches at depth 20 42.0 % without shortcuts, 47.0 % with them "
-                    "(160 epochs, 1 seed)."]
+    said = [s for s in findings.summary(runs) if s.startswith("**Shortcuts")]
+    assert said == ["**Shortcuts help**: training only γ and β reaches at depth 20 42.0 % without them, 47.0 % with "
+                    "them (160 epochs, 1 seed)."]
+
+
+def test_networks_with_and_without_shortcuts_are_compared_in_the_seeds_that_both_have():
+    runs = [fake_run(0.47, model="resnet20"), fake_run(0.57, model="resnet20", seed=1), fake_run(0.42, model="plain20"),
+            fake_run(0.9, model="resnet20", seed=1, trainable="all"), fake_run(0.8, model="plain20", trainable="all")]
+    table = analysis.residual_and_plain(runs).set_index("trained")
+    assert table.loc["bn", ["residual, ours", "plain, ours", "seeds"]].tolist() == [47, 42, 1]
+    assert table.loc["all", ["residual, ours", "plain, ours"]].tolist() == [90, 80]         # they share none
+
+
+def test_the_summary_says_how_accuracy_goes_with_size():
+    runs = [*(fake_run(a, model=f"resnet{depth}") for depth, a in ((14, 0.48), (32, 0.57), (56, 0.62))),
+            *(fake_run(a, model=model, epochs=16) for model, a in (("resnet14", 0.44), ("resnet14x2", 0.4)))]
+    (said,) = [s for s in findings.summary(runs) if s.startswith("BN-only accuracy")]
+    assert said == ("BN-only accuracy: **with depth it rises**: 48.0, 57.0, 62.0 % of 14, 32, 56 layers (160 epochs; "
+                    "seeds: 1, 1, 1); **with width it falls**: 44.0, 40.0 % of 1, 2 times the width (16 epochs; "
+                    "seeds: 1, 1).")
+
+
+def test_two_verdict_tables_of_a_page_have_names_of_their_own():
+    claims = verdicts.table([fake_run(0.48)])
+    ours = verdicts.of_the_paper(claims)
+    first, second = (claims[half].style.pipe(plots.verdicts).to_html() for half in (ours, ~ours))
+    ids = [set(re.findall(r'id="(T_verdicts[^"]*)"', html)) for html in (first, second)]
+    assert all(ids) and not ids[0] & ids[1]
+    assert "(✓) agrees so far" in first and "– not yet run" in second
 
 
 def test_trials_of_deep_networks_say_which_diverged_and_where_the_loss_went():

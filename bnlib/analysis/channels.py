@@ -83,8 +83,9 @@ def rank_dead(table: pd.DataFrame) -> Sentences:
 
 
 def compare_dead(table: pd.DataFrame) -> Sentences:
-    """What share of γ is switched off, from `dead_features`, beside the published one."""
+    """What share of γ is switched off, from `dead_features`, beside the published one, which is of BN-only training."""
     claim = published("share of features disabled").iloc[0]
+    table = table[(table["trainable"] == claim["trainable"]) & (table["variant"] == "")]
     theirs = f"{claim['source']} for {trained(claim['trainable'])} after {PAPER_EPOCHS}: about {claim['value']:g} %"
     return Sentences(
         f"{', '.join(filter(None, (name(row.model), trained(row.trainable), row.variant)))}: {row.mean:.1f} % of all "

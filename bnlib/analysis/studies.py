@@ -132,13 +132,27 @@ def _about(run: Run) -> dict:
             "epochs": run.config.epochs, "setting": seedless(run.config).id, "seed": run.config.seed}
 
 
+def _of_shared_seeds(runs: list[Run]) -> list[Run]:
+    """Of networks of one depth and width with shortcuts and without, trained alike, the runs of the seeds that both
+    have; all where they share none."""
+    seeds: dict[tuple, dict[str, set[int]]] = {}
+
+    def alike(run: Run) -> tuple:
+        return run.config.dataset, run.config.depth, run.config.width, run.config.trainable, run.config.epochs
+
+    for run in runs:
+        seeds.setdefault(alike(run), {}).setdefault(parse_model(run.config.model).family, set()).add(run.config.seed)
+    shared = {key: set.intersection(*found.values()) for key, found in seeds.items()}
+    return [run for run in runs if run.config.seed in shared[alike(run)] or not shared[alike(run)]]
+
+
 def residual_and_plain(runs: Iterable[Run]) -> pd.DataFrame:
     """Final test accuracy in % by depth, what trained and epochs: residual beside plain networks, ours and published.
 
-    Columns: dataset, depth, trained, epochs, seeds (the fewest), and for `residual` and `plain` ours (mean over seeds),
-    the earlier study's and He et al.'s; NaN where there is none.
+    Columns: dataset, depth, trained, epochs, seeds (the fewest), and for `residual` and `plain` ours (mean over the
+    seeds that both have, if they share any), the earlier study's and He et al.'s; NaN where there is none.
     """
-    table = accuracy(run for run in runs if not variant(run.config))
+    table = accuracy(_of_shared_seeds([run for run in runs if not variant(run.config)]))
     sources = {"ours": None, "study": "residual-versus-plain study", "He et al.": "He et al. 2015"}
     rows: dict[tuple, dict] = {}
     for row in table.itertuples():

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from bnlib.analysis import comparable
 from bnlib.plots.style import (
     COLOURS,
-    SYMBOL,
     colour,
     legend_below,
     note,
@@ -20,7 +19,7 @@ from bnlib.plots.style import (
     values_stated,
 )
 from bnlib.store import Run
-from bnlib.wording import listed, name, trained
+from bnlib.wording import SYMBOL, listed, name, trained
 
 OUTSIDE = 0.002    # of all values on either side, which axes leave out, so that a few do not make all others narrow
 LEFT_OUT = f"without the outermost {OUTSIDE:.1%} of all values on either side".replace("%", " %")

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import course, logged_losses, made_on, shared_batch, timed_alike
-from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, SYMBOL, legend_below, note, nothing_yet
+from bnlib.plots.style import COLOURS, OPTIMIZER_COLOURS, legend_below, note, nothing_yet
 from bnlib.store import Run
-from bnlib.wording import NORM, OPTIMIZER, decay_on, name, seeds_of, setting, shown, trained
+from bnlib.wording import NORM, OPTIMIZER, SYMBOL, decay_on, name, seeds_of, setting, shown, trained
 
 
 def courses(runs: list[Run], trainable: str) -> Figure:

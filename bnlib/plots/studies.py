@@ -11,10 +11,10 @@ from matplotlib.ticker import MaxNLocator
 from bnlib.analysis import comparable, histories, surface
 from bnlib.config import Config
 from bnlib.names import DEEPOBS, InputError, choose, parse_model
-from bnlib.plots.style import SYMBOL, colour, legend_below, note, nothing_yet
+from bnlib.plots.style import colour, legend_below, note, nothing_yet
 from bnlib.profiles import MODIFICATIONS, modification
 from bnlib.store import Run
-from bnlib.wording import half, listed, seeds_of, shown, trained
+from bnlib.wording import SYMBOL, half, listed, seeds_of, shown, trained
 from bnlib.wording import name as spelled
 
 

@@ -39,9 +39,6 @@ OPTIMIZER_COLOURS = {"sgd": "#000000", "lbfgs": "#E69F00", "adam": "#009E73", "a
 BARS = {"capsize": 2.5, "elinewidth": 0.9, "ecolor": "#222222", "barsabove": True}
 
 
-SYMBOL = {"gamma": "γ", "beta": "β"}
-
-
 STYLE = {
     "figure.dpi": 110, "savefig.dpi": 220, "figure.constrained_layout.use": True,
     "font.size": 9, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False,
@@ -110,9 +107,11 @@ def described(figure: Figure) -> str:
 
 
 def captioned(figure: Figure) -> str:
-    """What stands against what, each once; of panels that share an axis those that name both."""
+    """What stands against what, each once; of panels that share an axis those that name both. Then what the figure is
+    of, if a `note` says so."""
     found = dict.fromkeys(map(_against, figure.axes))
-    return "; ".join([each for each in found if " against " in each] or filter(None, found)).replace("\n", " ")
+    against = "; ".join([each for each in found if " against " in each] or filter(None, found))
+    return ". ".join(filter(None, (against, figure.get_suptitle()))).replace("\n", " ")
 
 
 def _against(axes: Axes) -> str:

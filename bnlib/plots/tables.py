@@ -1,5 +1,7 @@
 """Tables for reading, for `DataFrame.style.pipe`: few digits, units, no index."""
 
+import zlib
+
 import numpy as np
 
 from bnlib.verdicts.rules import AGREES, DISAGREES, NOT, NOT_RUN, OF_OUR_OWN, PARTLY, REPRODUCED, UNDECIDED
@@ -58,13 +60,21 @@ def _spread(mean: float, std: float) -> str:
     return f"{mean:.1f}".rjust(4, "\u2007") + ("" if np.isnan(std) else f"\u00a0±\u00a0{std:.1f}")
 
 
+#: Sign and colour of a verdict, paler where it is one so far; the colours are for bars, too pale for text.
+VERDICT_SIGNS = {REPRODUCED: ("✓", "#009E73"), AGREES: ("(✓)", "#7FCEB9"), PARTLY: ("½", "#E69F00"),
+                 NOT: ("✗", "#D55E00"), DISAGREES: ("(✗)", "#EAAE7F"), UNDECIDED: ("?", "#0072B2"),
+                 NOT_RUN: ("–", "#999999")}
+VERDICT_SIGNS |= {own: VERDICT_SIGNS[verdict] for verdict, own in OF_OUR_OWN.items()}
+
+
 def verdicts(styler):
-    """The verdict table, each verdict in its colour."""
-    colours = {REPRODUCED: "#009E73", AGREES: "#009E73", PARTLY: "#E69F00", NOT: "#D55E00", DISAGREES: "#D55E00",
-               UNDECIDED: "#0072B2", NOT_RUN: "#777777"}
-    colours |= {own: colours[verdict] for verdict, own in OF_OUR_OWN.items()}
-    styler = styler.format(escape="html").set_uuid(f"verdicts-{len(styler.data)}")       # a claim may hold a `<`
-    return styler.hide(axis="index").map(lambda v: f"color: {colours[v]}; font-weight: bold", subset=["verdict"])
+    """The verdict table, each verdict with its sign, and a bar of its colour."""
+    named = zlib.crc32(" ".join(styler.data["claim"]).encode())           # a page has two of them
+    styler = styler.format(escape="html").set_uuid(f"verdicts-{named}")   # a claim may hold a `<`
+    styler = styler.format(lambda verdict: f"{VERDICT_SIGNS[verdict][0]} {verdict}", subset=["verdict"])
+    return styler.hide(axis="index").map(
+        lambda verdict: f"border-left: 0.4em solid {VERDICT_SIGNS[verdict][1]}; padding-left: 0.5em; font-weight: bold",
+        subset=["verdict"])
 
 
 def optimizers(styler):
