@@ -68,7 +68,7 @@ def test_the_threshold_that_was_counted_by_is_the_one_that_is_named():
     table = analysis.dead_features(runs, below=0.05)
     assert "50.0 % of all |γ| below 0.05" in analysis.compare_dead(table)[0]
     (axes,) = plots.dead_share(table).axes
-    assert axes.get_ylabel() == "channels with |γ| < 0.05 (%)" and len(axes.containers) == 4        # bars, their errors
+    assert axes.get_xlabel() == "channels with |γ| < 0.05 (%)" and len(axes.containers) == 2           # marks and bars
 
 
 def test_affine_has_a_row_a_channel(tiny_run):

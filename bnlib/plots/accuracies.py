@@ -84,7 +84,7 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
         legend_below(figure, axes, ncols=2, fontsize=7.5)
     axes.set_xlabel({"depth": "depth (layers)", "width": "width (multiple of 16, 32, 64 channels)"}[by])
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title(seeds_stated(table), loc="left", color="#555555", fontsize=8)
+    note(figure, seeds_stated(table))
     figure.set_label(values_stated(table, by))
     return figure
 

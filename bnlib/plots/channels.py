@@ -8,7 +8,9 @@ from matplotlib.figure import Figure
 
 from bnlib.analysis import comparable
 from bnlib.plots.style import (
+    BARS,
     COLOURS,
+    MARKERS,
     colour,
     legend_below,
     note,
@@ -19,7 +21,7 @@ from bnlib.plots.style import (
     values_stated,
 )
 from bnlib.store import Run
-from bnlib.wording import SYMBOL, listed, name, trained
+from bnlib.wording import SYMBOL, listed, name, seeds_of, trained
 
 OUTSIDE = 0.002    # of all values on either side, which axes leave out, so that a few do not make all others narrow
 LEFT_OUT = f"without the outermost {OUTSIDE:.1%} of all values on either side".replace("%", " %")
@@ -79,35 +81,32 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
 
 
 def dead_share(table: pd.DataFrame) -> Figure:
-    """Share of switched-off features, a group a network and length of training, a colour a training mode.
+    """Share of switched-off features, a row a network, a panel a length of training, a colour a training mode.
 
     table: of the protocol, from `analysis.dead_features`. Bars are one standard deviation over seeds.
     """
     if not len(table):
         return nothing_yet()
-    table = table.sort_values(["epochs", "depth", "width"])
-    networks = list(dict.fromkeys(zip(table["model"], table["epochs"], strict=True)))
     modes = sorted(table["trainable"].unique(), key=[*COLOURS, *table["trainable"]].index)
-    figure, axes = plt.subplots(figsize=(max(5.2, 1.8 + 1.1 * len(networks)), 3.4))
-    width = 0.8 / len(modes)
-    for i, mode in enumerate(modes):
-        rows = table[table["trainable"] == mode].set_index(["model", "epochs"]).reindex(networks)
-        at = np.arange(len(networks)) + (i - (len(modes) - 1) / 2) * width
-        axes.bar(at, rows["mean"], width * 0.92, color=colour(mode), label=trained(mode),
-                 yerr=rows["std"], error_kw={"elinewidth": 1, "capsize": 2})
-        for x, row in zip(at, rows.itertuples(), strict=True):
-            if np.isfinite(row.mean):
-                beside = {"xytext": (0, 2), "ha": "center"} if np.isnan(row.std) else {"xytext": (3, 2)}
-                axes.annotate("\n".join(filter(None, (of_seeds(row, table), f"{row.mean:.1f}"))), (x, row.mean),
-                              textcoords="offset points", fontsize=7.5, color=colour(mode), **beside)
-            else:
-                axes.annotate("not run", (x, 0), xytext=(0, 2), textcoords="offset points", rotation=90, ha="center",
-                              va="bottom", fontsize=7, color="#777777")
-    axes.set_xticks(range(len(networks)), [f"{name(model)}\n{epochs} epochs" for model, epochs in networks])
-    axes.grid(axis="x", visible=False)
-    axes.set_ylabel(f"channels with |γ| < {listed(table['below'])} (%)")
-    axes.set_title(seeds_stated(table), loc="left", color="#555555", fontsize=8)
-    axes.legend()
+    panels = {epochs: smallest_first(part) for epochs, part in table.groupby("epochs")}
+    most = max(map(len, panels.values()))
+    figure, grid = plt.subplots(1, len(panels), figsize=(1.4 + 2.8 * len(panels), 1.4 + 0.44 * most), sharex=True,
+                                squeeze=False)
+    for axes, (epochs, networks) in zip(grid[0], panels.items(), strict=True):
+        for row in table[table["epochs"] == epochs].itertuples():
+            y = networks.index(row.model) + 0.4 * (modes.index(row.trainable) / max(1, len(modes) - 1) - 0.5)
+            axes.errorbar(row.mean, y, xerr=row.std, color=colour(row.trainable), marker=MARKERS.get(epochs, "D"),
+                          linestyle="none", label=trained(row.trainable), **BARS)
+            axes.annotate(f"{row.mean:.1f}  {of_seeds(row, table)}", (row.mean + np.nan_to_num(row.std), y),
+                          xytext=(7, 0), va="center", textcoords="offset points", fontsize=7.5,
+                          color=colour(row.trainable))
+        axes.set_yticks(range(len(networks)), map(name, networks))
+        axes.set(ylim=(most - 0.4, -0.6), title=f"{epochs} epochs",
+                 xlabel=f"channels with |γ| < {listed(table['below'])} (%)")
+        axes.grid(axis="y", visible=False)
+    axes.set_xlim(0, 1.25 * table["mean"].max() + 0.1)
+    legend_below(figure)
+    note(figure, seeds_stated(table))
     figure.set_label(values_stated(table, "model"))
     return figure
 
@@ -180,4 +179,6 @@ def trajectories(runs: list[Run], part: str = "gamma", channels: int = 24) -> Fi
 def _titled(channels: pd.DataFrame, model: str) -> str:
     seeds = channels[channels["model"] == model].groupby("trainable")["seed"].nunique()
     epochs = channels.loc[channels["model"] == model, "epochs"].iloc[0]
-    return f"{name(model)}\n{epochs} epochs, seeds: {' / '.join(str(n) for n in dict.fromkeys(seeds))}"
+    each = ", ".join(f"{n} {trained(what).removesuffix(' parameters')}" for what, n in seeds.items())
+    stated = seeds_of(seeds.iloc[0]) if seeds.nunique() == 1 else f"seeds:\n{each}"
+    return f"{name(model)}\n{epochs} epochs, {stated}"
