@@ -19,7 +19,7 @@ def thresholds(table: pd.DataFrame) -> Figure:
         return nothing_yet()
     table = comparable(table)
     networks = smallest_first(table)
-    figure, grid = plt.subplots(1, len(networks), figsize=(1 + 2.7 * len(networks), 3), sharey=True, squeeze=False)
+    figure, grid = plt.subplots(1, len(networks), figsize=(1 + 1.9 * len(networks), 3), sharey=True, squeeze=False)
     for axes, model in zip(grid[0], networks, strict=True):
         for (trainable, _), line in table[table["model"] == model].groupby(["trainable", "seed"]):
             axes.plot(line["threshold"], line["accuracy"], color=colour(trainable), marker=".", linewidth=1,
@@ -29,7 +29,7 @@ def thresholds(table: pd.DataFrame) -> Figure:
         axes.set_xlim(-0.0003, 0.7)
         axes.set_xticks([0, 0.001, 0.01, 0.1, 0.5], ["0", "0.001", "0.01", "0.1", "0.5"], rotation=45)
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set(xlabel="|γ| below this set to zero", title=f"{name(model)}, {listed(line['epochs'])} epochs")
+        axes.set(xlabel="|γ| below this set to zero", title=f"{name(model)}\n{listed(line['epochs'])} epochs")
     grid[0][0].set_ylabel("test accuracy (%)")
     legend_below(figure)
     note(figure, runs_stated(table))

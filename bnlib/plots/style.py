@@ -107,11 +107,12 @@ def described(figure: Figure) -> str:
 
 
 def captioned(figure: Figure) -> str:
-    """What stands against what, each once; of panels that share an axis those that name both. Then what the figure is
-    of, if a `note` says so."""
+    """What stands against what, each once; of panels that share an axis those that name both. Behind it, what the
+    figure is of, if a `note` says so."""
     found = dict.fromkeys(map(_against, figure.axes))
-    against = "; ".join([each for each in found if " against " in each] or filter(None, found))
-    return ". ".join(filter(None, (against, figure.get_suptitle()))).replace("\n", " ")
+    against = "; ".join([each for each in found if " against " in each] or filter(None, found)).replace("\n", " ")
+    of = figure.get_suptitle().replace("\n", "; ")
+    return f"{against} ({of})" if against and of else against or of
 
 
 def _against(axes: Axes) -> str:
