@@ -57,7 +57,7 @@ lab: $(READY)  ## open the notebooks in JupyterLab
 train: $(READY)  ## train one network: ARGS="resnet14 --trainable bn --epochs 16 --seed 0"
 	@$(BIN)/python -m bnlib train $(ARGS)
 
-bench: $(READY)  ## measure the speed of training, side by side: 4 minutes
+bench: $(READY)  ## measure the speed of training, side by side: 4 to 6 minutes
 	@$(BIN)/python -m benchmarks.speed
 
 lock:  # resolve requirements.lock anew (needs uv), for maintainers

@@ -199,6 +199,13 @@ inline Tensor in_tiles(const std::vector<Tap>& taps, int64_t inputs, int64_t out
 template <typename R, typename Layout>
 inline void copy_image(const R& read, int64_t image, const Layout& images, int64_t channels, int64_t first,
                        int64_t columns, BFloat16* to) {
+  if constexpr (std::is_same_v<R, Read<BFloat16>>)
+    if (columns == channels) {  // whole rows as they are
+      const int64_t row = images.width * channels;
+      for (int64_t y = 0; y < images.height; ++y)
+        std::memcpy(to + images.start(y) * channels, read.x + (image * images.height + y) * row, row * sizeof *to);
+      return;
+    }
   for (int64_t y = 0; y < images.height; ++y)
     for (int64_t c = 0; c < columns; c += kLanes) {
       const auto value = read.of(first + c);

@@ -162,7 +162,7 @@ void moments(const T* x, int64_t rows, int64_t channels, std::vector<double>& me
   }
 }
 
-// y = relu(x · scale + shift + add); a NaN stays one, so that a run that diverges is seen to.
+// y = relu(x · scale + shift + add).
 template <typename T, bool Add, bool Relu>
 void normalise(const T* x, const T* add, T* y, int64_t rows, int64_t channels, const Scalar<T>* scale,
                const Scalar<T>* shift) {
@@ -174,7 +174,7 @@ void normalise(const T* x, const T* add, T* y, int64_t rows, int64_t channels, c
         const int64_t at = r * channels + c + i * kLanes;
         auto value = load(x + at) * a.v[i] + b.v[i];
         if (Add) value += load(add + at);
-        if (Relu) value = masked(value, ~(value < 0));
+        if (Relu) value = relu(value);
         store(y + at, value);
       }
   });
@@ -211,9 +211,11 @@ void gradient_sums(const T* gy, const T* x, const T* y, T* g, int64_t rows, int6
         for (int i = 0; i < V; ++i) {
           const int64_t at = r * channels + c + i * kLanes;
           const auto value = load(x + at);
-          auto passed = load(gy + at);
-          if (Relu) passed = masked(passed, (Add ? load(y + at) : value * a.v[i] + b.v[i]) > 0);
-          if (Add && Relu) store(g + at, passed);
+          const auto passed = [&] {
+            if constexpr (Add && Relu) return copy_where_positive(gy + at, y + at, g + at);
+            if constexpr (Relu) return masked(load(gy + at), value * a.v[i] + b.v[i] > 0);
+            return load(gy + at);
+          }();
           s.v[i] += passed;
           p.v[i] += passed * (value - m.v[i]);
         }

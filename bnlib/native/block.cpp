@@ -195,7 +195,7 @@ void normalise_both(const BFloat16* a, const Affine<float>& of_a, const BFloat16
       for (int i = 0; i < V; ++i) {
         const int64_t at = r * channels + c + i * kLanes;
         const auto value = load(a + at) * scale_a.v[i] + shift_a.v[i] + (load(b + at) * scale_b.v[i] + shift_b.v[i]);
-        store(y + at, masked(value, ~(value < 0)));
+        store(y + at, relu(value));
       }
   });
 }

@@ -28,6 +28,7 @@ typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
 struct BFloat16 {
   uint16_t bits;
 };
+constexpr uint16_t kInfinity = 0x7f80;  // as a BFloat16
 
 // For elements of type T: the type that is computed in, and kLanes of it.
 template <typename T>
@@ -113,6 +114,28 @@ inline void streamed() {
 template <typename V, typename M>
 inline V masked(V values, M mask) {
   return (V)((M)values & mask);
+}
+
+// The values above 0, else 0; a NaN stays one, so that a run that diverges is seen to.
+template <typename V>
+inline V relu(V values) {
+  return V{} > values ? V{} : values;
+}
+
+// Copies elements of a where those of b are above 0, and 0 elsewhere; returns what was written.
+template <typename T>
+inline Vector<T> copy_where_positive(const T* a, const T* b, T* to) {
+  const auto copied = masked(load(a), load(b) > 0);
+  store(to, copied);
+  return copied;
+}
+inline Floats copy_where_positive(const BFloat16* a, const BFloat16* b, BFloat16* to) {  // as integers, four conversions less
+  Halves bits, above;
+  std::memcpy(&bits, a, sizeof bits);
+  std::memcpy(&above, b, sizeof above);
+  bits = masked(bits, above - 1 < kInfinity);  // neither 0 nor with a sign, nor NaN
+  std::memcpy(to, &bits, sizeof bits);
+  return (Floats)(__builtin_convertvector(bits, Words) << 16);
 }
 
 // The first element; null of a tensor that is not defined.

@@ -28,7 +28,7 @@ struct ReadNormalised {
   auto of(int64_t c) const {
     return [x = x, scale = load(affine.scale + c), shift = load(affine.shift + c)](int64_t at) {
       const auto value = load(x + at) * scale + shift;
-      return masked(value, ~(value < 0));
+      return relu(value);
     };
   }
 };
