@@ -105,10 +105,14 @@ def course(run: Run) -> pd.DataFrame:
 
 
 def made_on(run: Run) -> str:
-    """What a run's seconds depend on beside its config: machine, precision, and what convolves if torch does not."""
+    """What the seconds of a run depend on beside its config: machine, precision, and Winograd's convolution if by that.
+
+    Whether blocks are whole by AMX follows from config and machine, so that networks with batch norm and without
+    compare; and from how old the code was, as all seconds do.
+    """
     made = run.provenance
-    ours = [made["conv_path"]] * (made["conv_path"] != "torch")
-    return ", ".join([machine(made["device"]), made["precision"], *ours])
+    follows = made["conv_path"] == "torch" or made["conv_path"].startswith("our AMX kernel")
+    return ", ".join([machine(made["device"]), made["precision"], *[made["conv_path"]] * (not follows)])
 
 
 def timed_alike(runs: Iterable[Run]) -> list[Run]:
