@@ -9,6 +9,7 @@ from torch import nn
 
 from bnlib import models, residual
 from bnlib.models import BasicBlock
+from tests import test_residual
 
 pytestmark = pytest.mark.skipif(bool(residual.why_not_amx()), reason=f"AMX: {residual.why_not_amx()}")
 #: images, channels in and out, height, width: a network's own, one image, parts of a tile, fewer channels out, a pixel
@@ -45,14 +46,7 @@ def by_torch_in_bf16(*given):
 
 
 def outcome(block, given, dtype=None, learned=LEARNED):
-    """Output, gradients and running statistics, in float64, of a block computed in `dtype`, or as what is given."""
-    given = [each.detach().clone().to(dtype or each.dtype) for each in given]
-    for number in learned:
-        given[number].requires_grad_()
-    y = block(*given, 0.1, 1e-5)
-    weights = torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view(y.shape).to(y.dtype)
-    found = [y, *torch.autograd.grad(y, [given[number] for number in learned], weights)]
-    return [each.detach().double() for each in (*found, *given[4:6], *given[9:11], *given[14:])]
+    return test_residual.outcome(block, given, dtype, learned)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

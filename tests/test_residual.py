@@ -48,7 +48,8 @@ def outcome(block, given, dtype, learned=LEARNED):
     y = block(*given, 0.1, 1e-5)
     weights = torch.linspace(-1, 2, y.numel(), dtype=torch.float64).view(y.shape).to(y.dtype)
     found = [y, *torch.autograd.grad(y, [given[number] for number in learned], weights)]
-    return [each.detach().double() for each in (*found, *given[4:6], *given[9:])]
+    statistics = [each for layer in range(1, len(given), 5) for each in given[layer + 3:layer + 5]]
+    return [each.detach().double() for each in (*found, *statistics)]
 
 
 @needs_cpp
