@@ -24,7 +24,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from bnlib import Config, bnrelu, convolution, data, models, native, optim
+from bnlib import Config, data, models, native, optim
 from bnlib.config import resolve
 from bnlib.device import choose_device, choose_precision, device_name, keep_memory
 from bnlib.freeze import select
@@ -61,7 +61,7 @@ def plain_lane(config: Config, dataset: data.Dataset, device: torch.device) -> I
         def __getitem__(self, i):
             return transform(Image.fromarray(dataset.x_train[i].numpy())), dataset.y_train[i]
 
-    network = without_kernels(models.from_config(config, 10)).to(device).train()
+    network = models.from_config(config, 10).to(device).train()
     optimizer = torch.optim.SGD(select(network, config.trainable).values(), 0.1, 0.9, weight_decay=1e-4)
     loader = torch.utils.data.DataLoader(Images(), BATCH, shuffle=True, num_workers=2, drop_last=True,
                                          multiprocessing_context="fork")
@@ -74,11 +74,10 @@ def plain_lane(config: Config, dataset: data.Dataset, device: torch.device) -> I
             yield
 
 
-def our_lane(config: Config, dataset: data.Dataset, device: torch.device, own: bool = True) -> Iterator[None]:
+def our_lane(config: Config, dataset: data.Dataset, device: torch.device) -> Iterator[None]:
     """Training as `bnlib.run` does it; each `next` is one step."""
     precision = choose_precision(device)
-    network = models.from_config(config, 10)
-    network = (network if own else without_kernels(network)).train()
+    network = models.from_config(config, 10).train()
     trainable = place(network, config, device, precision)
     normalise = data.Normalise(dataset, device, torch.bfloat16 if precision == "bf16" else torch.float32)
     batches = data.TrainingBatches(dataset.x_train, dataset.y_train, config, normalise, device)
@@ -92,14 +91,7 @@ def our_lane(config: Config, dataset: data.Dataset, device: torch.device, own: b
             yield
 
 
-def without_kernels(network: torch.nn.Module) -> torch.nn.Module:
-    for module in network.modules():
-        if isinstance(module, bnrelu.BN | convolution.Convolution):
-            module._is_fast = module._has_kernels = module._skips = lambda *_: False
-    return network
-
-
-LANES = {"plain": plain_lane, "ours": our_lane, "ours-": lambda *setting: our_lane(*setting, own=False)}
+LANES = {"plain": plain_lane, "ours": our_lane, "ours-": our_lane}
 
 
 def synchronise(device: torch.device) -> None:
@@ -128,6 +120,8 @@ def serve(connection, name: str, config: Config) -> None:
     began, device = time.perf_counter(), choose_device()
     if name != "plain":
         keep_memory()
+    if name != "ours":
+        os.environ["BNLIB_CPP"] = "0"                # read when an operation of ours is first asked for
     lane = LANES[name](config, synthetic(), device)
     next(lane)
     synchronise(device)
@@ -139,9 +133,9 @@ def serve(connection, name: str, config: Config) -> None:
 
 
 def peak_memory(lane: Iterator[None], steps: int = 4) -> float:
-    """Megabytes that this process and its workers hold at most while the lane takes some steps, what several hold
-    together shared out among them (Linux's Pss); NaN where the system does not tell. Looked at every few milliseconds,
-    since the plain loop gives its activations back to the system at the end of each step."""
+    """Megabytes (2²⁰ bytes) that this process and its workers hold at most as the lane takes some steps, what several
+    hold together shared out among them (Linux's Pss); NaN where the system does not tell. Looked at every few
+    milliseconds, since the plain loop gives its activations back to the system at the end of each step."""
     processes = (os.getpid(), *(child.pid for child in multiprocessing.active_children()))
     held, done = [np.nan], threading.Event()
 
@@ -201,7 +195,7 @@ def speed(networks: list[str], rounds: int, turn: float) -> pd.DataFrame:
 
 
 def scaling(dataset, device, turn: float) -> pd.DataFrame:
-    """Seconds an epoch of 50,000 images, BN only, against depth and width; for depth, also what each block adds."""
+    """Seconds an epoch of 50,000 images, BN only, against depth and width."""
     rows, base = [], None
     networks = ["resnet14", "resnet32", "resnet56", "resnet110", "resnet14x2", "resnet14x4", "resnet14x8"]
     for model in networks + ["resnet866"] * (device.type == "cuda"):

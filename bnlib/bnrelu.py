@@ -16,7 +16,7 @@ class BN(nn.BatchNorm2d):
 
     Parameters, running statistics and evaluation are those of `nn.BatchNorm2d` (Ioffe & Szegedy 2015). Channels-last
     tensors go through one C++ operation on a CPU, in training through Triton kernels on a GPU; anything these do not
-    take goes through torch's modules. There is no second derivative through either.
+    take goes through torch's modules. Through neither is there a second derivative, nor one in forward mode.
     """
 
     relu = False
@@ -48,12 +48,12 @@ class BN(nn.BatchNorm2d):
                 and x.shape[1] in CHANNELS and x.numel() > x.shape[1] and not native.why_not_on_gpu())
 
     def _fits(self, x: torch.Tensor, add: torch.Tensor | None) -> bool:
-        return (self.weight is not None
-                and (x.dtype, self.weight.dtype) in TYPES
-                and self.running_mean is not None and self.momentum is not None
-                and x.ndim == 4 and x.shape[1] == len(self.weight)
+        values = (self.weight, self.bias, self.running_mean, self.running_var)
+        return (self.momentum is not None and x.ndim == 4 and x.numel() > 0
                 and x.is_contiguous(memory_format=torch.channels_last)
-                and (add is None or (add.dtype == x.dtype and add.shape == x.shape
+                and all(each is not None and (x.dtype, each.dtype) in TYPES and each.device == x.device
+                        and each.shape == x.shape[1:2] and each.is_contiguous() for each in values)
+                and (add is None or (add.dtype == x.dtype and add.shape == x.shape and add.device == x.device
                                      and add.is_contiguous(memory_format=torch.channels_last)))
                 and not torch.compiler.is_compiling())
 
@@ -65,14 +65,17 @@ class BNReLU(BN):
 
 
 def path(network: nn.Module, device: torch.device, graphed: bool) -> str:
-    """How the network's batch norm is computed in training: `C++`, `Triton`, `torch` or `Triton and torch`.
+    """How the network's batch norm is computed in training: `C++`, `Triton`, `torch`, or by one of them and torch.
 
-    On a CPU also why, if by torch; on a GPU whether in a CUDA graph.
+    On a CPU also why the C++ is not there, if it is not; on a GPU whether in a CUDA graph. Older records say `C++` also
+    of networks without batch norm, and of those with other numbers of channels than it takes, which went by torch.
     """
     if device.type == "cpu":
-        why_not = native.why_not()
-        return f"torch ({why_not})" if why_not else "C++"
-    kernels = device.type == "cuda" and not native.why_not_on_gpu()
-    ways = {"Triton" if kernels and len(module.weight) in CHANNELS else "torch"
-            for module in network.modules() if isinstance(module, BN)}
+        if why_not := native.why_not():
+            return f"torch ({why_not})"
+        ours, takes = "C++", lambda channels: channels % 16 == 0
+    else:
+        there = device.type == "cuda" and not native.why_not_on_gpu()
+        ours, takes = "Triton", lambda channels: there and channels in CHANNELS
+    ways = {ours if takes(module.num_features) else "torch" for module in network.modules() if isinstance(module, BN)}
     return " and ".join(sorted(ways) or ["torch"]) + ", CUDA graph" * graphed

@@ -68,6 +68,7 @@ class Convolution(nn.Conv2d):
                 and self.padding == (kernel // 2, kernel // 2) and self.dilation == (1, 1)
                 and self.groups == 1 and self.padding_mode == "zeros"
                 and self.in_channels % 16 == self.out_channels % 16 == 0
+                and min(self.in_channels, self.out_channels) > 0
                 and max(self.in_channels, self.out_channels) <= MOST_CHANNELS)
 
 

@@ -4,6 +4,7 @@ from functools import cache
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from bnlib import convolution, native
 from bnlib.bnrelu import BN, BNReLU
@@ -16,7 +17,7 @@ PARTS = ("conv1", "bn1", "conv2", "bn2", "shortcut")
 Layers = list[tuple[Convolution, BN]]
 
 
-def layers(block: nn.Module) -> Layers:
+def layers_of(block: nn.Module) -> Layers:
     """Those of a block that is relu(bn2(conv2(relu(bn1(conv1(x))))) + x), or halves its images and has bn3(conv3(x)) in
     place of x, and is nothing else; otherwise none.
 
@@ -70,14 +71,16 @@ def fused_layers(block: nn.Module, x: torch.Tensor) -> Layers:
     """The layers of a block that is one operation for these images, otherwise none: in training, in float32 where its
     convolutions go by Winograd's, in bfloat16 by AMX; if it halves images, of even height and width, by AMX alone."""
     by_amx = x.dtype == torch.bfloat16 and x.device.type == "cpu" and not why_not_amx()
-    found = layers(block) if block.training and (x.dtype == torch.float32 or by_amx) else []
-    if not found or not all(norm.training and norm.weight.dtype == torch.float32 for _, norm in found):
+    found = layers_of(block) if block.training and (x.dtype == torch.float32 or by_amx) else []
+    if not found or _has_any_global_hook():
+        return []
+    if not all(norm.training and norm.weight.dtype == torch.float32 for _, norm in found):
         return []
     if by_amx:
         takes = (all((x.dtype, conv.weight.dtype) in convolution.taken() for conv, _ in found)
-                 and x.ndim == 4 and x.shape[1] == block.conv1.in_channels
+                 and x.ndim == 4 and x.shape[1] == block.conv1.in_channels and x.numel() > 0
                  and x.is_contiguous(memory_format=torch.channels_last) and not torch.compiler.is_compiling()
-                 and (not halves(found) or (x.shape[2] % 2 == x.shape[3] % 2 == 0 and x.numel() > 0)))
+                 and (not halves(found) or x.shape[2] % 2 == x.shape[3] % 2 == 0))
     else:
         takes = not halves(found) and all(conv._is_fast(x, conv.weight) for conv, _ in found)
     return found if takes else []
@@ -114,7 +117,7 @@ def path(network: nn.Module, device: torch.device, precision: str) -> str:
     """What computes the convolutions of whole blocks in training, `Winograd`, `our AMX kernel` or, where that computes
     strided ones too, `our AMX kernel, strided too`; `""` where no block is one operation. Maps and batches are taken to
     be large enough, and those that are halved to be even. Older records have no strided ones."""
-    found = [each for each in map(layers, network.modules()) if each]
+    found = [each for each in map(layers_of, network.modules()) if each]
     if precision == "bf16":
         ours = found and device.type == "cpu" and not why_not_amx()
         return "our AMX kernel" + ", strided too" * any(map(halves, found)) if ours else ""

@@ -1,5 +1,6 @@
 """Batch norm, sum and ReLU: ours against torch's modules and against float64."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -111,6 +112,67 @@ def test_what_the_operation_does_not_take_goes_through_torchs_modules(x):
     assert torch.equal(ours(x), theirs(x).relu())
     assert ours.state_dict().keys() == theirs.state_dict().keys()
     assert torch.equal(ours.running_var, theirs.running_var)
+
+
+@needs_cpp
+@pytest.mark.parametrize("change", [
+    {"x": channels_last(4, 16, 3, 3, dtype=torch.float64)}, {"x": torch.randn(4, 16, 3, 3)},
+    {"x": channels_last(4, 10, 3, 3, dtype=torch.float32)}, {"x": channels_last(4, 0, 3, 3, dtype=torch.float32)},
+    {"add": channels_last(4, 16, 3, 2, dtype=torch.float32)}, {"add": channels_last(4, 16, 3, 3, dtype=torch.float64)},
+    {"gamma": torch.ones(8)}, {"gamma": torch.ones(32)[::2]}, {"gamma": torch.ones(1).expand(16)},
+    {"beta": torch.zeros(16, dtype=torch.bfloat16)}, {"mean": torch.zeros(16, device="meta")},
+    {"var": torch.ones(16, dtype=torch.float64)}], ids=lambda change: next(iter(change)))
+def test_the_operation_refuses_what_it_would_read_wrongly(change):
+    given = {"x": channels_last(4, 16, 3, 3, dtype=torch.float32), "add": None, "gamma": torch.ones(16),
+             "beta": torch.zeros(16), "mean": torch.zeros(16), "var": torch.ones(16)} | change
+    with pytest.raises(RuntimeError, match="bn_relu: takes"):
+        torch.ops.bnlib.bn_relu_train(*given.values(), 0.1, 1e-5, True)
+    with pytest.raises(RuntimeError, match="bn_relu: takes"):
+        torch.ops.bnlib.bn_relu_evaluate(*given.values(), 1e-5, True)
+
+
+@pytest.mark.parametrize("change", [
+    lambda module: setattr(module, "weight", torch.nn.Parameter(torch.ones(32)[::2])),
+    lambda module: setattr(module, "running_var", torch.ones(32)[::2]),
+    lambda module: module.register_parameter("bias", None), lambda module: setattr(module, "momentum", None)],
+    ids=["strided γ", "strided variance", "no β", "mean of all batches"])
+def test_a_module_of_other_values_is_torchs(change, seeded):
+    x, ours, theirs = channels_last(4, 16, 3, 3, dtype=torch.float32), bnrelu.BNReLU(16), torch.nn.BatchNorm2d(16)
+    for module in (ours, theirs):
+        change(module)
+    assert torch.equal(ours(x), theirs(x).relu()) and torch.equal(ours.running_var, theirs.running_var)
+    assert torch.equal(ours.eval()(x), theirs.eval()(x).relu())
+
+
+def test_a_batch_of_no_images_is_torchs(seeded):
+    x, ours, theirs = channels_last(0, 16, 3, 3, dtype=torch.float32), bnrelu.BNReLU(16), torch.nn.BatchNorm2d(16)
+    assert ours(x).shape == theirs(x).shape == x.shape and torch.equal(ours.running_var, theirs.running_var)
+
+
+@needs_cpp
+@pytest.mark.parametrize("adds", [False, True])
+def test_gradients_are_the_same_where_what_was_kept_comes_back_in_another_layout(adds, seeded):
+    found = []
+    for elsewhere in (contextlib.nullcontext(), torch.autograd.graph.saved_tensors_hooks(torch.Tensor.contiguous,
+                                                                                         lambda kept: kept)):
+        torch.manual_seed(0)
+        module, x = bnrelu.BNReLU(16), channels_last(4, 16, 5, 3, dtype=torch.float32).requires_grad_()
+        with elsewhere:
+            y = module(x, torch.randn_like(x) if adds else None)
+        found.append(torch.autograd.grad(y.square().sum(), (x, module.weight, module.bias)))
+    assert all(map(torch.equal, *found))
+
+
+@pytest.mark.parametrize(("model", "norm", "way"), [
+    ("resnet14", "batch", "C++"), ("resnet14c8", "batch", "C++ and torch"), ("resnet14c2", "batch", "torch"),
+    ("resnet14", "group", "torch")])
+def test_the_record_says_which_way_batch_norm_goes(model, norm, way):
+    network, why_not = models.build(model, 10, norm=norm), native.why_not()
+    taken = {"C++" if each._is_fast(channels_last(2, each.num_features, 4, 4, dtype=torch.float32), None) else "torch"
+             for each in network.modules() if isinstance(each, bnrelu.BN)}
+    said = bnrelu.path(network, torch.device("cpu"), False)
+    assert said == (f"torch ({why_not})" if why_not else way)
+    assert why_not or said == " and ".join(sorted(taken) or ["torch"])
 
 
 @needs_cpp

@@ -74,7 +74,8 @@ def test_a_second_derivative_is_refused_rather_than_wrong(seeded):
     (torch.randn(2, 16, 8, 8), torch.randn(16, 16, 3, 3)), (channels_last(2, 32, 8, 8), torch.randn(16, 16, 3, 3)),
     (channels_last(2, 16, 8, 8), torch.randn(24, 16, 3, 3)), (channels_last(2, 16, 8, 8), torch.randn(16, 16, 1, 1)),
     (channels_last(2, 16, 8, 8, dtype=torch.float16), torch.randn(16, 16, 3, 3)),
-], ids=["channels first", "channels", "outputs", "1x1", "half"])
+    (channels_last(2, 16, 8, 8), torch.randn(0, 16, 3, 3)), (channels_last(2, 0, 8, 8), torch.randn(16, 0, 3, 3)),
+], ids=["channels first", "channels", "outputs", "1x1", "half", "no outputs", "no channels"])
 def test_the_operation_refuses_what_it_would_read_wrongly(x, weight):
     with pytest.raises(RuntimeError, match="convolve_3x3: takes"):
         torch.ops.bnlib.convolve_3x3(x, weight)

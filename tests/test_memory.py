@@ -1,4 +1,4 @@
-"""The C++ operations touch no memory but that of their tensors, and read none that nobody has written."""
+"""The C++ operations touch no memory but that of their tensors, and use nothing that nobody has written."""
 
 import os
 import shutil
@@ -16,6 +16,7 @@ from bnlib import residual
 operations, empty = torch.ops.bnlib, torch.empty(64)
 assert empty.isnan().all()                                          # the allocator is there
 torch.set_num_threads(int(sys.argv[1]))
+amx = not residual.why_not_amx()                                    # which loads the operations
 
 def images(*shape, dtype=torch.float32):
     return torch.randn(*shape).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -23,26 +24,36 @@ def images(*shape, dtype=torch.float32):
 def layer(inputs, outputs, size):
     return [images(outputs, inputs, size, size), *torch.rand(2, outputs).unbind(), *torch.rand(2, outputs).unbind()]
 
-def learn(*outputs):
-    torch.stack([y.float().square().sum() for y in outputs]).sum().backward()
-    for y in outputs:
-        assert y.isfinite().all()
+def check(operation, x, *given):
+    for each in given:
+        if torch.is_tensor(each) and each.dtype == torch.float32:
+            each.requires_grad_()
+    outputs = operation(x, *given)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    learned = [each for each in (x, *given) if torch.is_tensor(each) and each.requires_grad]
+    gradients = torch.autograd.grad(sum(y.float().square().sum() for y in outputs), learned, allow_unused=True)
+    for each in (*outputs, *(g for g in gradients if g is not None)):    # running statistics have none
+        assert each.isfinite().all(), operation
 
-types = [torch.float32, torch.bfloat16] if not residual.why_not_amx() else [torch.float32]
-for count, channels, height, width in [(1, 16, 2, 2), (3, 48, 7, 9), (5, 32, 12, 10), (2, 144, 3, 17), (33, 16, 16, 2)]:
-    for dtype in types:
-        x = images(count, channels, height, width, dtype=dtype)
-        learn(operations.bn_relu_train(x, x, *layer(1, channels, 1)[1:], 0.1, 1e-5, True))
-        learn(operations.bn_relu_train(x, None, *layer(1, channels, 1)[1:], 0.1, 1e-5, False))
-        learn(operations.convolve_3x3(x, layer(channels, 32, 3)[0]), *operations.fork(x), operations.skip(x, 2, 2))
-        learn(operations.basic_block(x, *layer(channels, channels, 3), *layer(channels, channels, 3), 0.1, 1e-5))
-        assert x.grad.isfinite().all()
-        if dtype == torch.bfloat16:
-            x = images(count, channels, 2 * height, 2 * width, dtype=dtype)
-            for outputs in (16, 96):
-                layers = [*layer(channels, outputs, 3), *layer(outputs, outputs, 3), *layer(channels, outputs, 1)]
-                learn(operations.halving_block(x, *layers, 0.1, 1e-5))
-                assert x.grad.isfinite().all() and layers[5].grad.isfinite().all()
+sizes = [(1, 16, 2, 2), (3, 48, 7, 9), (5, 32, 12, 10), (2, 144, 3, 17), (33, 16, 16, 2), (3, 16, 10, 104)]
+for dtype, (count, channels, height, width) in itertools.product([torch.float32, torch.bfloat16, torch.float64], sizes):
+    x, rest = images(count, channels, height, width, dtype=dtype), (0.1, 1e-5)
+    norm = [each.to(torch.promote_types(dtype, torch.float32)) for each in layer(1, channels, 1)[1:]]
+    check(operations.bn_relu_train, x, x, *norm, *rest, True)
+    check(operations.bn_relu_train, x, None, *norm, *rest, False)
+    for add in (None, x):
+        assert operations.bn_relu_evaluate(x, add, *norm, 1e-5, True).isfinite().all()
+    check(operations.fork, x)
+    check(operations.skip, x, 2, 2)
+    check(operations.convolve_3x3, x, layer(channels, 32, 3)[0])
+    if dtype == torch.float64 or (dtype == torch.bfloat16 and not amx):
+        continue
+    check(operations.basic_block, x, *layer(channels, channels, 3), *layer(channels, channels, 3), *rest)
+    if dtype == torch.bfloat16:
+        x = images(count, channels, 2 * height, 2 * width, dtype=dtype)
+        for outputs in (16, 96):
+            layers = [*layer(channels, outputs, 3), *layer(outputs, outputs, 3), *layer(channels, outputs, 1)]
+            check(operations.halving_block, x, *layers, *rest)
 """
 
 

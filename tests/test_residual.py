@@ -1,5 +1,6 @@
 """A residual block as one operation: against torch's modules in float64, against its own parts, and against itself."""
 
+import contextlib
 import copy
 
 import pytest
@@ -253,6 +254,34 @@ def test_a_block_in_bfloat16_is_one_operation_where_all_its_parts_are_taken(seed
     assert residual.fused_layers(block, x)
     block.bn1.eval()
     assert not residual.fused_layers(block, x)
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=needs_winograd),
+                                   pytest.param(torch.bfloat16, marks=needs_amx)])
+def test_who_looks_at_all_modules_sees_a_blocks_parts(dtype, seeded):
+    block, x, seen = block_of(), channels_last(8, 16, 8, 8, dtype=dtype), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            block(x)
+    finally:
+        handle.remove()
+    assert {block.conv1, block.bn1, block.conv2, block.bn2} <= set(seen)
+
+
+@pytest.mark.parametrize(("dtype", "stride"), [pytest.param(torch.float32, 1, marks=needs_winograd),
+                                               pytest.param(torch.bfloat16, 1, marks=needs_amx),
+                                               pytest.param(torch.bfloat16, 2, marks=needs_amx)])
+def test_gradients_are_the_same_where_what_was_kept_comes_back_in_another_layout(dtype, stride, seeded):
+    found = []
+    for elsewhere in (contextlib.nullcontext(), torch.autograd.graph.saved_tensors_hooks(torch.Tensor.contiguous,
+                                                                                         lambda kept: kept)):
+        torch.manual_seed(0)
+        block, x = block_of(stride=stride), channels_last(8, 16, 8, 8, dtype=dtype).requires_grad_()
+        with elsewhere, torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = block(x)
+        found.append(torch.autograd.grad(y.float().square().sum(), (x, *block.parameters())))
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("change", [

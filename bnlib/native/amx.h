@@ -260,7 +260,8 @@ inline void write_outputs(const S& sums_from, const Product<W>& product, const I
     }
 }
 
-// Writes the products, Columns · 16 outputs at a time. copy(image, to): writes what the taps take, `size` pixels and zeros.
+// Writes the products, Columns · 16 outputs at a time. copy(image, to): writes what the taps take, `size` pixels,
+// zeros among them.
 template <int Columns, typename C, typename W>
 void write_products_by(const C& copy, int64_t size, const std::vector<Product<W>>& products, const Images& images,
                        int64_t inputs, int64_t outputs, int64_t step, const at::TensorOptions& options) {

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
 #include <type_traits>
 #include <vector>
 
@@ -37,13 +38,13 @@ void for_tiles(int64_t rows, int64_t channels, const Body& body) {
 
 // V vectors of one value a channel, from channel c on.
 template <typename S, int V>
-struct Columns {
+struct PerChannel {
   Vector<S> v[V];
-  Columns() : v{} {}
-  Columns(const S* values, int64_t c) {
+  PerChannel() : v{} {}
+  PerChannel(const S* values, int64_t c) {
     for (int i = 0; i < V; ++i) v[i] = load(values + c + i * kLanes);
   }
-  void add(const Columns& other) {
+  void add(const PerChannel& other) {
     for (int i = 0; i < V; ++i) v[i] += other.v[i];
   }
   void copy_to(S* values) const {
@@ -87,7 +88,16 @@ void moments_of(BlockSums<S>& sums, const Rows& rows, std::vector<double>& mean,
   for (double& each : var) each = std::max(each / before, 0.0);  // in this order NaN stays
 }
 
-// What a backward pass needs of a channel: batch norm is x · scale + shift; mean and 1 / deviation of the batch.
+// Refuses γ, β and running statistics that are not one value a channel, in the type that the images are computed in.
+inline void check_affine(const char* name, const at::Tensor& images, int64_t channels,
+                         std::initializer_list<at::Tensor> values) {
+  for (const at::Tensor& each : values)
+    TORCH_CHECK(each.defined() && each.is_cpu() && each.is_contiguous() && each.sizes() == at::IntArrayRef({channels}) &&
+                    each.scalar_type() == computed_in(images),
+                name, ": takes γ, β and running statistics (", channels, ",) of the images' type, float beside bfloat16");
+}
+
+// Batch norm of a channel is x · scale + shift; mean and 1 / deviation are those of the batch.
 template <typename S>
 struct Affine {
   S *scale, *shift, *mean, *inverse;
@@ -138,10 +148,10 @@ void moments(const T* x, int64_t rows, int64_t channels, std::vector<double>& me
   for (int64_t c = 0; c < channels; c += kLanes) store(&origin[c], load(x + c));
   for_tiles(rows, channels, [&](int64_t block, int64_t first, int64_t last, int64_t c, auto vectors) {
     constexpr int V = vectors;
-    const Columns<S, V> o(origin.data(), c);
-    Columns<S, V> sum, squares;
+    const PerChannel<S, V> o(origin.data(), c);
+    PerChannel<S, V> sum, squares;
     for (int64_t start = first; start < last; start += kRun) {
-      Columns<S, V> s, q;
+      PerChannel<S, V> s, q;
       for (int64_t r = start; r < std::min(last, start + kRun); ++r)
         for (int i = 0; i < V; ++i) {
           const auto distance = load(x + r * channels + c + i * kLanes) - o.v[i];
@@ -168,7 +178,7 @@ void normalise(const T* x, const T* add, T* y, int64_t rows, int64_t channels, c
                const Scalar<T>* shift) {
   for_tiles(rows, channels, [&](int64_t, int64_t first, int64_t last, int64_t c, auto vectors) {
     constexpr int V = vectors;
-    const Columns<Scalar<T>, V> a(scale, c), b(shift, c);
+    const PerChannel<Scalar<T>, V> a(scale, c), b(shift, c);
     for (int64_t r = first; r < last; ++r)
       for (int i = 0; i < V; ++i) {
         const int64_t at = r * channels + c + i * kLanes;
@@ -203,10 +213,10 @@ void gradient_sums(const T* gy, const T* x, const T* y, T* g, int64_t rows, int6
   BlockSums<S> sums(blocks_of(rows), channels);
   for_tiles(rows, channels, [&](int64_t block, int64_t first, int64_t last, int64_t c, auto vectors) {
     constexpr int V = vectors;
-    const Columns<S, V> a(scale, c), b(shift, c), m(mean, c);
-    Columns<S, V> sum, products;
+    const PerChannel<S, V> a(scale, c), b(shift, c), m(mean, c);
+    PerChannel<S, V> sum, products;
     for (int64_t start = first; start < last; start += kRun) {
-      Columns<S, V> s, p;
+      PerChannel<S, V> s, p;
       for (int64_t r = start; r < std::min(last, start + kRun); ++r)
         for (int i = 0; i < V; ++i) {
           const int64_t at = r * channels + c + i * kLanes;
@@ -234,7 +244,7 @@ void gradient(const T* g, const T* x, T* gx, int64_t rows, int64_t channels, con
               const Scalar<T>* shift, const Scalar<T>* along, const Scalar<T>* across) {
   for_tiles(rows, channels, [&](int64_t, int64_t first, int64_t last, int64_t c, auto vectors) {
     constexpr int V = vectors;
-    const Columns<Scalar<T>, V> a(scale, c), b(shift, c), k(along, c), d(across, c);
+    const PerChannel<Scalar<T>, V> a(scale, c), b(shift, c), k(along, c), d(across, c);
     for (int64_t r = first; r < last; ++r)
       for (int i = 0; i < V; ++i) {
         const int64_t at = r * channels + c + i * kLanes;

@@ -5,7 +5,7 @@
 //
 // Batch norm needs the whole batch's statistics, and a batch fits no cache: what counts is how often it is gone over. The
 // convolutions take the statistics as they write, normalise as they read, and backward they do the same with the sums
-// that batch norm's gradient is made of. Only the last sum and ReLU are passes of their own.
+// that the first batch norm's gradient is made of. Passes of their own are the last sum and ReLU, and their gradient.
 
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty_like.h>
@@ -70,18 +70,13 @@ void convolve_and_take_moments(const R& read, const Layer& layer, const Tensor& 
   take_moments<T>(sums, layer, kept, blocks, momentum, eps);
 }
 
-// What the layers must be like, and the type of γ, β and the running statistics.
+// Refuses layers that are not of these sizes, or of types that do not go with the images'.
 void check(const char* name, const Tensor& x, int64_t outputs, const std::vector<std::pair<Layer, at::IntArrayRef>>& layers) {
-  const at::ScalarType computed_in = x.scalar_type() == at::kBFloat16 ? at::kFloat : x.scalar_type();
-  const auto is = [&](const Tensor& each, at::IntArrayRef sizes, at::ScalarType type) {
-    return each.is_cpu() && each.sizes() == sizes && each.scalar_type() == type;
-  };
   for (const auto& [layer, sizes] : layers) {
-    TORCH_CHECK(is(layer.weight, sizes, x.scalar_type()) || is(layer.weight, sizes, computed_in),
+    const at::ScalarType type = layer.weight.scalar_type();
+    TORCH_CHECK(layer.weight.is_cpu() && layer.weight.sizes() == sizes && (type == x.scalar_type() || type == computed_in(x)),
                 name, ": takes weights ", sizes, " of the images' type, beside bfloat16 also float");
-    for (const Tensor& each : {layer.gamma, layer.beta, layer.running_mean, layer.running_var})
-      TORCH_CHECK(is(each, {outputs}, computed_in) && each.is_contiguous(), name, ": takes γ, β and running statistics (",
-                  outputs, ",) of the images' type, float beside bfloat16");
+    check_affine(name, x, outputs, {layer.gamma, layer.beta, layer.running_mean, layer.running_var});
   }
 }
 
@@ -97,6 +92,11 @@ Tensor laid_out(const Tensor& weight, const Tensor& x) {
 
 Tensor per_channel(const Tensor& kept) { return at::empty({kept.size(1)}, kept.options()); }
 
+// Memory for the gradient of weights, in the type that is computed in; none where nobody wants it.
+Tensor like_if(bool wanted, const Tensor& weight, const Tensor& kept) {
+  return wanted ? at::empty_like(weight, kept.options()) : Tensor();
+}
+
 // ------------------------------------------------------------------------------------ as many outputs as inputs
 
 struct BasicBlock : torch::autograd::Function<BasicBlock> {
@@ -104,10 +104,7 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
                         const Tensor& beta1, const Tensor& running_mean1, const Tensor& running_var1,
                         const Tensor& weight2, const Tensor& gamma2, const Tensor& beta2, const Tensor& running_mean2,
                         const Tensor& running_var2, double momentum, double eps) {
-    TORCH_CHECK(x.dim() == 4 && x.is_cpu() && x.is_contiguous(at::MemoryFormat::ChannelsLast) && x.size(1) > 0 &&
-                    x.size(1) % kColumns == 0 &&
-                    (x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat ||
-                     (x.scalar_type() == at::kBFloat16 && has_amx())),
+    TORCH_CHECK(is_images(x, kColumns) && has_element(x) && (x.scalar_type() != at::kBFloat16 || has_amx()),
                 "basic_block: takes channels-last images (N, C, H, W) in double or float, with AMX also in bfloat16, on a "
                 "CPU, C a multiple of ", kColumns);
     const int64_t C = x.size(1), rows = x.numel() / C;
@@ -132,7 +129,7 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
 
   static variable_list backward(AutogradContext* ctx, variable_list& output_gradients) {
     TORCH_CHECK(!at::GradMode::is_enabled(), "basic_block has no second derivative; torch's, with BNLIB_CPP=0, has");
-    const auto kept = ctx->get_saved_variables();
+    const auto kept = laid_out_again(ctx->get_saved_variables());
     const Tensor &x = kept[0], &x1 = kept[1], &x2 = kept[2], &y = kept[3], &w1 = kept[4], &w2 = kept[5],
                  &kept1 = kept[6], &kept2 = kept[7];
     const Tensor gy = output_gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
@@ -142,10 +139,7 @@ struct BasicBlock : torch::autograd::Function<BasicBlock> {
     const Tensor g = is_free(gy) ? gy : at::empty_like(y), g1 = at::empty_like(y);
     const Tensor ggamma1 = per_channel(kept1), gbeta1 = per_channel(kept1), ggamma2 = per_channel(kept2),
                  gbeta2 = per_channel(kept2);
-    const auto if_wanted = [&](int input, const Tensor& weight) {  // in the type that is computed in
-      return ctx->needs_input_grad(input) ? at::empty_like(weight, kept1.options()) : Tensor();
-    };
-    const Tensor gw1 = if_wanted(1, w1), gw2 = if_wanted(6, w2);
+    const Tensor gw1 = like_if(ctx->needs_input_grad(1), w1, kept1), gw2 = like_if(ctx->needs_input_grad(6), w2, kept2);
     with_type(y, [&](auto element, const auto& blocks) {
       using T = decltype(element);
       using S = Scalar<T>;
@@ -190,7 +184,7 @@ void normalise_both(const BFloat16* a, const Affine<float>& of_a, const BFloat16
                     BFloat16* y, int64_t rows, int64_t channels) {
   for_tiles(rows, channels, [&](int64_t, int64_t first, int64_t last, int64_t c, auto vectors) {
     constexpr int V = vectors;
-    const Columns<float, V> scale_a(of_a.scale, c), shift_a(of_a.shift, c), scale_b(of_b.scale, c), shift_b(of_b.shift, c);
+    const PerChannel<float, V> scale_a(of_a.scale, c), shift_a(of_a.shift, c), scale_b(of_b.scale, c), shift_b(of_b.shift, c);
     for (int64_t r = first; r < last; ++r)
       for (int i = 0; i < V; ++i) {
         const int64_t at = r * channels + c + i * kLanes;
@@ -208,9 +202,8 @@ struct HalvingBlock : torch::autograd::Function<HalvingBlock> {
                         const Tensor& weight2, const Tensor& gamma2, const Tensor& beta2, const Tensor& running_mean2,
                         const Tensor& running_var2, const Tensor& weight3, const Tensor& gamma3, const Tensor& beta3,
                         const Tensor& running_mean3, const Tensor& running_var3, double momentum, double eps) {
-    TORCH_CHECK(x.dim() == 4 && x.is_cpu() && x.is_contiguous(at::MemoryFormat::ChannelsLast) && x.numel() > 0 &&
-                    x.size(1) % kTile == 0 && weight1.size(0) % kTile == 0 && x.size(2) % 2 == 0 && x.size(3) % 2 == 0 &&
-                    x.scalar_type() == at::kBFloat16 && has_amx(),
+    TORCH_CHECK(is_images(x, kTile) && x.numel() > 0 && weight1.size(0) > 0 && weight1.size(0) % kTile == 0 &&
+                    x.size(2) % 2 == 0 && x.size(3) % 2 == 0 && x.scalar_type() == at::kBFloat16 && has_amx(),
                 "halving_block: takes channels-last images (N, C, H, W) in bfloat16 on a CPU with AMX, channels multiples "
                 "of ", kTile, ", H and W even");
     const int64_t C = x.size(1), K = weight1.size(0), rows = x.numel() / C / 4;
@@ -240,7 +233,7 @@ struct HalvingBlock : torch::autograd::Function<HalvingBlock> {
 
   static variable_list backward(AutogradContext* ctx, variable_list& output_gradients) {
     TORCH_CHECK(!at::GradMode::is_enabled(), "halving_block has no second derivative; torch's, with BNLIB_CPP=0, has");
-    const auto kept = ctx->get_saved_variables();
+    const auto kept = laid_out_again(ctx->get_saved_variables());
     const Tensor &x = kept[0], &x1 = kept[1], &x2 = kept[2], &x3 = kept[3], &y = kept[4], &w1 = kept[5], &w2 = kept[6],
                  &w3 = kept[7], &kept1 = kept[8], &kept2 = kept[9], &kept3 = kept[10];
     const Tensor gy = output_gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
@@ -264,11 +257,10 @@ struct HalvingBlock : torch::autograd::Function<HalvingBlock> {
 
     BlockSums<float> sums(images.blocks(), K);
     convolve<true, float>(gradient2, w2, WritePassed<T>{data<T>(g1), data<T>(x1), affine1, &sums}, images);
-    Tensor gx, gw1, gw2, gw3;
-    if (ctx->needs_input_grad(6)) {
-      gw2 = at::empty_like(w2, kept1.options());
+    Tensor gx, gw1, gw3;
+    const Tensor gw2 = like_if(ctx->needs_input_grad(6), w2, kept2);
+    if (gw2.defined())
       weight_gradient(ReadNormalised<T>{data<T>(x1), affine1}, gradient2, w2, data<float>(gw2), images);
-    }
     clear(sum_g, sum_gx);
     sums.add_up(sum_g, sum_gx);
     const Slopes<float> slopes1(sum_g, sum_gx, rows, affine1, data<float>(ggamma1), data<float>(gbeta1));

@@ -1,8 +1,8 @@
 """Batch norm, sum and ReLU on a GPU: two Triton kernels forward, two backward.
 
-Like the passes in batchnorm.h: the first reads for the sums, the second for what they are needed for. Nothing but x
-and, for the ReLU, y is kept between them. Sums are taken in an order that does not change, so that the same batch gives
-the same bits.
+Like the passes in batchnorm.h: the first reads for the sums, the second for what they are needed for. Of a batch
+nothing but x and, for the ReLU, y is kept between them. Sums are taken in an order that does not change, so that the
+same batch gives the same bits.
 """
 
 import torch
@@ -150,6 +150,7 @@ class BNReLU(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         x, y, gamma, mean, rstd = ctx.saved_tensors
+        x, y = (each.contiguous(memory_format=torch.channels_last) for each in (x, y))   # kept elsewhere, it may not be
         channels, (pixels, rows, parts, span) = x.shape[1], layout(x)
         for_x, for_add = ctx.needs_input_grad[:2]
         gradient = gradient.contiguous(memory_format=torch.channels_last)

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <vector>
 #ifdef __AVX__
 #include <immintrin.h>
 #endif
@@ -67,8 +68,8 @@ inline Halves bits_of(Floats value) {  // of the nearest bfloat16, ties to even
 #ifdef __AVX512BF16__
   return (Halves)_mm512_cvtneps_pbh((__m512)value);
 #else
-  const Words wide = (Words)value;
-  return __builtin_convertvector((wide + 0x7fff + ((wide >> 16) & 1)) >> 16, Halves);
+  const Words wide = (Words)value, rounded = wide + 0x7fff + ((wide >> 16) & 1);
+  return __builtin_convertvector((value == value ? rounded : wide | 0x400000) >> 16, Halves);  // a NaN stays one
 #endif
 }
 inline void store(BFloat16* p, Floats value) {
@@ -136,6 +137,30 @@ inline Floats copy_where_positive(const BFloat16* a, const BFloat16* b, BFloat16
   bits = masked(bits, above - 1 < kInfinity);  // neither 0 nor with a sign, nor NaN
   std::memcpy(to, &bits, sizeof bits);
   return (Floats)(__builtin_convertvector(bits, Words) << 16);
+}
+
+// Whether x is images (N, C, H, W) that are channels-last and on a CPU, with a multiple of so many channels.
+inline bool is_images(const at::Tensor& x, int64_t channels = 1) {
+  return x.dim() == 4 && x.is_cpu() && x.is_contiguous(at::MemoryFormat::ChannelsLast) && x.size(1) > 0 &&
+         x.size(1) % channels == 0;
+}
+
+// Whether its elements are of a type below.
+inline bool has_element(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kDouble || tensor.scalar_type() == at::kFloat || tensor.scalar_type() == at::kBFloat16;
+}
+
+// The type that they are computed in.
+inline at::ScalarType computed_in(const at::Tensor& tensor) {
+  return tensor.scalar_type() == at::kBFloat16 ? at::kFloat : tensor.scalar_type();
+}
+
+// What a forward pass has kept, images and weights channels-last as they were: who keeps them elsewhere meanwhile, as
+// `torch.autograd.graph.save_on_cpu` does, may give them back in another order.
+inline std::vector<at::Tensor> laid_out_again(std::vector<at::Tensor> kept) {
+  for (at::Tensor& each : kept)
+    if (each.defined() && each.dim() == 4) each = each.contiguous(at::MemoryFormat::ChannelsLast);
+  return kept;
 }
 
 // The first element; null of a tensor that is not defined.

@@ -34,10 +34,21 @@ void specialise(const Tensor& x, bool add, bool relu, const Body& body) {
   });
 }
 
+// Refuses what would be read or written wrongly.
+void check(const Tensor& x, const std::optional<Tensor>& add, const Tensor& gamma, const Tensor& beta,
+           const Tensor& running_mean, const Tensor& running_var) {
+  TORCH_CHECK(is_images(x, kLanes) && has_element(x) &&
+                  (!add || (is_images(*add) && add->sizes() == x.sizes() && add->scalar_type() == x.scalar_type())),
+              "bn_relu: takes channels-last images (N, C, H, W) in double, float or bfloat16 on a CPU, C a multiple of ",
+              kLanes, ", and others like them to add");
+  check_affine("bn_relu", x, x.size(1), {gamma, beta, running_mean, running_var});
+}
+
 struct BatchNormReLU : torch::autograd::Function<BatchNormReLU> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const std::optional<Tensor>& add, const Tensor& gamma,
                         const Tensor& beta, const Tensor& running_mean, const Tensor& running_var, double momentum,
                         double eps, bool relu) {
+    check(x, add, gamma, beta, running_mean, running_var);
     const int64_t C = x.size(1), rows = x.numel() / C;
     TORCH_CHECK_VALUE(rows > 1, "Expected more than 1 value per channel when training, got input size ", x.sizes());
     const Tensor y = at::empty_like(x), sum = add.value_or(Tensor()), saved = at::empty({4, C}, gamma.options());
@@ -59,7 +70,7 @@ struct BatchNormReLU : torch::autograd::Function<BatchNormReLU> {
 
   static variable_list backward(AutogradContext* ctx, variable_list& output_gradients) {
     TORCH_CHECK(!at::GradMode::is_enabled(), "bn_relu has no second derivative; torch's, with BNLIB_CPP=0, has");
-    const auto kept = ctx->get_saved_variables();
+    const auto kept = laid_out_again(ctx->get_saved_variables());
     const Tensor &x = kept[0], &y = kept[1], &saved = kept[2];
     const int64_t C = x.size(1), rows = x.numel() / C;
     const bool add = ctx->saved_data["add"].toBool(), relu = ctx->saved_data["relu"].toBool();
@@ -95,6 +106,7 @@ Tensor train(const Tensor& x, const std::optional<Tensor>& add, const Tensor& ga
 // Evaluation, without a gradient: γ, β and the running statistics folded into one scale and shift.
 Tensor evaluate(const Tensor& x, const std::optional<Tensor>& add, const Tensor& gamma, const Tensor& beta,
                 const Tensor& running_mean, const Tensor& running_var, double eps, bool relu) {
+  check(x, add, gamma, beta, running_mean, running_var);
   const int64_t C = x.size(1), rows = x.numel() / C;
   const Tensor y = at::empty_like(x), sum = add.value_or(Tensor());
   specialise(x, add.has_value(), relu, [&](auto element, auto adds, auto relus) {
@@ -116,9 +128,7 @@ Tensor evaluate(const Tensor& x, const std::optional<Tensor>& add, const Tensor&
 // x and x; its gradient is the sum of theirs, which torch takes at less than half of the speed.
 struct Fork : torch::autograd::Function<Fork> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x) {
-    TORCH_CHECK(x.dim() == 4 && x.is_cpu() && x.is_contiguous(at::MemoryFormat::ChannelsLast) && x.size(1) > 0 &&
-                    x.size(1) % kLanes == 0 && (x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat ||
-                                                x.scalar_type() == at::kBFloat16),
+    TORCH_CHECK(is_images(x, kLanes) && has_element(x),
                 "fork: takes channels-last images (N, C, H, W) in double, float or bfloat16 on a CPU, C a multiple of ",
                 kLanes);
     ctx->set_materialize_grads(false);
@@ -147,8 +157,7 @@ std::tuple<Tensor, Tensor> fork_images(const Tensor& x) {
 // Of x the first pixel of every `down` rows and `across` columns; the gradient of the others is zero.
 struct Skip : torch::autograd::Function<Skip> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, int64_t down, int64_t across) {
-    TORCH_CHECK(x.dim() == 4 && x.is_cpu() && x.is_contiguous(at::MemoryFormat::ChannelsLast) && x.numel() > 0 &&
-                    down > 0 && across > 0,
+    TORCH_CHECK(is_images(x) && x.numel() > 0 && down > 0 && across > 0,
                 "skip: takes channels-last images (N, C, H, W) on a CPU, and steps of one pixel or more");
     ctx->saved_data["sizes"] = x.sizes();
     ctx->saved_data["down"] = down;
@@ -208,21 +217,19 @@ Tensor convolution(const Tensor& x, const Tensor& weight) {
 
 struct Convolution : torch::autograd::Function<Convolution> {
   static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight) {
-    const auto computed_in = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    const Tensor weights = weight.detach().to(computed_in).contiguous(at::MemoryFormat::ChannelsLast);
-    TORCH_CHECK(x.dim() == 4 && x.is_cpu() && x.is_contiguous(at::MemoryFormat::ChannelsLast) && weight.is_cpu() &&
-                    weight.sizes().slice(1) == at::IntArrayRef({x.size(1), 3, 3}) && x.size(1) % kColumns == 0 &&
-                    weight.size(0) % kColumns == 0 && (computed_in == at::kDouble || x.scalar_type() == at::kFloat ||
-                                                       x.scalar_type() == at::kBFloat16),
+    TORCH_CHECK(is_images(x, kColumns) && has_element(x) && weight.dim() == 4 && weight.is_cpu() &&
+                    weight.sizes().slice(1) == at::IntArrayRef({x.size(1), 3, 3}) && weight.size(0) > 0 &&
+                    weight.size(0) % kColumns == 0,
                 "convolve_3x3: takes channels-last images (N, C, H, W) in double, float or bfloat16 and weights "
                 "(C', C, 3, 3) on a CPU, C and C' multiples of ", kColumns);
+    const Tensor weights = weight.detach().to(computed_in(x)).contiguous(at::MemoryFormat::ChannelsLast);
     ctx->save_for_backward({weight.requires_grad() ? x : Tensor(), weights});
     return convolution<false>(x, weights);
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list& output_gradients) {
     TORCH_CHECK(!at::GradMode::is_enabled(), "convolve_3x3 has no second derivative; torch's, with BNLIB_CPP=0, has");
-    const auto kept = ctx->get_saved_variables();
+    const auto kept = laid_out_again(ctx->get_saved_variables());
     const Tensor &x = kept[0], &weights = kept[1];
     const Tensor gy = output_gradients[0].contiguous(at::MemoryFormat::ChannelsLast);
     Tensor gx, gweight;

@@ -220,7 +220,7 @@ BNLIB_INLINED void write_block(const S* matrices, const W& write, int64_t channe
                                int64_t block) {
   using V = Vector<S>;
   static_assert(kVectors <= 2);
-  const auto transform_down = [&](int64_t tile, int v, V half[kOut][kIn]) {
+  const auto to_rows = [&](int64_t tile, int v, V half[kOut][kIn]) {
     for (int column = 0; column < kIn; ++column) {
       V before[kIn], after[kOut];
       for (int row = 0; row < kIn; ++row)
@@ -231,7 +231,7 @@ BNLIB_INLINED void write_block(const S* matrices, const W& write, int64_t channe
   };
   const auto first = [&](int v) {
     V half[kOut][kIn], after[kOut];
-    transform_down(0, v, half);
+    to_rows(0, v, half);
     ToOutput::apply(half[0], after);
     return after[0];
   };
@@ -241,7 +241,7 @@ BNLIB_INLINED void write_block(const S* matrices, const W& write, int64_t channe
   strips.for_block(block, [&](const Strip& strip, int64_t t0) {
     for (int64_t t = 0; t < strip.tiles; ++t) {
       V half[kVectors][kOut][kIn];
-      for (int v = 0; v < kVectors; ++v) transform_down(t0 + t, v, half[v]);
+      for (int v = 0; v < kVectors; ++v) to_rows(t0 + t, v, half[v]);
       const int64_t left = strip.left + t * kOut;
       const int64_t corner = ((strip.image * strips.height + strip.top) * strips.width + left) * channels + k;
       for (int row = 0; row < kOut && strip.top + row < strips.height; ++row) {
