@@ -64,5 +64,5 @@ lock:  # resolve requirements.lock anew (needs uv), for maintainers
 	uv pip compile pyproject.toml --extra report --extra site --extra cluster --extra dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --upgrade -o requirements.lock
 
-clean:  ## remove build/ with its checkpoints; records in results/ and data/ stay
+clean:  ## remove build/: checkpoints, and the weights of networks trained in full, which are nowhere else; results/ and data/ stay
 	rm -rf build

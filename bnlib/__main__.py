@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"bnlib: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:   # a command for which training alone installs too little
+        print(f"bnlib: needs {error.name}: `pip install -e '.[report]'` has it", file=sys.stderr)
+        return 2
     except BrokenPipeError:                # whoever reads, as `| head` does, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -63,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add(train, "train resnet14 --trainable bn --epochs 16 --seed 0",
               model={"positional": True, "help": "resnet14, resnet110, resnet14x8, …"}, results=dict(results),
               device=device, precision={"default": None, "help": "bf16 or fp32; bf16 where the device is fast at it"},
-              tensorboard={"action": "store_true", "help": "write event files to build/tensorboard"})
+              tensorboard={"action": "store_true", "help": "write event files to tensorboard/ where checkpoints go"})
     comments = _comments()
     comments["optimizer_options"] += "; with defaults: " + "; ".join(
         f"{name}: " + ", ".join(f"{option}={compact(value)}" for option, value in own.items())
@@ -228,12 +231,12 @@ def reproduce(profile, notebooks, budget, cluster, fresh, set):
     """Execute the notebooks with a profile, training what is missing."""
     from bnlib import report
     parameters = {}
-    for word in (word for words in set for word in re.split(r"\s+(?=\w+=)", words)):
+    for word in (word for words in set for word in _WORD.findall(words)):
         name, equals, value = word.partition("=")
         if not equals:
             raise InputError(f"--set {word}: must be NAME=VALUE, such as depths=[14,20]")
         parameters[name] = _value(value)
-    report.reproduce(profile, notebooks.split() if notebooks else None, budget, fresh, cluster, **parameters)
+    report.reproduce(profile, notebooks.split() if notebooks else None, budget, fresh, cluster, parameters)
 
 
 def report(profile):
@@ -243,6 +246,10 @@ def report(profile):
 
 
 # -------------------------------------------------------------------------------------------- details
+
+#: One NAME=VALUE among several: spaces within quotes or brackets belong to the value.
+_WORD = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|\[(?:"(?:\\.|[^"\\])*"|'[^']*'|[^\]"'])*\]|\S)+""")
+
 
 def _one_line(message, category, *_) -> None:
     """A warning as one line, without the path and the line of code that Python puts before it."""

@@ -195,13 +195,15 @@ def newest(file: Path) -> bytes | None:
 
 
 def put_further(content: bytes, file: Path) -> tuple[int, int] | None:
-    """Puts a checkpoint from elsewhere in its place, unless the one there has come as far; the epochs and steps that it
-    has behind it, or None where it was not put."""
+    """Puts a checkpoint from elsewhere in its place, unless the one there has come as far with the same run; the epochs
+    and steps that it has behind it, or None where it was not put."""
     def done(state: dict) -> tuple[int, int]:
         return len(state["history"]), state["epoch"]["steps"]
 
     theirs, here = unpacked(content), newest(file)
-    if theirs is None or (here is not None and done(unpacked(here)) >= done(theirs)):
+    if theirs is None:
+        return None
+    if here is not None and (ours := unpacked(here))["science"] == theirs["science"] and done(ours) >= done(theirs):
         return None
     store.put(file, content)
     return done(theirs)

@@ -23,7 +23,7 @@ import numpy as np
 from bnlib import checkpoint, data, store, worker
 from bnlib.config import Config, resolve
 from bnlib.connect import RUNS_A_GPU, connect
-from bnlib.names import InputError
+from bnlib.names import InputError, parse_model
 from bnlib.optim import work
 from bnlib.stop import Interrupted, Paused, Stop
 from bnlib.train import progress_bar
@@ -45,8 +45,10 @@ def longest_first(configs: Iterable, cost: Callable = work) -> list:
 
 
 def gpu_share(config: Config) -> float:
-    """The part of a GPU that a run asks for: narrow layers leave most of it idle. Estimated, not measured."""
-    return min(1.0, config.width / RUNS_A_GPU)
+    """The part of a GPU that a run asks for: the narrow layers of networks for small images leave most of it idle.
+    Estimated, not measured."""
+    narrow = parse_model(config.model).family in ("resnet", "plain", "resnet1d")
+    return min(1.0, config.width / RUNS_A_GPU) if narrow else 1.0
 
 
 def assign(waiting: Iterable, free: dict[str, float], share: Callable[..., float]) -> list[tuple]:
@@ -232,6 +234,9 @@ class Grid:
                 config = self.configs[run_id]
                 if config in self.waiting:
                     with contextlib.suppress(store.Busy), store.lock(config, self.results, wait=False):
+                        if found := store.find(config, self.results):        # another process has put it there
+                            self.keep(config, found)
+                            continue
                         files = self.ask(address, worker.read_record, self.results_on(place), run_id)
                         self.receive(config, address, files)
         for address, why in unfit.items():

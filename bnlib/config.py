@@ -64,7 +64,7 @@ class Config:
     schedule: str = "milestones"                   # or constant, cosine, cosine_restarts, trapezoid
     milestones: tuple[float, ...] | None = None    # fractions of training after which lr drops tenfold; None: ½, ¾
     warmup_epochs: float = 0.0                     # lr rises linearly from zero over so many epochs
-    inputs: str = "own"                            # the set's own mean and deviation; raw 0–255, unit 0–1, imagenet's
+    inputs: str = "own"                            # the set's own moments (streamed: imagenet); raw 0–255, unit 0–1
     augment: str = "crop+flip"                     # random crop (4-pixel padding), flip; …+once: the same in each epoch
     fp32: bool = False                             # float32 everywhere, as an experiment; False: whichever is fast
     log_every: int = 0                             # γ, β and loss into the record every so many steps; 0: at epochs

@@ -108,7 +108,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset | streaming.Folde
     folder `<name>/{train,test}/<class>/` of one size; CIFAR and MNIST are downloaded last of all. `digits` comes with
     scikit-learn, `sequences` with this library. A folder `<name>/{train,val}/<class>/` of any sizes, such as ImageNet,
     is not held in memory but streamed from disk.
-    Raises InputError where nothing is found, or where what is found is not the official set.
+    Raises InputError where nothing is found or may be read, or where what is found is not the official set.
     """
     return _load(name, _root(root))
 
@@ -117,12 +117,17 @@ def load(name: str, root: str | Path | None = None) -> Dataset | streaming.Folde
 def _load(name: str, folder: Path) -> Dataset | streaming.Folder:
     try:
         if found := _streamed(name, folder):
+            if name in FINGERPRINTS:
+                raise InputError(f"{folder / name}: other images under the name of the official {name}; give the "
+                                 "folder another name")
             return found
         for source in (_from_scikit_learn, _from_sequences, _from_npz, _from_torchvision, _from_stanford_cars,
                        _from_image_folder, _from_download):
             found = source(name, folder)
             if found is not None:
                 return _canonical(name, *found)
+    except PermissionError as error:
+        raise InputError(f"{error.filename}: may not be read; $BNLIB_DATA must be a folder that may") from None
     except ModuleNotFoundError as error:
         raise InputError(f"{name}: not at {folder / name}.npz, and other sources need {error.name}: "
                          "`pip install -e '.[report]'` has it") from None
@@ -351,7 +356,8 @@ def split(config: Config, available: int) -> tuple[np.ndarray, np.ndarray]:
 class Normalise:
     """uint8 images (N, H, W, C) → floats (N, 3, H, W), channels-last.
 
-    inputs: `own`: mean 0 and deviation 1 over the training set, or 0 of a channel that is the same in all images;
+    inputs: `own`: mean 0 and deviation 1 over the training set, or 0 of a channel that is the same in all images; of a
+    streamed set with ImageNet's moments;
     `imagenet`: with ImageNet's moments (for grey images those of red); `unit`: from 0 to 1; `raw`: from 0 to 255. Grey
     images are repeated over three channels, so that one network takes every set. image_size: pixels a side to which
     images of another size are enlarged, bilinearly.

@@ -59,7 +59,9 @@ def _take_unfinished(theirs: Path, results: str | Path) -> Finding:
     except InputError as error:
         finding.faults.append(str(error))
         return finding
-    if science["config"] != name:
+    if content is None and not any((theirs / here.name).parent.glob("checkpoint*.pt")):
+        finding.checked.append("not begun")
+    elif science["config"] != name:
         finding.faults.append(f"{theirs}: damaged, or of another run; remove it")
     elif science["protocol"] != store.PROTOCOL:
         finding.faults.append(_of_another(science["protocol"]))

@@ -14,7 +14,17 @@ from bnlib import deepobs, residual
 from bnlib.bnrelu import BN, BNReLU
 from bnlib.config import Config, generator
 from bnlib.convolution import ChosenConv2d, Convolution
-from bnlib.names import BN_INITS, CONV_INITS, NORMS, SHORTCUTS, canonical_positions, choose, parse_model, random_weights
+from bnlib.names import (
+    BN_INITS,
+    CONV_INITS,
+    NORMS,
+    SHORTCUTS,
+    InputError,
+    canonical_positions,
+    choose,
+    parse_model,
+    random_weights,
+)
 from bnlib.sequences import STEPS
 from bnlib.streaming import IMAGE_SIZE
 
@@ -318,7 +328,10 @@ def multiply_adds(name: str, image_size: int | None = None) -> int:
 
 
 def smallest_map(network: nn.Module, size: tuple[int, int]) -> int:
-    """Pixels of the smallest map that a batch norm gets of an image of this size, 1 after a dense layer."""
+    """Pixels of the smallest map that a batch norm gets of an image of this size, 1 after a dense layer.
+
+    Raises InputError for images that are too small for the network.
+    """
     shadow = copy.deepcopy(network).to("meta")
     return min((output.shape[2:].numel() for layer, output in _outputs(shadow, size) if isinstance(layer, _BatchNorm)),
                default=math.prod(size))
@@ -332,5 +345,9 @@ def _outputs(network: nn.Module, size: tuple[int, int]) -> list[tuple[nn.Module,
             module.forward = lambda x, add=None: x       # on the meta device batch norm makes torch load its compiler
         if isinstance(module, nn.Conv2d | _BatchNorm):
             module.register_forward_hook(lambda layer, _, output: found.append((layer, output)))
-    network(torch.empty(1, 3, *size, device="meta"))
+    try:
+        network(torch.empty(1, 3, *size, device="meta"))
+    except RuntimeError as error:
+        raise InputError(f"images of {size[0]}×{size[1]} pixels are too small for this network: "
+                         f"{str(error).splitlines()[0]}") from None
     return found

@@ -74,13 +74,14 @@ def execute(name: str, output: Path, parameters: dict) -> float:
 
 
 def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget: str | None = None,
-              fresh: bool = False, cluster=None, **parameters) -> None:
+              fresh: bool = False, cluster=None, parameters: dict | None = None) -> None:
     """Trains what the notebooks' grids lack, cheapest first, then executes them; copies go to `build/<profile>/`.
 
     budget: time for training; when it is spent, the notebooks show what is there. fresh: forgets `build/<profile>` and
-    trains everything anew, into `build/<profile>/results`. cluster: as for `run_all`. Other parameters are set in those
+    trains everything anew, into `build/<profile>/results`. cluster: as for `run_all`. parameters: set in those
     notebooks that declare them. Raises InputError for a parameter that none of them declares.
     """
+    parameters = parameters or {}
     settings = PROFILES[choose("profile", profile, PROFILES)]
     folder = resolve("build") / profile
     results = f"build/{profile}/results" if fresh else settings["results"]

@@ -228,7 +228,7 @@ def record_folder(results: str | Path, run_id: str) -> Path:
 def scratch_folder(results: str | Path) -> Path:
     """Where large checkpoints, locks and event files of a results folder go, of no other: `build/`, which git ignores,
     for the project's own `results`; else a folder beside the results that has their name and `-scratch`."""
-    results = resolve(results)
+    results = resolve(results).resolve()         # one folder has one place for locks, also where a link leads to it
     own = results.name == "results" and (results.parent / "bnlib").is_dir()
     return results.parent / "build" if own else results.with_name(f"{results.name}-scratch")
 
@@ -354,15 +354,15 @@ def keep_weights(config: Config, results: str | Path, weights: dict[str, np.ndar
 
 
 def check_writable(results: str | Path) -> None:
-    """InputError unless a record can be written: better now than after hours of training."""
-    runs = resolve(results) / "runs"
-    try:
-        runs.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=runs) as file:
-            file.write(bytes(4096))
-    except OSError as error:
-        raise InputError(f"{runs}: cannot be written ({error.strerror}); results={str(results)!r} must be a folder on "
-                         "a disk with room") from None
+    """InputError unless a record and checkpoints can be written: better now than after hours of training."""
+    for folder in (resolve(results) / "runs", scratch_folder(results) / "checkpoints"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written ({error.strerror}); results={str(results)!r} must be a "
+                             "folder on a disk with room") from None
 
 
 def sealed(record: dict) -> bytes:
@@ -397,9 +397,13 @@ def _sha256(content: bytes) -> str:
 
 
 def find(config: Config, results: str | Path = "results") -> Run | None:
-    """The record of this config, or None if there is none of this protocol. Raises RecordError for a damaged one."""
+    """The record of this config, or None if there is none of this protocol. Raises RecordError for a damaged one, and
+    for one of a later protocol, which would be trained over."""
     folder = record_folder(results, config.id)
     run = sound(folder) if folder.exists() else None
+    if run and run.record["protocol"] > PROTOCOL:
+        raise RecordError(f"{folder}: of protocol {run.record['protocol']}, and this bnlib has {PROTOCOL}; take a "
+                          "later one")
     return run if run and run.record["protocol"] == PROTOCOL else None
 
 

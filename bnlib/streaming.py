@@ -1,5 +1,6 @@
 """Folders of images of any sizes, such as ImageNet: decoded by worker processes while the network trains."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -218,7 +219,7 @@ def speed(folder: Folder, images: int = 1000) -> float:
 # -------------------------------------------------------------------------------------------- folders
 
 def find(name: str, place: Path) -> Folder | None:
-    """The image folder at `place`, or None where there is none with `train` and `val`.
+    """The image folder at `place`, or None where there is none with `train` and `val`, which are all that is looked at.
 
     Raises InputError unless both have the same classes, and an image in each.
     """
@@ -263,5 +264,5 @@ def make_digits(place: Path) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 size = tuple(int(side) for side in draws.integers(40, 100, 2))
                 Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(folder / f"{number:02d}.png")
-        if not place.exists():
+        with contextlib.suppress(OSError):               # another process has made it meanwhile
             os.replace(Path(partial) / "made", place)

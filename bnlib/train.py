@@ -64,10 +64,11 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
 
 
 def check_images(found: store.Run) -> None:
-    """InputError where a set of one's own now has other images than those that the record was made on."""
+    """InputError where a record was made on other images than the official ones, or, of a set of one's own, than those
+    that it has now."""
     name = found.config.dataset
-    if name not in data.FINGERPRINTS and data.at_hand(name) and (
-            data.load(name).fingerprint != found.provenance["dataset_sha256"]):
+    there = data.FINGERPRINTS.get(name) or (data.load(name).fingerprint if data.at_hand(name) else None)
+    if there not in (None, found.provenance["dataset_sha256"]):
         raise InputError(f"{found.folder}: trained on other images than {name} now has; remove the record, or give the "
                          "new images another name")
 
@@ -137,6 +138,8 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
     in_training, in_validation = data.split(config, dataset.n_train)
     batches = dataset.batches(in_training, config, normalise, device)
     size = (config.image_size, config.image_size) if config.image_size else batches.size
+    if min(size) < 32:                               # which all networks but those for sequences take
+        models.smallest_map(network, size)           # an error where these are too small
     check_last_batch(network, len(batches.labels), size, config)
     held_out = {"test": dataset.in_order("test", device, config.image_size)}
     if config.n_val:
@@ -169,7 +172,7 @@ def train(config: Config, stop: Stop, *, results: str | Path = "results", device
 
     with progress_bar(config.epochs * work, config.id, len(progress.history) * work, bar) as shown:
         for epoch in range(len(progress.history) + 1, config.epochs + 1):
-            if progress.diverged:
+            if progress.diverged and not progress.epoch.steps:       # an epoch that was begun is trained to its end
                 break
             if step is None or epoch == config.bn_first + 1:         # another step where more begins to train
                 freeze(network, "bn" if epoch <= config.bn_first else config.trainable)

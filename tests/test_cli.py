@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 
 import pytest
 
@@ -106,3 +107,21 @@ def test_every_commands_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         parser().parse_args([command, "--help"])
     assert stop.value.code == 0 and f"example: python -m bnlib {command}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("said", "parameters"), [
+    (["depths=[14, 20] epochs=3"], {"depths": [14, 20], "epochs": 3}),
+    ([" epochs=3 ", "first=[1]"], {"epochs": 3, "first": [1]}),
+    (["text='a b=c' epochs=3"], {"text": "a b=c", "epochs": 3}),
+    (['optimizers=[{"optimizer": "adam", "optimizer_options": "betas=(0.9,0.99) eps=1e-6"}] epochs=3'],
+     {"optimizers": [{"optimizer": "adam", "optimizer_options": "betas=(0.9,0.99) eps=1e-6"}], "epochs": 3})])
+def test_values_that_are_set_may_hold_spaces(said, parameters, monkeypatch):
+    given = []
+    monkeypatch.setattr("bnlib.report.reproduce", lambda *arguments: given.append(arguments[-1]))
+    assert main(["reproduce", "--set", *said]) == 0 and given == [parameters]
+
+
+def test_a_package_that_training_alone_does_not_bring_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "papermill", None)
+    assert main(["reproduce", "--profile", "smoke", "--notebooks", "01_depth"]) == 2
+    assert capsys.readouterr().err == "bnlib: needs papermill: `pip install -e '.[report]'` has it\n"

@@ -472,6 +472,21 @@ def test_a_checkpoint_that_has_come_less_far_takes_no_place(tiny, tmp_path, monk
     assert checkpoint.newest(less) == early
 
 
+def test_a_checkpoint_on_other_images_gives_way_however_far_it_has_come(tiny, tmp_path, monkeypatch):
+    stop_after(1, tiny, tmp_path / "now", monkeypatch)
+    monkeypatch.setattr(store, "PROTOCOL", 0)                      # which is a part of the science, as the images are
+    stop_after(3, tiny, tmp_path / "before", monkeypatch)
+    now, before = (store.checkpoint_file(tiny, tmp_path / name) for name in ("now", "before"))
+    assert checkpoint.put_further(now.read_bytes(), before) == (0, 0) and before.read_bytes() == now.read_bytes()
+
+
+@pytest.mark.parametrize(("model", "share"), [
+    ("resnet14", 0.25), ("resnet110x2", 0.5), ("resnet14x8", 1), ("plain20", 0.25), ("imagenet_resnet152", 1),
+    ("imagenet_vgg16_bn", 1), ("3c3d", 1)])
+def test_of_a_gpu_the_narrow_networks_for_small_images_ask_a_part(model, share):
+    assert cluster.gpu_share(Config(model=model)) == share
+
+
 def test_two_calls_with_one_config_and_two_folders_have_a_record_each(two, tiny, tmp_path):
     folders = [tmp_path / "one", tmp_path / "two"]
     threads = [threading.Thread(target=run_all, args=([dataclasses.replace(tiny, epochs=6)],),

@@ -90,3 +90,9 @@ def test_a_checkpoint_of_batch_norm_stays_under_200_kilobytes_at_110_layers(tiny
 def test_a_folder_without_results_is_named(tmp_path):
     with pytest.raises(InputError, match="expected runs/ or partial/"):
         list(merge(tmp_path, tmp_path / "ours"))
+
+
+def test_an_unfinished_run_that_has_no_checkpoint_yet_is_no_fault(tiny, tmp_path):
+    (tmp_path / "theirs/partial" / tiny.id).mkdir(parents=True)
+    (tmp_path / "theirs/partial" / tiny.id / "checkpoint.1234").write_bytes(b"of a process that was killed")
+    assert taken(tmp_path / "theirs", tmp_path / "ours") == {f"{tiny.id}, unfinished": "not begun"}

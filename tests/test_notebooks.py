@@ -70,10 +70,11 @@ def test_an_unknown_parameter_is_an_error(tmp_path):
     ("08_beyond", {"norms": "group"}, r"norms='group': must be a list, such as \['group'\]"),
     ("01_depth", {"depths": []}, r"01_depth: depths=\[\]: must be a list of at least one"),
     ("01_depth", {"epochs": "ten"}, "01_depth: epochs='ten': must be a whole number"),
+    ("01_depth", {"budget": "30m"}, "parameter='budget'"), ("01_depth", {"fresh": True}, "parameter='fresh'"),
     ("06_initialisation", {"starts": [{"foo": 1}]}, "06_initialisation: no grid comes of these parameters: .*'foo'")])
 def test_a_parameter_of_another_type_is_an_error_before_anything_is_trained(notebook, given, said):
     with pytest.raises(InputError, match=said):
-        report.reproduce("smoke", [notebook], **given)
+        report.reproduce("smoke", [notebook], parameters=given)
 
 
 def test_a_grid_that_fails_is_named_by_its_notebook(tmp_path):

@@ -91,3 +91,16 @@ def test_repeats_are_found_and_kept_out_of_the_runs(tiny_run, tmp_path):
     shutil.copytree(tiny_run.folder, tmp_path / "checks/fp32/runs" / tiny_run.id)
     assert [run.id for run in store.repeats(tmp_path)] == [tiny_run.id] and store.all_runs(tmp_path) == []
     assert store.repeats(tmp_path / "nothing") == []
+
+
+def test_a_record_of_a_later_protocol_is_not_trained_over(tiny_run, monkeypatch):
+    monkeypatch.setattr(store, "PROTOCOL", 0)
+    with pytest.raises(store.RecordError, match="of protocol 1, and this bnlib has 0; take a later one"):
+        store.find(tiny_run.config, tiny_run.folder.parent.parent)
+
+
+def test_a_results_folder_has_one_lock_a_run_also_where_a_link_leads_to_it(tiny, tmp_path):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "results").symlink_to(tmp_path / "shared")
+    with store.lock(tiny, tmp_path / "shared"), pytest.raises(store.Busy):
+        store.lock(tiny, tmp_path / "results", wait=False).__enter__()

@@ -91,6 +91,12 @@ def epoch_of(config: Config, epoch: int = 1, first: int = 0, indices=None) -> tu
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
+def test_other_images_under_the_name_of_an_official_set_are_an_error(tmp_path):
+    write_folder(tmp_path / "cifar10")
+    with pytest.raises(InputError, match="cifar10: other images under the name of the official cifar10"):
+        data.load("cifar10", tmp_path)
+
+
 # ------------------------------------------------------------------------------------------- networks
 
 def torchvisions(name: str):

@@ -120,6 +120,29 @@ def test_a_run_stopped_within_and_between_epochs_ends_as_if_it_had_not_been(trai
     assert not list((tmp_path / "stopped").glob("**/*.pt"))
 
 
+def test_so_does_a_run_stopped_after_it_has_diverged(tiny, tmp_path, monkeypatch):
+    """γ is no number after the second of epoch 2's four steps; stopped after the third."""
+    config, make, taken = dataclasses.replace(tiny, epochs=4, batch_size=32), train.make_step, []
+
+    def poisoned(network, *rest):
+        step = make(network, *rest)
+
+        def one(*batch):
+            found = step(*batch)
+            taken.append(batch)
+            if len(taken) == 6:
+                network.bn.weight.data[0] = torch.nan
+            return found
+        return one
+
+    monkeypatch.setattr(train, "make_step", poisoned)
+    whole = run(config, results=tmp_path / "whole/results")
+    taken.clear()
+    stop_after(8, config, tmp_path / "stopped/results", monkeypatch)
+    assert len(taken) == 7 and whole.metrics["epochs_run"] == 2
+    assert same(run(config, results=tmp_path / "stopped/results"), whole)
+
+
 def test_batch_norm_trains_alone_for_as_many_epochs_as_asked_and_then_everything(tiny, tmp_path, monkeypatch):
     """Its first epoch is that of a run of γ and β alone; after it weights change too, also if stopped between."""
     config = dataclasses.replace(tiny, trainable="all", bn_first=1, epochs=4)
@@ -214,6 +237,19 @@ def test_a_run_that_diverges_is_recorded_as_such(tiny, tmp_path):
     r = run(dataclasses.replace(tiny, lr=1e38, epochs=5), results=tmp_path / "results")
     assert r.status == "diverged" and r.metrics["epochs_run"] < 5 and r.metrics["train_loss"] is None
     assert store.load_runs(tmp_path / "results").loc[r.id, "status"] == "diverged"
+
+
+def test_a_record_on_other_images_than_the_official_ones_is_refused(tiny_run, monkeypatch):
+    train.check_images(tiny_run)
+    monkeypatch.setitem(tiny_run.provenance, "dataset_sha256", "other")
+    with pytest.raises(InputError, match="trained on other images than digits"):
+        train.check_images(tiny_run)
+
+
+@pytest.mark.parametrize(("model", "size"), [("imagenet_vgg11_bn", 16), ("allcnnc", 8)])
+def test_images_too_small_for_a_network_are_an_error_in_one_line(model, size, tiny, tmp_path):
+    with pytest.raises(InputError, match=f"images of {size}×{size} pixels are too small for this network"):
+        run(dataclasses.replace(tiny, model=model, image_size=size), results=tmp_path / "results")
 
 
 def test_validation_images_are_logged_beside_train_and_test(tiny, tmp_path):
