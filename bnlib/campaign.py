@@ -60,8 +60,8 @@ def depth_and_width(profile_name: str) -> list[Config]:
 def tiers() -> dict[str, list[Config]]:
     """What the report needs, in the order in which it is worth most: a tier's name → its configs.
 
-    The first tier answers each question of the paper once; the second gives its headline number its own 160 epochs and
-    five seeds.
+    The first tier is the paper's grid of depths and widths once; the second gives its headline number its own 160
+    epochs and five seeds; the third asks its other questions.
     """
     short, paper = map(depth_and_width, ("short", "paper"))
     alone = [c for c in paper if c.trainable == "bn"]

@@ -48,7 +48,8 @@ def pair(runs: Iterable[Run]) -> list[Run]:
 
 
 def comparable(table: pd.DataFrame, of: str = "model", kinds: Iterable[str] = ("trainable", "variant")) -> pd.DataFrame:
-    """Of each network (or another column) the rows of one number of epochs, so that no figure mixes 16 with 160.
+    """Of each network (or another column) the rows of one number of epochs, so that 16 and 160 are not compared in it;
+    two networks may differ, and the figure says so.
 
     The one of which there is most to compare, by default settings and what trains; of equals the longest training.
     """

@@ -95,13 +95,13 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
 
     table: from `analysis.accuracy`. Bars are one standard deviation over seeds. With one network, what trains is
     followed by how many parameters that are. Variants of several training modes share a row; each mode is named where
-    it is highest.
+    it is highest. What diverged in every seed stands lowest, without a mark.
     """
-    table = table[table["n"] > 0]
-    if not len(table):
+    table = table[(table["n"] > 0) | (table["diverged"] > 0)]
+    if not (table["n"] > 0).any():
         return nothing_yet()
     table = comparable(table)
-    settings = table.groupby(by)["mean"].mean().sort_values().index.tolist()
+    settings = table.groupby(by)["mean"].mean().sort_values(na_position="first").index.tolist()
     if settings == [""]:                               # the protocol, and no variant of it
         return nothing_yet()
     modes = table.groupby("trainable")["mean"].mean().sort_values().index.tolist() if by == "variant" else []
@@ -113,6 +113,10 @@ def accuracy_by_setting(table: pd.DataFrame, by: str = "trainable") -> Figure:
                    for mode, of_mode in table[table["model"] == model].groupby("trainable")}
         for row in table[table["model"] == model].itertuples():
             y, hue = settings.index(getattr(row, by)), colour(row.trainable)
+            if not row.n:
+                axes.annotate("diverged", (0.02, y), xycoords=axes.get_yaxis_transform(), va="center", fontsize=7.5,
+                              color=hue)
+                continue
             if len(modes) > 1:                         # one above the other, the best mode on top
                 place = modes.index(row.trainable) / (len(modes) - 1) - 0.5
                 y += 0.36 * place
@@ -233,16 +237,17 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
     figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.6), sharey=True)
     for axes, by in zip(panels, ("parameters", "bytes"), strict=True):
         halo = withStroke(linewidth=1.5, foreground=axes.get_facecolor())          # where a line crosses a label
-        named = set()                                  # once each, however long it was trained
+        named = set()                                  # once each, however long it was trained, but for its seeds
         for (trainable, epochs), line in table.sort_values(by).groupby(["trainable", "epochs"]):
             hue, alone = colour(trainable), trainable == "bn"
             axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue,
                           marker=MARKERS.get(epochs, "D"),
                           label=f"{'BN only' if alone else 'narrow, all parameters'}, {epochs} epochs", **BARS)
             beside = {"xytext": (2, -12)} if alone else {"xytext": (-6, 3), "ha": "right"}
-            for row in line[~line["model"].isin(named)].itertuples():
+            for row in line.itertuples():
                 short = name(row.model).removeprefix("ResNet-")       # or neighbours' names would run into each other
-                axes.annotate(f"{short} {of_seeds(row, table)}", (getattr(row, by), row.mean), color=hue, fontsize=7,
+                said = of_seeds(row, table) if row.model in named else f"{short} {of_seeds(row, table)}"
+                axes.annotate(said, (getattr(row, by), row.mean), color=hue, fontsize=7,
                               textcoords="offset points", path_effects=[halo], **beside)
             named |= set(line["model"])
         _count_on_x(axes)
@@ -269,9 +274,10 @@ def depth_or_width(table: pd.DataFrame) -> Figure:
                                ("wider", table[table["depth"].isin(widened)], "--")):
         line = line.sort_values("parameters")
         axes.errorbar(line["parameters"], line["mean"], yerr=line["std"], color=colour("bn"), linestyle=style,
-                      capsize=2, label=label, marker=MARKERS.get(line["epochs"].max(), "D"))
+                      label=label, marker=MARKERS.get(line["epochs"].max(), "D"), **BARS)
         for row in line[(line["width"] > 1) | (label == "deeper")].itertuples():
-            axes.annotate(name(row.model).removeprefix("ResNet-"), (row.parameters, row.mean), fontsize=7, ha="center",
+            short = name(row.model).removeprefix("ResNet-")
+            axes.annotate(f"{short} {of_seeds(row, table)}", (row.parameters, row.mean), fontsize=7, ha="center",
                           textcoords="offset points", xytext=(0, 6 if label == "deeper" else -12))
     _count_on_x(axes)
     axes.margins(x=0.1, y=0.2)

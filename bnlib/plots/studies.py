@@ -210,8 +210,8 @@ def gamma_against_beta(channels: pd.DataFrame) -> Figure:
 def by_depth(table: pd.DataFrame) -> Figure:
     """Test accuracy against depth: residual (full lines) and plain (dashed), a panel what trains.
 
-    table: from `analysis.residual_and_plain`; hollow marks are published values. Of what trains, the number of epochs
-    with most depths, of equals the longest training, so that no panel mixes 16 and 160.
+    table: from `analysis.residual_and_plain`; hollow marks are published values, of other lengths. Of what trains, the
+    number of epochs with most depths, of equals the longest training.
     """
     if not len(table):
         return nothing_yet()
@@ -230,7 +230,7 @@ def by_depth(table: pd.DataFrame) -> Figure:
                           markerfacecolor="none", color=colour(mode), alpha=0.6,
                           label=f"{kind}, {source}" if len(known) else None)
         seeds = seeds_of(of_mode["seeds"].min())
-        axes.set(xlabel="depth (layers)", title=f"{trained(mode)}, {listed(of_mode['epochs'])} epochs, {seeds}",
+        axes.set(xlabel="depth (layers)", title=f"{trained(mode)}; ours: {listed(of_mode['epochs'])} epochs, {seeds}",
                  xticks=sorted(set(table["depth"])))
         axes.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     grid[0][0].set_ylabel("test accuracy (%)")

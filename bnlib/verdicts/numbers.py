@@ -1,7 +1,5 @@
 """Claims judged against a number: published accuracies and shares."""
 
-from collections.abc import Callable
-
 import pandas as pd
 
 from bnlib.analysis import DEAD, PAPER_EPOCHS, accuracy, dead_features, epochs_of_the_paper, plain, published
@@ -15,23 +13,25 @@ from bnlib.verdicts.rules import (
     PAPER,
     REPRODUCED,
     UNDECIDED,
+    Noise,
     against_number,
+    percent_among_five,
     percent_dead,
     percent_right,
 )
 from bnlib.wording import machine, name, seeds_of, spread, trained
 
 
-def claims(runs: list[Run], dataset: str, noise: dict[Callable, float]) -> list[tuple]:
+def claims(runs: list[Run], dataset: str, noise: Noise) -> list[tuple]:
     """The paper's numbers on this dataset, and on ImageNet. noise: of `seed_noise`."""
     ours = plain(run for run in runs if run.config.dataset == dataset)
     large = plain(run for run in runs if run.config.dataset == "imagenet" and "test_top5_accuracy" in run.metrics)
     paper = published().query("source == 'Frankle et al. 2021' and dataset == @dataset").iloc[::-1]
     return [
-        *(_number(accuracy(ours), claim, noise.get(percent_right, 0.0)) for claim in paper.itertuples()),
-        *(_number(accuracy(large, "test_top5_accuracy"), claim, 0.0)           # of whose seeds nothing is known
+        *(_number(accuracy(ours), claim, noise.get((dataset, percent_right), 0.0)) for claim in paper.itertuples()),
+        *(_number(accuracy(large, "test_top5_accuracy"), claim, noise.get(("imagenet", percent_among_five), 0.0))
           for claim in published("top-5 accuracy", "imagenet").itertuples()),
-        *([_dead_share([run for run in ours if run.status == "done"], noise.get(percent_dead, 0.0))]
+        *([_dead_share([run for run in ours if run.status == "done"], noise.get((dataset, percent_dead), 0.0))]
           if len(paper) else []),
     ]
 

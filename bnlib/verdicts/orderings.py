@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
+import numpy as np
 import pandas as pd
 
 from bnlib import freeze
@@ -20,6 +21,7 @@ from bnlib.verdicts.rules import (
     networks,
     networks_or_seeds,
     of_pairs,
+    over_seeds,
     paired,
     percent_dead,
     percent_right,
@@ -59,8 +61,8 @@ def claims(runs: list[Run], sequences: list[Run], thresholds: pd.DataFrame | Non
                  margin=LITTLE),
         _beats("On sequences too, γ and β do more than the output layer", OURS, "–", plain(sequences), "output", "bn",
                percent_right, units=networks_or_seeds),
-        _as_many("At about as many trained parameters, a narrow network trained in full beats BN only", OURS, "–",
-                 _random_or_narrow(protocol)),
+        _as_many("At about as many parameters, a narrow network (two channels or more) trained in full beats BN only",
+                 OURS, "–", _alone_or_narrow(protocol)),
         _as_many("BN only: at about as many parameters, deeper beats wider", "the paper, Sec. 4", "deeper",
                  _deeper_or_wider([run for run in protocol if run.config.trainable == "bn"])),
     ]
@@ -95,25 +97,27 @@ def _beats(title: str, where: str, claim: str, runs: list[Run], lower: str, uppe
 def _deeper_or_wider(alone: list[Run]) -> list[tuple[Run, Run]]:
     """Each wide BN-only run beside the one of width 1 whose trained parameters are most nearly as many, where there is
     one with about as many, of one seed and number of epochs."""
-    def factor(wide: Run, deep: Run) -> float:
-        either = deep.metrics["parameters_trained"] / wide.metrics["parameters_trained"]
-        return max(either, 1 / either)
-
     pairs = []
     for wide in (run for run in alone if run.config.width > 1):
         found = [run for run in alone if run.config.width == 1 and _when(run) == _when(wide)
-                 and factor(wide, run) <= AS_MANY]
-        pairs += [(wide, min(found, key=lambda deep: factor(wide, deep)))] if found else []
+                 and _factor(wide, run) <= AS_MANY]
+        pairs += [(wide, min(found, key=lambda deep: _factor(wide, deep)))] if found else []
     return pairs
 
 
-def _random_or_narrow(runs: list[Run]) -> list[tuple[Run, Run]]:
+def _alone_or_narrow(runs: list[Run]) -> list[tuple[Run, Run]]:
     """Each BN-only run of width 1 beside the narrow network of `freeze.narrow`, trained in full, of one seed and number
-    of epochs."""
+    of epochs, where that has about as many parameters."""
     full = {(run.config.model, *_when(run)): run for run in runs if run.config.trainable == "all"}
     alone = [run for run in runs if run.config.trainable == "bn" and run.config.width == 1]
     partners = ((run, full.get((freeze.narrow(run.config.model), *_when(run)))) for run in alone)
-    return [(run, partner) for run, partner in partners if partner]
+    return [(run, partner) for run, partner in partners if partner and _factor(run, partner) <= AS_MANY]
+
+
+def _factor(one: Run, other: Run) -> float:
+    """By which the numbers of parameters that train differ."""
+    either = one.metrics["parameters_trained"] / other.metrics["parameters_trained"]
+    return max(either, 1 / either)
 
 
 def _when(run: Run) -> tuple[int, int]:
@@ -186,11 +190,14 @@ def _differs(title: str, runs: list[Run], trainable: str, field: str, margin: fl
 
 
 def _matters_little(runs: list[Run], field: str, title: str) -> tuple:
-    """Whether BN-only accuracy stays within a margin of the protocol's, seed by seed, when one field is varied."""
+    """Whether BN-only accuracy stays, in the mean over seeds, within a margin of the protocol's as one field varies."""
     pairs = _changed(runs, "bn", field)
-    away = pd.Series({run.id: percent_right(run) - percent_right(same) for same, run in pairs}, dtype=float)
-    weights = [(1, -1) if points > 0 else (-1, 1) for points in away]
-    means = away.groupby([f"{changed(variant(run.config))}, {name(run.config.model)}" for _, run in pairs]).mean()
-    said = "; ".join(f"{what} {gained(points)}" for what, points in means.items())
+    groups, away, weights, said = over_seeds(pairs), [], [(-1, 1)] * len(pairs), []
+    for group in groups:
+        away.append(np.mean([percent_right(run) - percent_right(same) for same, run in (pairs[i] for i in group)]))
+        for number in group:
+            weights[number] = (1, -1) if away[-1] > 0 else (-1, 1)
+        first = pairs[group[0]][1].config
+        said.append(f"{changed(variant(first))}, {name(first.model)} {gained(away[-1])}")
     return title, "the paper, appendix", f"under {LITTLE:g} points", *judged_by_distance(
-        [*(LITTLE - away.abs())], said, pairs, weights=weights)
+        [*(LITTLE - np.abs(away))], "; ".join(sorted(said)), pairs, weights=weights, groups=groups)

@@ -9,9 +9,9 @@ import pandas as pd
 
 from bnlib.analysis import percent_dead
 from bnlib.config import Config
-from bnlib.profiles import seedless
+from bnlib.profiles import seedless, variant
 from bnlib.store import Run
-from bnlib.wording import gained, listed, name
+from bnlib.wording import changed, gained, listed, name
 
 REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
 AGREES, DISAGREES = "agrees so far", "disagrees so far"        # fewer runs than ENOUGH
@@ -28,8 +28,16 @@ def percent_right(run: Run) -> float:
     return 100 * run.metrics["test_accuracy"]
 
 
-#: What is compared in points, and has a deviation between seeds.
-MEASURES = (percent_right, percent_dead)
+def percent_among_five(run: Run) -> float:
+    return 100 * run.metrics["test_top5_accuracy"]
+
+
+#: What is compared in points, and has a deviation between seeds; of which runs.
+MEASURES = {
+    percent_right: lambda run: True,
+    percent_among_five: lambda run: "test_top5_accuracy" in run.metrics,
+    percent_dead: lambda run: run.status == "done" and run.config.trainable in ("bn", "all") and run.gamma,
+}
 
 
 def networks(pairs: Iterable[tuple[str, int]]) -> set:
@@ -49,21 +57,27 @@ def model_and_seed(run: Run) -> tuple[str, int]:
     return run.config.model, run.config.seed
 
 
-def seed_noise(*sets: Iterable[Run]) -> dict[Callable, float]:
-    """Measure → its standard deviation, in points, between runs that differ in seed alone, pooled over all configs and
-    precisions that have several, of each set by itself; without the measures that none has."""
-    runs = [(number, run) for number, each in enumerate(sets) for run in each]
+#: Images and measure → its standard deviation between runs that differ in seed, in points.
+Noise = dict[tuple[str, Callable], float]
+
+
+def seed_noise(*sets: Iterable[Run]) -> Noise:
+    """The deviation between runs of one config and precision, on whatever machines, that differ in seed: on each set
+    of images pooled over all configs that have several, of each of `sets` by itself; without the measures that none
+    has."""
+    alike: dict[tuple, dict[tuple, list[float]]] = {}
+    for number, runs in enumerate(sets):
+        for run in runs:
+            for measure, has in MEASURES.items():
+                if has(run):
+                    config = number, seedless(run.config), run.provenance["precision"]
+                    alike.setdefault((run.config.dataset, measure), {}).setdefault(config, []).append(measure(run))
     pooled = {}
-    for measure in MEASURES:
-        alike: dict[tuple[int, Config, str], list[float]] = {}
-        for number, run in runs:
-            trains_gamma = run.status == "done" and run.config.trainable in ("bn", "all") and run.gamma
-            if measure is percent_right or trains_gamma:
-                alike.setdefault((number, seedless(run.config), run.provenance["precision"]), []).append(measure(run))
-        several = [values for values in alike.values() if len(values) > 1]
+    for key, of_configs in alike.items():
+        several = [values for values in of_configs.values() if len(values) > 1]
         if several:
             squares = sum((len(values) - 1) * np.var(values, ddof=1) for values in several)
-            pooled[measure] = float(np.sqrt(squares / sum(len(values) - 1 for values in several)))
+            pooled[key] = float(np.sqrt(squares / sum(len(values) - 1 for values in several)))
     return pooled
 
 
@@ -100,7 +114,8 @@ def of_pairs(holds: list[bool], units: set, against: set | None = None) -> str:
 def judged(holds: list[bool], said: str, pairs: Sequence[tuple[Run, ...]], units: set | None = None) -> tuple[str, str]:
     """What is stated of pairs, or of other groups of runs that are compared, and their verdict.
 
-    units: None for the networks or seeds of the pairs' first.
+    holds: of each pair, or of each mean over those of several seeds. units: None for the networks or seeds of the
+    pairs' first.
     """
     if not holds:
         return "–", NOT_RUN
@@ -108,7 +123,8 @@ def judged(holds: list[bool], said: str, pairs: Sequence[tuple[Run, ...]], units
     seeds, epochs = (listed(getattr(run.config, field) for run in runs) for field in ("seed", "epochs"))
     images = {run.config.n_train for run in runs}
     mixed = sum(len({run.provenance["precision"] for run in pair}) > 1 for pair in pairs)
-    stated = (f"in {sum(holds)} of {len(holds)} pairs; {said}; seed{'s' * (',' in seeds)} {seeds}; "
+    means = ", each a mean over seeds" * (len(holds) < len(pairs))
+    stated = (f"in {sum(holds)} of {len(holds)} pairs{means}; {said}; seed{'s' * (',' in seeds)} {seeds}; "
               f"{epochs} epoch{'s' * (epochs != '1')}" + (f" of {min(images):,} images" if all(images) else "")
               + (f"; bf16 beside fp32 in {mixed}" if mixed else ""))
     either = networks_or_seeds(map(model_and_seed, runs))       # a claim on networks fails as well in seeds of one
@@ -118,65 +134,96 @@ def judged(holds: list[bool], said: str, pairs: Sequence[tuple[Run, ...]], units
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """By how many points of a measure a pair of runs is on the side of a claim, below 0 on the other; and how many of
-    them a point more of either run makes."""
+    """By how many points of a measure a pair of runs, or the mean of several, is on the side of a claim, below 0 on the
+    other; and how many of them a point more of each run makes."""
 
     points: float
-    runs: tuple[Run, Run]
-    weights: tuple[float, float]
+    runs: tuple[Run, ...]
+    weights: tuple[float, ...]
     measure: Callable[[Run], float]
 
 
 def judged_by_distance(distances: list[float], said: str, pairs: list[tuple[Run, Run]], units: set | None = None,
                        weights: Sequence[tuple[float, float]] | None = None,
-                       measure: Callable[[Run], float] = percent_right) -> tuple[str, str, list[Distance]]:
+                       measure: Callable[[Run], float] = percent_right,
+                       groups: list[list[int]] | None = None) -> tuple[str, str, list[Distance]]:
     """`judged`, and the distances, by which `decided` says whether they are more than what seeds make.
 
-    weights: of each pair's runs in its distance; None: that is the second less the first. A run that diverged counts
-    by what its network still guesses right.
+    weights: of each pair's runs in its distance; None: that is the second less the first. groups: which pairs' mean
+    each distance is; None: one's. A run that diverged counts by what its network still guesses right.
     """
     diverged = {run.id for pair in pairs for run in pair if run.status == "diverged"}
     said += f"; {len(diverged)} of these runs diverged" * bool(diverged)
     stated, verdict = judged([distance >= 0 for distance in distances], said, pairs, units)
     weights = [(-1, 1)] * len(pairs) if weights is None else weights
-    return stated, verdict, [Distance(*each, measure) for each in zip(distances, pairs, weights, strict=True)]
+    groups = [[number] for number in range(len(pairs))] if groups is None else groups
+    return stated, verdict, [
+        Distance(points, tuple(run for number in group for run in pairs[number]),
+                 tuple(share / len(group) for number in group for share in weights[number]), measure)
+        for points, group in zip(distances, groups, strict=True)]
 
 
-def decided(stated: str, verdict: str, distances: Sequence[Distance] = (), *,
-            noise: dict[Callable, float]) -> tuple[str, str]:
-    """What is stated, with the mean of the distances and two standard errors of what seeds make of it; and the verdict
-    as it is, or undecided where the mean is within them, or on the other side than most of the pairs."""
+def over_seeds(pairs: list[tuple[Run, Run]]) -> list[list[int]]:
+    """The numbers of the pairs that differ in seed alone, together: a margin is for what is so in the mean, since of
+    single runs some pass it by chance."""
+    alike: dict[tuple[Config, Config], list[int]] = {}
+    for number, (low, high) in enumerate(pairs):
+        alike.setdefault((seedless(low.config), seedless(high.config)), []).append(number)
+    return [*alike.values()]
+
+
+def decided(stated: str, verdict: str, distances: Sequence[Distance] = (), *, noise: Noise) -> tuple[str, str]:
+    """What is stated, with the mean of the distances and two standard errors of what seeds make of it, by the number of
+    epochs; and the verdict as it is, or undecided where the mean of all is within them, or on the other side than most
+    of the pairs."""
     if not distances:
         return stated, verdict
+    of_length: dict[int, list[Distance]] = {}
+    for distance in distances:
+        of_length.setdefault(distance.runs[0].config.epochs, []).append(distance)
+    said = ", ".join(_give_or_take(*_mean_and_unsure(some, noise)) + f" after {epochs} epochs" * (len(of_length) > 1)
+                     for epochs, some in sorted(of_length.items()))
+    mean, unsure = _mean_and_unsure(distances, noise)
+    most = np.mean([distance.points >= 0 for distance in distances]) > 0.5
+    if abs(mean) < unsure or bool(mean > 0) != bool(most):
+        verdict = UNDECIDED
+    return f"{stated}; ahead {said}", verdict
+
+
+def _mean_and_unsure(distances: Sequence[Distance], noise: Noise) -> tuple[float, float]:
+    """The mean of the distances, and two standard errors of it: 0 where no two runs differ in seed alone."""
     weight: Counter = Counter()
     for distance in distances:
         for run, share in zip(distance.runs, distance.weights, strict=True):
             weight[run.id] += share                  # pairs that share a run go up and down together
-    spread = noise.get(distances[0].measure, 0.0)
+    first = distances[0]
+    spread = noise.get((first.runs[0].config.dataset, first.measure), 0.0)
     unsure = 2 * spread * np.sqrt(sum(np.square([*weight.values()]))) / len(distances)
-    mean = np.mean([distance.points for distance in distances])
-    most = np.mean([distance.points >= 0 for distance in distances]) > 0.5
-    if abs(mean) < unsure or bool(mean > 0) != bool(most):
-        verdict = UNDECIDED
-    return f"{stated}; ahead {_give_or_take(mean, unsure)}", verdict
+    return float(np.mean([distance.points for distance in distances])), float(unsure)
 
 
 def paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Callable[[Run], float],
            margin: float = 0.0, units: Callable[[Iterable], set] = networks) -> tuple:
-    """What is stated and the verdict, on whether the second run of each pair measures more than the first."""
-    ahead = [measure(high) - measure(low) + margin for low, high in pairs]
+    """What is stated and the verdict, on whether the second run of each pair measures more than the first; with a
+    margin, on the means over seeds."""
+    groups = over_seeds(pairs) if margin else [[number] for number in range(len(pairs))]
+    gains = [measure(high) - measure(low) for low, high in pairs]
+    ahead = [np.mean([gains[number] for number in group]) + margin for group in groups]
     return judged_by_distance(ahead, f"{upper} against {lower}: {side_by_side(pairs, measure)}", pairs,
-                              units(model_and_seed(low) for low, _ in pairs), measure=measure)
+                              units(model_and_seed(low) for low, _ in pairs), measure=measure, groups=groups)
 
 
 def side_by_side(pairs: list[tuple[Run, Run]], measure: Callable[[Run], float]) -> str:
-    """`ResNet-14 84.9 against 44.6 %`: the means of both sides' measures over seeds, for each pair of networks and
-    number of epochs, which is told where it is more than the least."""
-    table = pd.DataFrame([(low.config.epochs, low.config.model, high.config.model, measure(low), measure(high))
-                          for low, high in pairs], columns=["epochs", "below", "above", "low", "high"])
+    """`ResNet-14 84.9 against 44.6 %`: the means of both sides' measures over seeds, for each pair of networks, variant
+    of the protocol and number of epochs; which two are told where they differ, epochs where they are more than the
+    least."""
+    keys = ["epochs", "below", "above", "how"]
+    table = pd.DataFrame([(low.config.epochs, low.config.model, high.config.model, changed(variant(high.config)),
+                           measure(low), measure(high)) for low, high in pairs], columns=[*keys, "low", "high"])
     said = []
-    for (epochs, below, above), row in table.groupby(["epochs", "below", "above"], sort=False).mean().iterrows():
+    for (epochs, below, above, how), row in table.groupby(keys, sort=False).mean().iterrows():
+        how = f", {how}," if table["how"].nunique() > 1 else ""
         when = f" after {epochs} epochs" if epochs > table["epochs"].min() else ""
         other = f"{name(below)} " if below != above else ""
-        said.append(f"{name(above)}{when} {row['high']:.1f} against {other}{row['low']:.1f} %")
+        said.append(f"{name(above)}{how}{when} {row['high']:.1f} against {other}{row['low']:.1f} %")
     return ", ".join(said)
