@@ -77,6 +77,11 @@ def test_affine_has_a_row_a_channel(tiny_run):
     assert np.array_equal(channels["gamma"], np.concatenate(list(tiny_run.gamma.values())))
 
 
+def test_a_run_that_is_given_twice_counts_once():
+    runs = [fake_run(a, seed=s) for s, a in enumerate((0.4, 0.5))]
+    pd.testing.assert_frame_equal(analysis.accuracy(runs + runs[:1]), analysis.accuracy(runs))
+
+
 def test_compare_computes_the_difference_to_each_published_value():
     said = analysis.compare(analysis.accuracy([fake_run(0.475)]), published("test accuracy", "cifar10"))
     assert any("47.5 %" in s and "48 %" in s and "difference −0.5 points" in s for s in said)

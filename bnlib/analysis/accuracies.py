@@ -61,7 +61,7 @@ def comparable(table: pd.DataFrame, of: str = "model", kinds: Iterable[str] = ("
 
 def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame:
     """Final test accuracy (or another share among the metrics) in %, a row a setting: mean and deviation over seeds,
-    which are all that the runs of a row differ in.
+    which are all that the runs of a row differ in. A run that is given twice counts once.
 
     Columns: dataset, model, depth, width, trainable, variant (in words), epochs, parameters (trained), mean, std (of
     the sample, NaN for one seed), n (finished seeds), diverged (seeds that diverged), seeds, precision, devices.
@@ -74,7 +74,8 @@ def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame
         "accuracy": 100 * run.metrics[metric] if run.status == "done" else np.nan,
         "diverged": run.status == "diverged",
         "precision": run.provenance["precision"], "device": run.provenance["device"],
-    } for run in runs], columns=[*keys, "setting", "seed", "accuracy", "diverged", "precision", "device"])
+    } for run in {id(run): run for run in runs}.values()],
+        columns=[*keys, "setting", "seed", "accuracy", "diverged", "precision", "device"])
     table = rows.groupby([*keys, "setting"], as_index=False).agg(
         mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), diverged=("diverged", "sum"),
         seeds=("seed", listed), precision=("precision", listed), devices=("device", listed))

@@ -246,9 +246,11 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
             beside = {"xytext": (2, -12)} if alone else {"xytext": (-6, 3), "ha": "right"}
             for row in line.itertuples():
                 short = name(row.model).removeprefix("ResNet-")       # or neighbours' names would run into each other
-                said = of_seeds(row, table) if row.model in named else f"{short} {of_seeds(row, table)}"
+                said, place = f"{short} {of_seeds(row, table)}", beside
+                if row.model in named:
+                    said, place = of_seeds(row, table), {"xytext": (-6, 0), "ha": "right", "va": "center"}
                 axes.annotate(said, (getattr(row, by), row.mean), color=hue, fontsize=7,
-                              textcoords="offset points", path_effects=[halo], **beside)
+                              textcoords="offset points", path_effects=[halo], **place)
             named |= set(line["model"])
         _count_on_x(axes)
         axes.margins(x=0.25, y=0.14)
@@ -276,9 +278,10 @@ def depth_or_width(table: pd.DataFrame) -> Figure:
         axes.errorbar(line["parameters"], line["mean"], yerr=line["std"], color=colour("bn"), linestyle=style,
                       label=label, marker=MARKERS.get(line["epochs"].max(), "D"), **BARS)
         for row in line[(line["width"] > 1) | (label == "deeper")].itertuples():
-            short = name(row.model).removeprefix("ResNet-")
-            axes.annotate(f"{short} {of_seeds(row, table)}", (row.parameters, row.mean), fontsize=7, ha="center",
-                          textcoords="offset points", xytext=(0, 6 if label == "deeper" else -12))
+            short, up = name(row.model).removeprefix("ResNet-"), 1 if label == "deeper" else -1
+            axes.annotate(f"{short} {of_seeds(row, table)}", (row.parameters, row.mean + up * np.nan_to_num(row.std)),
+                          fontsize=7, ha="center", va="bottom" if up > 0 else "top", textcoords="offset points",
+                          xytext=(0, 5 * up))
     _count_on_x(axes)
     axes.margins(x=0.1, y=0.2)
     axes.set(xlabel="parameters that train", ylabel="test accuracy (%)")
