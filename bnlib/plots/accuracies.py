@@ -54,16 +54,16 @@ def progress(config: Config, history: pd.DataFrame) -> Figure:
 def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | None = None) -> Figure:
     """Test accuracy against `depth` or `width`, a line a training mode; published values as hollow marks.
 
-    table: from `analysis.accuracy`. Bars are one standard deviation over seeds. Lines are named where they end; below
-    the figure, where one of several is a single point, which others may hide, or ends before others, beside whose names
-    its own would run into them.
+    table: from `analysis.accuracy`. Bars are one standard deviation over seeds. Two lines are named where they end;
+    more below the figure, since names would run into each other, and so where one is a single point, which the other
+    may hide, or ends before it.
     """
     table = table[table["n"] > 0]
     if not len(table):
         return nothing_yet()
     figure, axes = plt.subplots(figsize=(6, 3.8))
     lines = table.sort_values(by).groupby(["trainable", "epochs"], sort=False)
-    below = lines.ngroups > 1 and (lines.size().min() == 1 or lines[by].max().nunique() > 1)
+    below = lines.ngroups > 2 or (lines.ngroups > 1 and (lines.size().min() == 1 or lines[by].max().nunique() > 1))
     for (trainable, epochs), line in lines:
         hue, label = colour(trainable), f"{trained(trainable)}, {epochs} epochs"
         axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue, marker=MARKERS.get(epochs, "D"),
