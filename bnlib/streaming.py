@@ -1,6 +1,5 @@
 """Folders of images of any sizes, such as ImageNet: decoded by worker processes while the network trains."""
 
-import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -264,5 +263,8 @@ def make_digits(place: Path) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 size = tuple(int(side) for side in draws.integers(40, 100, 2))
                 Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(folder / f"{number:02d}.png")
-        with contextlib.suppress(OSError):               # another process has made it meanwhile
+        try:
             os.replace(Path(partial) / "made", place)
+        except OSError:
+            if not place.exists():                       # else another process has made it meanwhile
+                raise

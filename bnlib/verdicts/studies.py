@@ -56,7 +56,7 @@ def _faster(runs: list[Run], by: str, where: str, claim: str) -> tuple:
         said.append(", ".join(f"to a test loss of {loss:.2f} {took_so_many(ours)}, SGD "
                               + ("never" if np.isnan(theirs) else took_so_many(theirs))
                               for ours, loss, theirs in zip(lbfgs[by], lbfgs["test_loss"], took, strict=True)))
-    return (f"LBFGS converges in fewer {by.removesuffix('es')}{'es' if by == 'passes' else 's'}, BN only", where, claim,
+    return (f"LBFGS converges in fewer {'epochs' if by == 'epoch' else by}, BN only", where, claim,
             *judged(holds, "; ".join(said), pairs))
 
 
