@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
-import numpy as np
 import pandas as pd
 
 from bnlib import freeze
@@ -16,6 +15,7 @@ from bnlib.verdicts.rules import (
     LITTLE,
     NOT_RUN,
     OURS,
+    distance,
     judged_by_distance,
     model_and_seed,
     networks,
@@ -70,7 +70,7 @@ def claims(runs: list[Run], sequences: list[Run], thresholds: pd.DataFrame | Non
 
 def _rises(title: str, where: str, runs: list[Run], by: str, fixed: str) -> tuple:
     """Whether BN-only accuracy rises with `by` from value to value, at one value of `fixed`, epochs and seed."""
-    gains, values, pairs, steps = [], set(), [], []
+    values, pairs = set(), []
     lines: dict[tuple, dict] = {}
     for run in runs:
         if run.config.trainable == "bn":
@@ -78,10 +78,11 @@ def _rises(title: str, where: str, runs: list[Run], by: str, fixed: str) -> tupl
             lines.setdefault(key, {})[getattr(run.config, by)] = run
     for line in lines.values():
         for low, high in pairwise(sorted(line)):
-            gains.append(percent_right(line[high]) - percent_right(line[low]))
             values |= {low, high}
             pairs.append((line[low], line[high]))
-            steps.append(f"{low} → {high} {gained(gains[-1])}")
+    gains = [distance([pair]) for pair in pairs]
+    steps = (f"{getattr(low.config, by)} → {getattr(high.config, by)} {gained(gain.points)}"
+             for (low, high), gain in zip(pairs, gains, strict=True))
     return title, where, "rises", *judged_by_distance(gains, f"{by} {', '.join(steps)}", pairs, values)
 
 
@@ -126,9 +127,9 @@ def _when(run: Run) -> tuple[int, int]:
 
 def _as_many(title: str, where: str, claim: str, pairs: list[tuple[Run, Run]]) -> tuple:
     """Whether the second run of each pair is more accurate, of two that train about as many parameters."""
-    ahead = [percent_right(high) - percent_right(low) for low, high in pairs]
     return title, where, claim, *judged_by_distance(
-        ahead, side_by_side(pairs, percent_right), pairs, networks(model_and_seed(low) for low, _ in pairs))
+        [distance([pair]) for pair in pairs], side_by_side(pairs, percent_right), pairs,
+        networks(model_and_seed(low) for low, _ in pairs))
 
 
 def _random_weights_to_match(runs: list[Run]) -> tuple:
@@ -192,12 +193,10 @@ def _differs(title: str, runs: list[Run], trainable: str, field: str, margin: fl
 def _matters_little(runs: list[Run], field: str, title: str) -> tuple:
     """Whether BN-only accuracy stays, in the mean over seeds, within a margin of the protocol's as one field varies."""
     pairs = _changed(runs, "bn", field)
-    groups, away, weights, said = over_seeds(pairs), [], [(-1, 1)] * len(pairs), []
-    for group in groups:
-        away.append(np.mean([percent_right(run) - percent_right(same) for same, run in (pairs[i] for i in group)]))
-        for number in group:
-            weights[number] = (1, -1) if away[-1] > 0 else (-1, 1)
-        first = pairs[group[0]][1].config
-        said.append(f"{changed(variant(first))}, {name(first.model)} {gained(away[-1])}")
+    within, said = [], []
+    for group in over_seeds(pairs):
+        away, config = distance(group).points, group[0][1].config
+        within.append(distance(group, weights=(1, -1) if away > 0 else (-1, 1), margin=LITTLE))
+        said.append(f"{changed(variant(config))}, {name(config.model)} {gained(away)}")
     return title, "the paper, appendix", f"under {LITTLE:g} points", *judged_by_distance(
-        [*(LITTLE - np.abs(away))], "; ".join(sorted(said)), pairs, weights=weights, groups=groups)
+        within, "; ".join(sorted(said)), pairs)

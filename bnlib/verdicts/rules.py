@@ -143,32 +143,32 @@ class Distance:
     measure: Callable[[Run], float]
 
 
-def judged_by_distance(distances: list[float], said: str, pairs: list[tuple[Run, Run]], units: set | None = None,
-                       weights: Sequence[tuple[float, float]] | None = None,
-                       measure: Callable[[Run], float] = percent_right,
-                       groups: list[list[int]] | None = None) -> tuple[str, str, list[Distance]]:
+def distance(pairs: Sequence[tuple[Run, Run]], measure: Callable[[Run], float] = percent_right,
+             weights: tuple[float, float] = (-1, 1), margin: float = 0.0) -> Distance:
+    """The mean over pairs of both runs' measures by their weights, the second's less the first's unless told, and a
+    margin more."""
+    points = np.mean([np.dot(weights, [*map(measure, pair)]) for pair in pairs]) + margin
+    return Distance(float(points), tuple(run for pair in pairs for run in pair),
+                    tuple(weight / len(pairs) for weight in weights) * len(pairs), measure)
+
+
+def judged_by_distance(distances: Sequence[Distance], said: str, pairs: Sequence[tuple[Run, Run]],
+                       units: set | None = None) -> tuple[str, str, Sequence[Distance]]:
     """`judged`, and the distances, by which `decided` says whether they are more than what seeds make.
 
-    weights: of each pair's runs in its distance; None: that is the second less the first. groups: which pairs' mean
-    each distance is; None: one's. A run that diverged counts by what its network still guesses right.
+    A run that diverged counts by what its network still guesses right.
     """
     diverged = {run.id for pair in pairs for run in pair if run.status == "diverged"}
     said += f"; {len(diverged)} of these runs diverged" * bool(diverged)
-    stated, verdict = judged([distance >= 0 for distance in distances], said, pairs, units)
-    weights = [(-1, 1)] * len(pairs) if weights is None else weights
-    groups = [[number] for number in range(len(pairs))] if groups is None else groups
-    return stated, verdict, [
-        Distance(points, tuple(run for number in group for run in pairs[number]),
-                 tuple(share / len(group) for number in group for share in weights[number]), measure)
-        for points, group in zip(distances, groups, strict=True)]
+    return *judged([found.points >= 0 for found in distances], said, pairs, units), distances
 
 
-def over_seeds(pairs: list[tuple[Run, Run]]) -> list[list[int]]:
-    """The numbers of the pairs that differ in seed alone, together: a margin is for what is so in the mean, since of
-    single runs some pass it by chance."""
-    alike: dict[tuple[Config, Config], list[int]] = {}
-    for number, (low, high) in enumerate(pairs):
-        alike.setdefault((seedless(low.config), seedless(high.config)), []).append(number)
+def over_seeds(pairs: Iterable[tuple[Run, Run]]) -> list[list[tuple[Run, Run]]]:
+    """The pairs that differ in seed alone, together: a margin is for what is so in the mean, since of single runs some
+    pass it by chance."""
+    alike: dict[tuple[Config, Config], list[tuple[Run, Run]]] = {}
+    for low, high in pairs:
+        alike.setdefault((seedless(low.config), seedless(high.config)), []).append((low, high))
     return [*alike.values()]
 
 
@@ -206,11 +206,10 @@ def paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Callab
            margin: float = 0.0, units: Callable[[Iterable], set] = networks) -> tuple:
     """What is stated and the verdict, on whether the second run of each pair measures more than the first; with a
     margin, on the means over seeds."""
-    groups = over_seeds(pairs) if margin else [[number] for number in range(len(pairs))]
-    gains = [measure(high) - measure(low) for low, high in pairs]
-    ahead = [np.mean([gains[number] for number in group]) + margin for group in groups]
-    return judged_by_distance(ahead, f"{upper} against {lower}: {side_by_side(pairs, measure)}", pairs,
-                              units(model_and_seed(low) for low, _ in pairs), measure=measure, groups=groups)
+    groups = over_seeds(pairs) if margin else [[pair] for pair in pairs]
+    return judged_by_distance([distance(group, measure, margin=margin) for group in groups],
+                              f"{upper} against {lower}: {side_by_side(pairs, measure)}", pairs,
+                              units(model_and_seed(low) for low, _ in pairs))
 
 
 def side_by_side(pairs: list[tuple[Run, Run]], measure: Callable[[Run], float]) -> str:

@@ -1,15 +1,14 @@
 """What shortcuts are good for: claims of He et al. 2015 on full training, and the question of BN only without them."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from bnlib.names import parse_model
 from bnlib.profiles import variant
 from bnlib.store import Run
-from bnlib.verdicts.rules import OURS, judged_by_distance, percent_right
+from bnlib.verdicts.rules import OURS, distance, judged_by_distance, percent_right
 
 DEEP = 44          # layers from which depth may harm a plain network: He et al. 2015 compare 20 with 32, 44 and 56
+KEPT = 0.5         # of what is above chance, without which BN only does not survive
 CHANCE = 10.0      # percent right by guessing among CIFAR-10's classes
 
 
@@ -18,7 +17,7 @@ def claims(runs: list[Run]) -> list[tuple]:
 
     Depth is judged between the shallowest and the deepest network of a line of one seed and one number of epochs, at
     the depths that both kinds were trained at, the deepest DEEP layers or more. BN only survives without shortcuts if
-    the plain network keeps half of what the residual one has above chance.
+    the plain network keeps the share KEPT of what the residual one has above chance.
     """
     where, unvaried = "He et al. 2015", [run for run in runs if not variant(run.config)]
     plain_ones, residual = ([run for run in unvaried if parse_model(run.config.model).family == family]
@@ -26,27 +25,24 @@ def claims(runs: list[Run]) -> list[tuple]:
     option_a = [run for run in runs if variant(run.config) == {"shortcut": "A"}]
     both = set(map(_place, plain_ones)) & set(map(_place, residual))
 
-    def survives(low: float, high: float) -> float:
-        return low - CHANCE - (high - CHANCE) / 2
-
     return [
         _ends("Full training of plain networks: the deepest loses to the shallowest", where, "loses",
-              [run for run in plain_ones if _place(run) in both], lambda shallow, deep: shallow - deep),
+              [run for run in plain_ones if _place(run) in both], (1, -1)),
         _ends("Full training of residual networks: the deepest does not lose to it", where, "does not",
-              [run for run in residual if _place(run) in both], lambda shallow, deep: deep - shallow),
+              [run for run in residual if _place(run) in both], (-1, 1)),
         _matched("Shortcuts with a convolution (B) do at least as well as with zeros (A)",
                  "He et al. 2015, on ImageNet", "B ≥ A", option_a,
-                 residual, ("model", "trainable"), ("A", "B"), lambda a, b: b - a),
+                 residual, ("model", "trainable"), ("A", "B")),
         _matched("BN only survives without shortcuts (keeps half of what it has above chance)", OURS, "–",
                  *([r for r in side if r.config.trainable == "bn"] for side in (plain_ones, residual)),
-                 ("depth", "width"), ("plain", "residual"), survives, (1, -0.5)),
+                 ("depth", "width"), ("plain", "residual"), (1, -KEPT), (KEPT - 1) * CHANCE),
     ]
 
 
-def _ends(title: str, where: str, claim: str, runs: list[Run], ahead: Callable[[float, float], float]) -> tuple:
+def _ends(title: str, where: str, claim: str, runs: list[Run], weights: tuple[float, float]) -> tuple:
     """Whether a claim on the shallowest and the deepest network holds, of width 1, at one seed and number of epochs.
 
-    ahead: by how many points the two accuracies are on the side of the claim.
+    weights: of the shallowest's and the deepest's accuracy in how far they are on the side of the claim.
     """
     lines: dict[tuple, list[Run]] = {}
     for run in runs:
@@ -54,31 +50,29 @@ def _ends(title: str, where: str, claim: str, runs: list[Run], ahead: Callable[[
             lines.setdefault((run.config.epochs, run.config.seed), []).append(run)
     ordered = [sorted(line, key=lambda run: run.config.depth) for line in lines.values()]
     used = [line for line in ordered if line[0].config.depth < DEEP <= line[-1].config.depth]
-    found = [ahead(percent_right(line[0]), percent_right(line[-1])) for line in used]
     ends = [(line[0], line[-1]) for line in used]
     said = "; ".join(f"depth {low.config.depth} {percent_right(low):.1f} %, {high.config.depth} "
                      f"{percent_right(high):.1f} %" for low, high in ends)
-    return title, where, claim, *judged_by_distance(found, said, ends, {low.config.seed for low, _ in ends})
+    return title, where, claim, *judged_by_distance(
+        [distance([pair], weights=weights) for pair in ends], said, ends, {low.config.seed for low, _ in ends})
 
 
 def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[Run], alike: tuple[str, ...],
-             names: tuple[str, str], ahead: Callable[[float, float], float],
-             weights: tuple[float, float] = (-1, 1)) -> tuple:
+             names: tuple[str, str], weights: tuple[float, float] = (-1, 1), margin: float = 0.0) -> tuple:
     """Whether a claim holds on each pair of runs, a lower and an upper, that are `alike`, of one seed and epochs.
 
-    ahead: as of `_ends`; weights: by how much it rises with either accuracy.
+    weights, margin: as of `distance`.
     """
     def key(run: Run) -> tuple:
         return tuple(getattr(run.config, field) for field in (*alike, "epochs", "seed"))
 
     others = {key(run): run for run in upper}
     pairs = [(run, others[key(run)]) for run in lower if key(run) in others]
-    numbers = [tuple(map(percent_right, pair)) for pair in pairs]
-    found = [ahead(low, high) for low, high in numbers]
-    means = np.mean(numbers, 0) if pairs else ()
+    means = np.mean([[*map(percent_right, pair)] for pair in pairs], 0) if pairs else ()
     said = ", ".join(f"{side} {mean:.1f} %" for side, mean in zip(names, means, strict=False))
     return title, where, claim, *judged_by_distance(
-        found, "in the mean " * (len(pairs) > 1) + said, pairs, weights=[weights] * len(pairs))
+        [distance([pair], weights=weights, margin=margin) for pair in pairs],
+        "in the mean " * (len(pairs) > 1) + said, pairs)
 
 
 def _place(run: Run) -> tuple:

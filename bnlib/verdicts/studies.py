@@ -15,6 +15,7 @@ from bnlib.verdicts.rules import (
     OURS,
     REPRODUCED,
     UNDECIDED,
+    distance,
     judged,
     judged_by_distance,
     over_seeds,
@@ -63,13 +64,10 @@ def _faster(runs: list[Run], by: str, where: str, claim: str) -> tuple:
 def _no_more_accurate(runs: list[Run]) -> tuple:
     """Whether AdaBound's test accuracy is at most LITTLE above Adam's, each at what the validation images chose."""
     pairs = _of_two(runs, "adabound", "adam")
-    groups = over_seeds(pairs)
-    ahead = [np.mean([percent_right(adam) - percent_right(adabound) for adabound, adam in (pairs[i] for i in group)])
-             + LITTLE for group in groups]
     said = "; ".join(f"{trained(a.config.trainable)}: {percent_right(a):.1f} %, Adam {percent_right(b):.1f} %"
                      for a, b in pairs)
     return (f"AdaBound is no better than Adam (within {LITTLE:g} points)", "NumPy ResNet-101 study", "no gain seen",
-            *judged_by_distance(ahead, said, pairs, groups=groups))
+            *judged_by_distance([distance(group, margin=LITTLE) for group in over_seeds(pairs)], said, pairs))
 
 
 def _four_ways(runs: list[Run]) -> list[dict[tuple[str, str], Run]]:
