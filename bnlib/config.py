@@ -45,7 +45,7 @@ class Config:
     image_size: int | None = None                  # pixels a side; None: 224 of streamed images, else as they are
     model: str = "resnet14"                        # resnet|plain|resnet1d<6n+2>, …x<width>, …c<channels>; imagenet_…
     positions: str = ""                            # of 3c3d and allcnnc: layers with BN; 1,0,0,1,1, first2, last3, none
-    norm: str = "batch"                            # batch; in its place group (8 channels each), layer (all) or none
+    norm: str = "batch"                            # batch; in its place group (some 8 channels each), layer (all), none
     shortcut: str = "B"                            # where shapes change: B 1×1 convolution, BN; A zero padding; none
     final_relu: bool = True                        # a ReLU after the sum that ends a block, as He et al. have it
     bn_parts: int = 1                              # BN takes statistics of the batch, or of so many processes' parts

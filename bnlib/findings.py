@@ -61,7 +61,7 @@ def _scaling(of_bn: pd.DataFrame) -> list[str]:
             continue
         steps = np.concatenate([line["mean"].diff().dropna() for line in lines])
         goes = "rises" if (steps > 0).all() else "falls" if (steps < 0).all() else "rises and falls"
-        found = "; ".join(f"{_row(line['mean'].map('{:.1f}'.format))} % of {_row(line[by])} {of} "
+        found = "; ".join(f"{_row(line['mean'].map('{:.1f}'.format))} % at {_row(line[by])} {of} "
                           f"({line['epochs'].iloc[0]} epochs; seeds: {_row(line['n'])})" for line in reversed(lines))
         said.append(f"**with {by} it {goes}**: {found}")
     return [f"BN-only accuracy: {'; '.join(said)}."] if said else []
@@ -94,8 +94,11 @@ def _switched_off(runs: list[Run]) -> list[str]:
                  for epochs, of_one in dead[dead["trainable"] == what].groupby("epochs")]
         shares += [f"training {trained(what)}, {' and '.join(found)}"] if found else []
     paper = published("share of features disabled").iloc[0]["value"]
+    ours = dead[(dead["trainable"] == "bn") & (dead["epochs"] == PAPER_EPOCHS)]["mean"]
+    fewer = ", more than in any of ours" * bool(ours.max() < paper)
     return [f"**Features switched off**, |γ| below {DEAD} (at the start {100 * DEAD:g} % of channels): "
-            f"{'; '.join(shares)}. The paper: about {paper:g} %, BN only, {PAPER_EPOCHS} epochs."] if shares else []
+            f"{'; '.join(shares)}. The paper: about {paper:g} %, BN only, {PAPER_EPOCHS} epochs{fewer}."
+            ] if shares else []
 
 
 def _alone_there(dead: pd.DataFrame) -> str:

@@ -104,8 +104,8 @@ def in_one_row(network: nn.Module, part: str) -> torch.Tensor:
 def narrow(model: str, depths: tuple[int, ...] = (8, 14, 20), classes: int = 10) -> str:
     """The narrow ResNet that has, when all of it trains, about as many parameters as γ and β of `model`.
 
-    The nearest count among ResNets of these depths with 2 to 16 channels in their first stage; with one channel there,
-    8 to 20 layers learn nothing (`08_beyond` shows it).
+    The nearest count among ResNets of these depths with 2 to 16 channels in their first stage: the one that was tried
+    with a single channel, ResNet-20c1, did not learn (`08_beyond`).
     """
     wanted = _parameters(model, classes, "bn")
     names = [model_name(depth, channels / 16) for depth in depths for channels in range(2, 17)]

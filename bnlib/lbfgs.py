@@ -19,11 +19,11 @@ class HeldStep:
     """`step(images, labels) -> (mean loss, logits)`, both as they are after the step; `.passes` it took over the batch.
 
     Every pass of a step is the same function of the parameters: the same pixels, augmented once, in the same pieces
-    (`optimizer.piece`, or a few less, no two differing by more than one), each normalised by its own mean and variance.
-    These follow the parameters from pass to pass, as they must if the gradient is to be that of the value; what would
-    make two passes differ, another batch or running statistics, is held. The value is the mean cross-entropy plus
-    ½·weight_decay·Σθ². One more pass, without gradient, sets the running statistics to the means over the pieces at the
-    new parameters; it counts as a pass too. Dropout sets the same values to zero in all of them.
+    (as few as `optimizer.piece` allows, no two differing by more than one image), each normalised by its own mean and
+    variance. These follow the parameters from pass to pass, as they must if the gradient is to be that of the value;
+    what would make two passes differ, another batch or running statistics, is held. The value is the mean cross-entropy
+    plus ½·weight_decay·Σθ². One more pass, without gradient, sets the running statistics to the means over the pieces
+    at the new parameters; it counts as a pass too. Dropout sets the same values to zero in all of them.
     """
 
     def __init__(self, network: nn.Module, optimizer: optim.LBFGS, precision: str, device: torch.device):

@@ -47,7 +47,8 @@ class Sum(nn.Module):
 class GroupNorm(nn.GroupNorm):
     """group_norm(x) + add, and ReLU where asked, in batch norm's place: γ and β a channel, no running statistics.
 
-    Groups of `size` channels (Wu & He 2018); None: of all, which is layer norm over an image (Ba et al. 2016).
+    Groups of about `size` channels, all of one size (Wu & He 2018); None: of all, which is layer norm over an image (Ba
+    et al. 2016).
     """
 
     def __init__(self, channels: int, size: int | None, relu: bool):

@@ -60,6 +60,8 @@ def optimizer(parameters, config: Config, undecayed=frozenset()) -> torch.optim.
             return kind(groups, lr, weight_decay=decay, **options, **fused)
         if config.optimizer == "lbfgs":
             return LBFGS(parameters, lr, weight_decay=decay, penalised=decayed, **options)
+        if config.bn_first and config.optimizer != "lion":         # whose steps count for all of a group's parameters
+            raise ValueError(f"no right first steps of what begins to train after bn_first={config.bn_first}")
         return _library()[config.optimizer](groups, lr=lr, weight_decay=decay, **options)
     except ValueError as error:
         raise InputError(f"optimizer_options={config.optimizer_options!r}: {config.optimizer} says: {error}") from None

@@ -71,6 +71,7 @@ def _as_page(notebook: Path, source: Path, others: list[str] | None) -> None:
     for cell in content.cells:
         if cell.cell_type == "markdown":               # Sphinx copies what a page links to
             cell.source = cell.source.replace(f"(../{TABLES}/", "(tables/")
+            cell.source = re.sub(r"\]\(#(.+?)\)", lambda link: f"](#{link[1].lower()})", cell.source)     # as MyST
         for output in cell.get("outputs", ()):
             if "alt" in (image := output.get("metadata", {}).get("image/png", {})):
                 cell.metadata["mystnb"] = {"image": {"alt": image["alt"]}}

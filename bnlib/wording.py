@@ -38,8 +38,12 @@ _CHANGED = {
     "n_train": lambda n: f"{n:,} training images" if n else "all training images", "n_val": "{:,} held out".format,
     "warmup_epochs": lambda epochs: with_warmup(epochs),                       # which stands further down
     "fp32": {True: "float32"}.get,
-    "weight_decay": "weight decay {}".format, "decay": lambda on: f"decay {decay_on(on)}",
-    "log_every": "logged every {} steps".format,
+    "weight_decay": "weight decay {}".format, "decay": lambda on: f"weight decay {decay_on(on)}",
+    "batch_size": "batches of {:,}".format, "final_relu": {False: "no ReLU behind the sums"}.get,
+    "inputs": {"raw": "inputs 0–255", "unit": "inputs 0–1", "imagenet": "ImageNet's mean and deviation"}.get,
+    "augment": {"none": "no augmentation", "crop": "crops alone", "flip": "flips alone",
+                "crop+flip+once": "crops and flips once and for all"}.get,
+    "log_every": lambda steps: "every step logged" if steps == 1 else f"every {steps} steps logged",
     "positions": lambda letters: "batch norm at " + (", ".join(
         f"layer {layer}" for layer, letter in enumerate(letters.split(","), 1) if letter == "1") or "no layer")}
 
@@ -85,8 +89,11 @@ def decay_on(on: str) -> str:
 
 def changed(variant: dict) -> str:
     """A variant (`profiles.variant`) in words: bn_init `ones`, lr 0.3 → `γ starts at 1, learning rate 0.3`."""
-    return ", ".join(_CHANGED.get(field, lambda _: None)(value) or f"{field}={value}"
-                     for field, value in variant.items())
+    said = {field: _CHANGED.get(field, lambda _: None)(value) or f"{field}={value}" for field, value in variant.items()}
+    if {"weight_decay", "decay"} <= said.keys():       # how much, and on what
+        said["weight_decay"] += f" {decay_on(variant['decay'])}"
+        del said["decay"]
+    return ", ".join(said.values())
 
 
 def setting(config: Config, **unsaid) -> str:
@@ -105,10 +112,11 @@ def setting(config: Config, **unsaid) -> str:
 
 
 def spread(row) -> str:
-    """`43.4 ± 0.3 % (3 seeds)`, or what there is of it."""
+    """`43.4 ± 0.3 % (3 seeds)`, or what there is of it; with how many more seeds diverged."""
     if not row.n:
         return f"diverged ({seeds_of(row.diverged)})"
-    return f"{plus_minus(row.mean, row.std)} % ({seeds_of(row.n)})"
+    more = f"; {row.diverged} more diverged" * bool(row.diverged)
+    return f"{plus_minus(row.mean, row.std)} % ({seeds_of(row.n)}{more})"
 
 
 def plus_minus(mean: float, deviation: float) -> str:

@@ -57,7 +57,7 @@ def outcome(function, x, add, gradient, dtype, weights, relu=True):
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(8, 16, 32, 32), (7, 64, 5, 5), (3, 32, 9, 7), (2, 512, 2, 2), (300, 16, 1, 1),
-                                   (9, 512, 6, 6)])
+                                   (9, 512, 6, 6), (2, 1024, 2, 2)])
 @pytest.mark.parametrize(("adds", "relu"), [(False, True), (True, True), (True, False), (False, False)])
 def test_the_kernels_are_as_exact_as_torch(dtype, shape, adds, relu):
     """Of bf16 the interpreter cuts off what a GPU rounds, so that what is kept in bf16 may be twice as far off."""

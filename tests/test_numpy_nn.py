@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from threadpoolctl import threadpool_limits
 
-from bnlib import InputError, data, models, numpy_nn, plots
+from bnlib import InputError, data, models, native, numpy_nn, plots
 from bnlib.numpy_nn import (
     SGD,
     Adam,
@@ -329,6 +329,15 @@ def test_shortcuts_without_parameters_and_evaluation_give_torchs_gradients_too()
     twin = models.build("resnet8", 10, shortcut="A").eval()
     table = check.compare(ResNet("resnet8", 10, shortcut="A"), twin, normal(2, 3, 9, 10))
     assert table["deviation"].max() < 1e-10
+
+
+def test_what_is_compared_with_is_torchs_own_and_not_bnlibs_cpp():
+    x = torch.zeros(2, 16, 4, 4, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    assert native.why_not() or models.build("resnet14", 10).double().bn._is_fast(x, None)     # else this could not fail
+    ours, twin = check.twins("resnet14")
+    check.compare(ours, twin, normal(2, 3, 9, 9))
+    chosen = [module for module in twin.modules() if hasattr(module, "_is_fast")]
+    assert chosen and not any(module._is_fast(x, module.weight) for module in chosen)
 
 
 def test_bn_only_histories_are_torchs():

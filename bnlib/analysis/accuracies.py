@@ -11,7 +11,7 @@ from bnlib.config import Config
 from bnlib.names import DEEPOBS, InputError, parse_model
 from bnlib.profiles import OF_THE_PAPER, PROFILES, seedless, variant
 from bnlib.store import Run
-from bnlib.wording import Sentences, changed, gained, listed, name, plus_minus, shown, spread, trained
+from bnlib.wording import Sentences, changed, gained, listed, machine, name, plus_minus, shown, spread, trained
 
 PAPER_EPOCHS = Config().epochs      # after which the paper reports its numbers
 
@@ -78,8 +78,13 @@ def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame
         columns=[*keys, "setting", "seed", "accuracy", "diverged", "precision", "device"])
     table = rows.groupby([*keys, "setting"], as_index=False).agg(
         mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), diverged=("diverged", "sum"),
-        seeds=("seed", listed), precision=("precision", listed), devices=("device", listed))
+        seeds=("seed", listed), precision=("precision", listed), devices=("device", _machines))
     return table.drop(columns="setting").sort_values(keys, key=_by_number, ignore_index=True)
+
+
+def _machines(devices: Iterable[str]) -> str:
+    """Each once: their names hold commas."""
+    return " and ".join(sorted({machine(device) for device in devices}))
 
 
 def _by_number(column: pd.Series) -> pd.Series:
@@ -198,5 +203,8 @@ def provenance(runs: Iterable[Run]) -> pd.DataFrame:
 
 
 def machines(runs: Iterable[Run]) -> pd.DataFrame:
-    """Compute spent: a row a device, precision and version of torch, with runs and hours."""
-    return provenance(runs).groupby(["device", "precision", "torch"], as_index=False)[["runs", "hours"]].sum()
+    """Compute spent: a row a device, precision and version of torch, with runs and hours; those that moved from one to
+    another together."""
+    table = provenance(runs)
+    table.loc[table["device"].str.contains("; "), ["device", "precision", "torch"]] = "one after another", "–", "–"
+    return table.groupby(["device", "precision", "torch"], as_index=False)[["runs", "hours"]].sum()

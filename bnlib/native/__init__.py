@@ -43,7 +43,8 @@ def why_not() -> str:
 
 @cache
 def why_not_on_gpu() -> str:
-    """`""` if the Triton kernels can run on this machine's GPU, else why not; tries them on a small batch.
+    """`""` if the Triton kernels can run on this machine's GPU, else why not; tries them on a small batch, forward and
+    backward.
 
     `BNLIB_CPP=0` in the environment forces torch's own modules here too.
     """
@@ -51,9 +52,13 @@ def why_not_on_gpu() -> str:
         return "switched off by BNLIB_CPP=0"
     try:
         from bnlib.native import gpu
-        x = torch.zeros(2, 16, 2, 2, device="cuda").contiguous(memory_format=torch.channels_last)
-        weights = torch.ones(4, 16, device="cuda")
-        gpu.BNReLU.apply(x, None, *weights, torch.zeros((), dtype=torch.int64, device="cuda"), 0.1, 1e-5, True)
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.zeros(2, 16, 2, 2, dtype=dtype, device="cuda").contiguous(memory_format=torch.channels_last)
+            gamma, beta, mean, var = (torch.ones(16, device="cuda") for _ in range(4))
+            seen = torch.zeros((), dtype=torch.int64, device="cuda")
+            with torch.enable_grad():
+                gpu.BNReLU.apply(x.requires_grad_(), None, gamma.requires_grad_(), beta.requires_grad_(), mean, var,
+                                 seen, 0.1, 1e-5, True).sum().backward()
     except Exception as error:          # no Triton, no compiler for its launcher, too old a GPU: training must go on
         logging.getLogger(__name__).info("the Triton kernels do not run", exc_info=error)
         return f"not built: {type(error).__name__}"

@@ -36,6 +36,15 @@ def relative(ours, theirs) -> float:
 
 # ------------------------------------------------------------------------------------------- equality
 
+def by_torch(network):
+    """The network, all of whose layers are computed by torch's own operations and none by bnlib's C++, in place."""
+    for module in network.modules():
+        for choice in ("_is_fast", "_skips"):
+            if hasattr(module, choice):
+                setattr(module, choice, lambda *_: False)
+    return network
+
+
 @threadpool_limits.wrap(limits=1)
 def compare(layer: Layer, twin, x: np.ndarray, seed: int = 0) -> pd.DataFrame:
     """One forward and backward pass of a layer or network and of its torch module, with the module's weights.
@@ -44,7 +53,7 @@ def compare(layer: Layer, twin, x: np.ndarray, seed: int = 0) -> pd.DataFrame:
     state) and its relative deviation; `state` is what the running statistics are afterwards.
     """
     import torch
-    twin, x = twin.double(), x.astype(np.float64)
+    twin, x = by_torch(twin.double()), x.astype(np.float64)
     layer.astype(np.float64).load_state_dict(twin.state_dict()).train(twin.training)
     images = torch.from_numpy(x).clone().requires_grad_()
     twin.zero_grad()
@@ -129,14 +138,14 @@ def histories(model: str = "resnet14", steps: int = 20, batch_size: int = 8, see
     normalise = data.Normalise(dataset, device, torch.float32)
     chosen, _ = data.split(config, len(dataset.x_train))
     batches = data.TrainingBatches(*dataset.part(chosen), config, normalise, device)
-    twin = models.from_config(config, len(dataset.classes)).double()
+    twin = by_torch(models.from_config(config, len(dataset.classes)).double())
     theirs = optim.optimizer(bnlib.freeze.freeze(twin, "bn").values(), config)
     network = ResNet(model, len(dataset.classes)).astype(np.float64).load_state_dict(twin.state_dict())
     ours = SGD(freeze(network, "bn"), config.lr, config.momentum, config.weight_decay)
 
     rows = []
     for step, (images, labels) in enumerate(batches.epoch(1), 1):
-        images = images.double().contiguous()                  # torch's own batch norm, not bnlib's C++ one
+        images = images.double()
         expected = twin(images)
         loss = torch.nn.functional.cross_entropy(expected, labels)
         theirs.zero_grad()

@@ -25,7 +25,7 @@ def fit(network: Layer, dataset: Dataset, *, epochs: int, batch_size: int = 64, 
 
     Returns a row a batch (`part` "batch") and a row an epoch for the training images while it went on ("train") and
     for `n_test` test images drawn by the seed ("test"): part, epoch (a batch's as a fraction), loss, accuracy in [0, 1]
-    and F-score, the mean over the classes.
+    and F-score, the mean over the classes that are there.
     """
     chosen = generator(seed, "split").permutation(len(dataset.x_train))[:n_train]
     tested = generator(seed, "split").permutation(len(dataset.x_test))[:n_test]

@@ -54,9 +54,9 @@ def progress(config: Config, history: pd.DataFrame) -> Figure:
 def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | None = None) -> Figure:
     """Test accuracy against `depth` or `width`, a line a training mode; published values as hollow marks.
 
-    table: from `analysis.accuracy`. Bars are one standard deviation over seeds. Two lines are named where they end;
-    more below the figure, since names would run into each other, and so where one is a single point, which the other
-    may hide, or ends before it.
+    table: from `analysis.accuracy`; with a column chance (%), as of `analysis.top1_and_top5`, that is dotted. Bars are
+    one standard deviation over seeds. Two lines are named where they end; more below the figure, since names would run
+    into each other, and so where one is a single point, which the other may hide, or ends before it.
     """
     table = table[table["n"] > 0]
     if not len(table):
@@ -81,6 +81,12 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([str(t) for t in ticks], rotation=45 if len(ticks) > 8 else 0)
     axes.margins(x=0.09, y=0.18)
+    if "chance" in table:
+        axes.axhline(chance := table["chance"].iloc[0], color="#333333", linewidth=0.8, linestyle=":")
+        axes.annotate("chance", (0, chance), xytext=(3, 2), textcoords="offset points", fontsize=7.5, color="#333333",
+                      xycoords=axes.get_yaxis_transform())
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, 0), min(high, 100))
     if axes.get_legend_handles_labels()[0]:
         legend_below(figure, axes, ncols=2, fontsize=7.5)
     axes.set_xlabel({"depth": "depth (layers)", "width": "width (multiple of 16, 32, 64 channels)"}[by])
@@ -241,12 +247,12 @@ def accuracy_by_size(table: pd.DataFrame) -> Figure:
         for (trainable, epochs), line in table.sort_values(by).groupby(["trainable", "epochs"]):
             hue, alone = colour(trainable), trainable == "bn"
             axes.errorbar(line[by], line["mean"], yerr=line["std"], color=hue,
-                          marker=MARKERS.get(epochs, "D"),
+                          marker=MARKERS.get(epochs, "D"), linestyle="-" if alone else "none",
                           label=f"{'BN only' if alone else 'narrow, all parameters'}, {epochs} epochs", **BARS)
-            beside = {"xytext": (2, -12)} if alone else {"xytext": (-6, 3), "ha": "right"}
+            beside = {"xytext": (2, -5), "va": "top"} if alone else {"xytext": (-6, 3), "ha": "right"}
             for row in line.itertuples():
                 short = name(row.model).removeprefix("ResNet-")       # or neighbours' names would run into each other
-                said, place = f"{short} {of_seeds(row, table)}", beside
+                said, place = f"{short}\n{of_seeds(row, table)}".strip(), beside
                 if row.model in named:
                     said, place = of_seeds(row, table), {"xytext": (-6, 0), "ha": "right", "va": "center"}
                 axes.annotate(said, (getattr(row, by), row.mean), color=hue, fontsize=7,

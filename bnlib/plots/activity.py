@@ -3,10 +3,9 @@
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from bnlib.analysis import DEAD, comparable
-from bnlib.plots.style import colour, legend_below, note, nothing_yet, runs_stated, smallest_first
+from bnlib.plots.style import colour, legend_below, note, nothing_yet, runs_stated, smallest_first, thresholds_on_x
 from bnlib.wording import listed, name, trained
 
 
@@ -24,12 +23,8 @@ def thresholds(table: pd.DataFrame) -> Figure:
         for (trainable, _), line in table[table["model"] == model].groupby(["trainable", "seed"]):
             axes.plot(line["threshold"], line["accuracy"], color=colour(trainable), marker=".", linewidth=1,
                       label=trained(trainable))
-        axes.axvline(DEAD, color="#333333", linewidth=0.6, linestyle=":")
-        axes.set_xscale("symlog", linthresh=0.001)
-        axes.set_xlim(-0.0003, 0.7)
-        axes.set_xticks([0, 0.001, 0.01, 0.1, 0.5], ["0", "0.001", "0.01", "0.1", "0.5"], rotation=45)
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set(xlabel="|γ| below this set to zero", title=f"{name(model)}\n{listed(line['epochs'])} epochs")
+        thresholds_on_x(axes, DEAD)
+        axes.set_title(f"{name(model)}\n{listed(line['epochs'])} epochs")
     grid[0][0].set_ylabel("test accuracy (%)")
     legend_below(figure)
     note(figure, runs_stated(table))
@@ -37,8 +32,9 @@ def thresholds(table: pd.DataFrame) -> Figure:
 
 
 def activations(table: pd.DataFrame) -> Figure:
-    """Share of ReLU outputs that are 0, and of channels that never fire, by layer; one line a run, a column a network.
+    """Share of ReLU outputs that are 0, and of channels that never fire, by layer, a column a network.
 
+    A run has two lines: of the ReLUs within its blocks, and, dashed, of the others, behind the sums with the shortcuts.
     table: from `features.activations_by_layer`.
     """
     if not len(table):
@@ -47,11 +43,13 @@ def activations(table: pd.DataFrame) -> Figure:
     networks = smallest_first(table)
     figure, grid = plt.subplots(2, len(networks), figsize=(1 + 2.7 * len(networks), 4.6), sharex="col", sharey="row",
                                 squeeze=False)
+    lines = table.assign(within=table["layer"].str.endswith("bn1"))
     titles = {"zero": "outputs that are 0 (%)", "silent": "channels that never fire (%)"}
     for row, (what, title) in zip(grid, titles.items(), strict=True):
         for axes, model in zip(row, networks, strict=True):
-            for (trainable, _), line in table[table["model"] == model].groupby(["trainable", "seed"]):
-                axes.plot(line["number"], line[what], color=colour(trainable), linewidth=1, label=trained(trainable))
+            for (trainable, _, within), line in lines[lines["model"] == model].groupby(["trainable", "seed", "within"]):
+                axes.plot(line["number"], line[what], "-" if within else "--", color=colour(trainable), linewidth=1,
+                          label=trained(trainable) + ("" if within else ", behind a sum"))
         row[0].set_ylabel(title)
     for axes, model in zip(grid[0], networks, strict=True):
         axes.set_title(f"{name(model)}, {listed(table[table['model'] == model]['epochs'])} epochs")

@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import comparable
 from bnlib.plots.style import (
@@ -21,7 +22,7 @@ from bnlib.plots.style import (
     values_stated,
 )
 from bnlib.store import Run
-from bnlib.wording import SYMBOL, listed, name, seeds_of, trained
+from bnlib.wording import SYMBOL, listed, name, seeds_of, shown, trained
 
 OUTSIDE = 0.002    # of all values on either side, which axes leave out, so that a few do not make all others narrow
 LEFT_OUT = f"without the outermost {OUTSIDE:.1%} of all values on either side".replace("%", " %")
@@ -59,23 +60,33 @@ def affine_histograms(channels: pd.DataFrame) -> Figure:
 
 
 def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
-    """γ or β of every channel against the number of its layer; band: the middle 90 %, line: the median."""
+    """γ or β of every channel against the number of its layer, a panel a network; band: the middle 90 %, line: the
+    median."""
     if not len(channels):
         return nothing_yet()
     channels = comparable(channels)
     networks = smallest_first(channels)
-    figure, grid = plt.subplots(1, len(networks), figsize=(1.2 + 3.2 * len(networks), 3), sharey=True, squeeze=False)
-    for axes, model in zip(grid[0], networks, strict=True):
+    rows, columns = -(-len(networks) // 2), min(2, len(networks))
+    figure, grid = plt.subplots(rows, columns, figsize=(0.8 + 3.4 * columns, 0.5 + 2.7 * rows), sharey=True,
+                                squeeze=False)
+    limits = [*np.quantile(channels[part].astype(float), [OUTSIDE, 1 - OUTSIDE])]
+    for axes, model in zip(grid.flat, networks, strict=False):
         for trainable, values in channels[channels["model"] == model].groupby("trainable"):
             of_layer = values.groupby("number")[part]
             low, middle, high = (of_layer.quantile(q) for q in (0.05, 0.5, 0.95))
+            limits += [low.min(), high.max()]
             axes.fill_between(low.index, low, high, color=colour(trainable), alpha=0.18, linewidth=0)
             axes.plot(middle.index, middle, color=colour(trainable), label=trained(trainable))
             axes.scatter(values["number"], values[part], s=2, color=colour(trainable), alpha=0.25, linewidths=0,
                          rasterized=True)
         axes.set(xlabel="batch-norm layer, from the image on", title=_titled(channels, model))
-        axes.set_ylim(*np.quantile(channels[part].astype(float), [0.001, 0.999]))
-    grid[0][0].set_ylabel(SYMBOL[part])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in grid.flat[len(networks):]:
+        axes.remove()
+    grid[0][0].set_ylim(min(limits), max(limits))
+    for axes in grid[:, 0]:
+        axes.set_ylabel(SYMBOL[part])
+    note(figure, "axes leave out a few single channels")
     legend_below(figure)
     return figure
 
@@ -169,10 +180,13 @@ def trajectories(runs: list[Run], part: str = "gamma", channels: int = 24) -> Fi
         for axes, layer in zip(row, (layers[0], layers[len(layers) // 2], layers[-1]), strict=True):
             axes.plot(run.trajectory["epochs"], run.trajectory[part][layer][:, :channels].astype(float),
                       color=colour(run.config.trainable), alpha=0.5, linewidth=0.8)
-            axes.set_title(f"{name(run.config.model)}, layer `{layer}`", fontsize=8)
+            axes.set_title(layer, fontsize=8)
         row[0].set_ylabel(f"{SYMBOL[part]}, {trained(run.config.trainable)}")
     for axes in grid[-1]:
         axes.set_xlabel("epoch")
+    about = dict.fromkeys(f"{name(run.config.model)} on {shown(run.config.dataset)}, seed {run.config.seed}"
+                          for run in runs)
+    note(figure, f"{'; '.join(about)}; the first {channels} channels of three layers")
     return figure
 
 

@@ -34,7 +34,7 @@ def courses(runs: list[Run], trainable: str) -> Figure:
                 axes.plot(training[against], percent * training[f"train_{score}"], "--", color=hue, linewidth=0.8)
                 axes.plot(table[against], percent * table[f"test_{score}"], color=hue, marker=".",
                           label=f"{OPTIMIZER[run.config.optimizer]}, {setting(run.config, **unsaid)}")
-        row[0].set_ylabel({"loss": "loss", "accuracy": "accuracy (%)"}[score])
+        row[0].set_ylabel({"loss": "loss (nats)", "accuracy": "accuracy (%)"}[score])
     top = 1.15 * max(run.history["train_loss"].max() for run in runs)
     cut = any(run.history["test_loss"].max() > top for run in runs)
     if cut:
@@ -49,7 +49,8 @@ def courses(runs: list[Run], trainable: str) -> Figure:
                  "solid: test, dashed: training (LBFGS after each step, the others before)"
                  + "; higher losses are cut off" * cut
                  + (f"\nseconds: only of what was trained on {made_on(timed[0])}"
-                    if len(timed) < len(runs) else ""))
+                    if len(timed) < len(runs) else ""),
+         "Loss and accuracy against epochs, passes over the images and seconds")
     return figure
 
 

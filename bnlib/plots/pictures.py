@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from bnlib.analysis import DEAD, dead_by_layer, dead_features
 from bnlib.features import as_map
-from bnlib.plots.style import colour, note, nothing_yet, smallest_first
+from bnlib.plots.style import colour, note, nothing_yet, smallest_first, thresholds_on_x
 from bnlib.store import Run
 from bnlib.wording import listed, name, seeds_of, shown, trained
 
@@ -93,7 +93,8 @@ def feature_maps(table: pd.DataFrame) -> Figure:
     figure.colorbar(drawn, ax=grid[:, 1:], label="output of the ReLU", aspect=15, shrink=0.85)
     first = maps.iloc[0]
     note(figure, f"{name(first['model'])}, {trained(first['trainable'])}, {first['epochs']} epochs, one run; layer "
-                 f"{first['layer']}: largest and smallest |γ|; in bold: |γ| < {DEAD}")
+                 f"{first['layer']}: largest and smallest |γ|; in bold: |γ| < {DEAD}",
+         f"Outputs of {len(channels)} channels on {len(images)} test images")
     return figure
 
 
@@ -120,15 +121,10 @@ def switched_off(runs: list[Run], thresholds: pd.DataFrame, below: float = DEAD)
                            color=colour(mode), fontsize=8)
         for _, rows in thresholds[thresholds["run"].isin(of_model["run"])].groupby("run") if len(thresholds) else ():
             under.plot(rows["threshold"], rows["accuracy"], color=colour(rows["trainable"].iloc[0]), marker=".")
-        under.axvline(below, color="#333333", linestyle=":")
-        under.set_xscale("symlog", linthresh=0.001)
-        under.set_xlim(-0.0003, 0.7)
-        under.set_xticks([0, 0.001, 0.01, 0.1, 0.5], ["0", "0.001", "0.01", "0.1", "0.5"], rotation=45)
-        under.minorticks_off()
+        thresholds_on_x(under, below)
         above.set(xlabel="batch-norm layer, from the image on", ylim=(0, 100),
                   title=f"{name(model)}, {of_model['epochs'].iloc[0]} epochs")
         above.xaxis.set_major_locator(MaxNLocator(integer=True))
-        under.set_xlabel("|γ| below this set to zero")
     grid[0][0].set_ylabel(f"channels with |γ| < {below:g} (%)")
     grid[1][0].set_ylabel("test accuracy (%)")
     return figure

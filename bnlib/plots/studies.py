@@ -59,7 +59,7 @@ def courses(table: pd.DataFrame, line: str = "modification", panel: str | None =
             for axes, score in zip(column, ("train_loss", "test_accuracy"), strict=True):
                 axes.plot(run["epoch"], smoothed(run[score].to_numpy(), smooth), marker="." if len(run) == 1 else "",
                           **styles[value])
-        column[0].set_title(name)
+        column[0].set_title(half(name).replace("; ", "\n") if panel == "modification" else name)
         column[-1].set_xlabel("epoch")
         column[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     grid[0][0].set_ylabel("training loss (nats)")
@@ -68,7 +68,8 @@ def courses(table: pd.DataFrame, line: str = "modification", panel: str | None =
     figure.legend([plt.Line2D([], [], **styles[value]) for value in values], labels, loc="outside lower center",
                   ncols=4 if len(panels) > 1 else 2)
     window = min(smooth, int(table.groupby("run")["epoch"].count().min()))
-    note(figure, _stated(table) + f"; smoothed over {window} epochs" * (window > 2))
+    note(figure, _stated(table) + f"; smoothed over {window} epochs" * (window > 2),
+         "Training loss and test accuracy against epoch")
     return figure
 
 
@@ -94,13 +95,20 @@ def by_positions(table: pd.DataFrame) -> Figure:
         hollow = {"markerfacecolor": "none"} if name.endswith(" alone") else {}
         axes.errorbar(rows["mean"], at, xerr=rows["std"], marker="o", linestyle="", markersize=4,
                       color=shade(name), label=half(name), **hollow)
-    axes.set_yticks(range(len(masks)), [mask.replace(",", " ") for mask in masks])
+    axes.set_yticks(range(len(masks)), map(_places, masks))
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="test accuracy (%), mean of the last quarter of training", ylabel="batch norm at",
+    axes.set(xlabel="test accuracy (%), mean of the last quarter of training", ylabel="batch norm behind layer",
              ylim=(-0.5, len(masks) - 0.5))
     figure.legend(loc="outside lower center", ncols=2)
-    note(figure, _stated(table))
+    note(figure, f"{_stated(table)}; bars: ± 1 standard deviation of those epochs")
     return figure
+
+
+def _places(mask: str) -> str:
+    """Which layers, from the image on, have batch norm: `1,0,1,1,0` → `1, 3, 4`."""
+    letters = mask.split(",")
+    behind = [str(layer) for layer, letter in enumerate(letters, 1) if letter == "1"]
+    return "none" if not behind else "every" if len(behind) == len(letters) else ", ".join(behind)
 
 
 def layer_means(table: pd.DataFrame) -> Figure:
@@ -168,7 +176,7 @@ def surfaces(runs: Iterable[Run], layer: str | None = None, part: str = "gamma")
         below.set(xlabel=table.columns.name, ylabel="channel, by final value" if i == 1 else None)
         below.grid(visible=False)
     figure.colorbar(drawn, ax=figure.axes[1::2], label=f"{SYMBOL[part]} of {layer}", format="%g")
-    note(figure, _stated(histories(runs)))
+    note(figure, _stated(histories(runs)), f"{SYMBOL[part]} of every channel of {layer} over training")
     return figure
 
 
@@ -217,7 +225,8 @@ def by_depth(table: pd.DataFrame) -> Figure:
         return nothing_yet()
     table = comparable(table, "trained", ["depth"])
     modes = list(table["trained"].unique())
-    figure, grid = plt.subplots(1, len(modes), figsize=(1 + 3.2 * len(modes), 3.4), sharex=True, squeeze=False)
+    figure, grid = plt.subplots(1, len(modes), figsize=(1 + 3.2 * len(modes), 3.4), sharex=True, sharey=True,
+                                squeeze=False)
     for axes, mode in zip(grid[0], modes, strict=True):
         of_mode = table[table["trained"] == mode]
         for kind, style in (("residual", "-o"), ("plain", "--s")):

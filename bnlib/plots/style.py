@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from PIL import Image
 
 from bnlib.wording import Sentences, seeds_of, shown, trained
@@ -107,10 +108,11 @@ def described(figure: Figure) -> str:
 
 
 def captioned(figure: Figure) -> str:
-    """What stands against what, each once; of panels that share an axis those that name both. Behind it, what the
-    figure is of, if a `note` says so."""
+    """What is drawn, if a `note` says so, else what stands against what, each once; of panels that share an axis those
+    that name both. Behind it, what the figure is of, by its `note` too."""
     found = dict.fromkeys(map(_against, figure.axes))
-    against = "; ".join([each for each in found if " against " in each] or filter(None, found)).replace("\n", " ")
+    against = getattr(figure, "drawn", None) or "; ".join(
+        [each for each in found if " against " in each] or filter(None, found)).replace("\n", " ")
     of = figure.get_suptitle().replace("\n", "; ")
     return f"{against} ({of})" if against and of else against or of
 
@@ -172,9 +174,21 @@ def runs_stated(table: pd.DataFrame) -> str:
     return f"{datasets}; a line a run, {few}{seeds_of(seeds.max())}"
 
 
-def note(figure: Figure, text: str) -> None:
-    """What a figure is of, small and grey on top: data, seeds, what the bars are."""
+def note(figure: Figure, text: str, drawn: str | None = None) -> None:
+    """What a figure is of, small and grey on top: data, seeds, what the bars are. drawn: what its caption says that it
+    shows; None: what its axes are called."""
+    figure.drawn = drawn
     figure.suptitle(text, x=0.01, ha="left", color="#555555", fontsize=8)
+
+
+def thresholds_on_x(axes: Axes, below: float) -> None:
+    """Thresholds on |γ|, 0 among them, on an otherwise logarithmic axis; dotted: one of them."""
+    axes.axvline(below, color="#333333", linewidth=0.8, linestyle=":")
+    axes.set_xscale("symlog", linthresh=0.001)
+    axes.set_xlim(-0.0003, 0.7)
+    axes.set_xticks([0, 0.001, 0.01, 0.1, 0.5], ["0", "0.001", "0.01", "0.1", "0.5"], rotation=45)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("|γ| below this set to zero")
 
 
 def legend_below(figure: Figure, *panels, ncols: int = 3, **options) -> None:

@@ -38,8 +38,10 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
     agree so far or disagree so far. That something matters little, or changes nothing, is an ordering with a margin,
     for what is so in the mean over seeds. Undecided is a number between the two, and an ordering whose pairs are, in
     their mean, within two standard errors of the line between yes and no, or on the other side of it than most are. A
-    standard error is by the deviation of all runs on those images that differ in seed alone; pairs that share a run go
-    up and down together. A run that diverged counts by what its network still guesses right. Of speed, the training
+    standard error is by the deviation of all runs on those images that differ in seed alone, and of a published number
+    by that of its own seeds, where they differ more; pairs that share a run go up and down together. Where no two runs
+    differ in seed alone, an ordering agrees or disagrees so far. In an ordering a run that diverged counts by what its
+    network still guesses right; a published number is at best undecided where seeds diverged. Of speed, the training
     loss after the same steps decides, on one network; sets of images count there as networks do, and less than 0.05
     nats decide nothing. A claim of this report itself, made nowhere else, is judged as an ordering, and holds or does
     not.
@@ -52,7 +54,7 @@ def table(runs: Iterable[Run], dataset: str = "cifar10", thresholds: pd.DataFram
     runs = list(runs)
     ours = [run for run in runs if run.config.dataset == dataset]
     sequences = [run for run in runs if run.config.dataset == "sequences"]
-    noise = seed_noise((run for run in runs if run.status == "done"), repeated)
+    noise = seed_noise(*([run for run in some if run.status == "done"] for some in (runs, repeated)))
     rows = [*numbers.claims(runs, dataset, noise), *orderings.claims(ours, sequences, thresholds),
             *shortcuts.claims(ours), *studies.claims(ours, runs, equality)]
     rows = [(*row[:3], *decided(*row[3:], noise=noise)) for row in rows]
@@ -69,9 +71,13 @@ def of_the_paper(table: pd.DataFrame) -> pd.Series:
 
 
 def tally(table: pd.DataFrame, runs: Iterable[Run]) -> Sentences:
-    """How far the evidence goes: the paper's claims by verdict, settings by seeds, runs by epochs."""
-    counted = table["verdict"][of_the_paper(table)].value_counts()
-    found = ", ".join(f"{verdict} {counted[verdict]}" for verdict in VERDICTS if verdict in counted)
+    """How far the evidence goes: the paper's claims by verdict, those by name that are not reproduced; settings by
+    seeds, runs by epochs."""
+    papers = table[of_the_paper(table)]
+    counted = papers["verdict"].value_counts()
+    contrary = "; ".join(papers["claim"][papers["verdict"] == NOT])
+    found = ", ".join(f"{verdict} {counted[verdict]}" + f" ({contrary})" * (verdict == NOT)
+                      for verdict in VERDICTS if verdict in counted)
     runs = list(runs)
     seeds = pd.Series([seedless(run.config).id for run in runs], dtype=str).value_counts()
     long = sum(run.config.epochs == PAPER_EPOCHS for run in runs)

@@ -39,14 +39,14 @@ def claims(runs: list[Run], sequences: list[Run], thresholds: pd.DataFrame | Non
     protocol = plain(runs)
     return [
         _rises("BN only: deeper is better", "the paper, Fig. 2", protocol, "depth", fixed="width"),
-        _rises("BN only: wider is better", "the paper, Fig. 3", protocol, "width", fixed="depth"),
+        _rises("BN only: wider is better", "the paper, Fig. 2", protocol, "width", fixed="depth"),
         _beats("Training all parameters beats BN only", "the paper, Fig. 2", "everywhere", protocol, "bn", "all",
                percent_right),
         _beats("BN only beats two random weights a channel, as many parameters", "the paper, Sec. 4.2", "everywhere",
                protocol, "random2", "bn", percent_right),
         _random_weights_to_match(protocol),
-        _beats(f"Freezing γ and β costs full training little (under {LITTLE:g} points)", "the paper, Sec. 4",
-               "everywhere", protocol, "all", "weights", percent_right, margin=LITTLE),
+        _beats(f"Freezing γ and β costs full training at most {LITTLE:g} points", "the paper, Fig. 1",
+               "0.5 to 2 points", protocol, "all", "weights", percent_right, margin=LITTLE),
         *(_beats(title, OURS, "–", protocol, lower, upper, percent_right, units=networks_or_seeds) for
           title, lower, upper in (("γ alone does more than β alone", "beta", "gamma"),
                                   ("BN only does more than the output layer alone", "output", "bn"),
@@ -63,27 +63,27 @@ def claims(runs: list[Run], sequences: list[Run], thresholds: pd.DataFrame | Non
                percent_right, units=networks_or_seeds),
         _as_many("At about as many parameters, a narrow network (two channels or more) trained in full beats BN only",
                  OURS, "–", _alone_or_narrow(protocol)),
-        _as_many("BN only: at about as many parameters, deeper beats wider", "the paper, Sec. 4", "deeper",
+        _as_many("BN only: at about as many parameters, deeper beats wider", "the paper, Fig. 3", "deeper",
                  _deeper_or_wider([run for run in protocol if run.config.trainable == "bn"])),
     ]
 
 
 def _rises(title: str, where: str, runs: list[Run], by: str, fixed: str) -> tuple:
     """Whether BN-only accuracy rises with `by` from value to value, at one value of `fixed`, epochs and seed."""
-    values, pairs = set(), []
+    values, pairs, said = set(), [], []
     lines: dict[tuple, dict] = {}
     for run in runs:
         if run.config.trainable == "bn":
             key = (getattr(run.config, fixed), run.config.epochs, run.config.seed)
             lines.setdefault(key, {})[getattr(run.config, by)] = run
-    for line in lines.values():
-        for low, high in pairwise(sorted(line)):
-            values |= {low, high}
-            pairs.append((line[low], line[high]))
-    gains = [distance([pair]) for pair in pairs]
-    steps = (f"{getattr(low.config, by)} → {getattr(high.config, by)} {gained(gain.points)}"
-             for (low, high), gain in zip(pairs, gains, strict=True))
-    return title, where, "rises", *judged_by_distance(gains, f"{by} {', '.join(steps)}", pairs, values)
+    for (_, epochs, seed), line in sorted(lines.items()):
+        steps = [*pairwise(sorted(line))]
+        values |= {value for step in steps for value in step}
+        pairs += [(line[low], line[high]) for low, high in steps]
+        gains = (f"{low} → {high} {gained(distance([(line[low], line[high])]).points)}" for low, high in steps)
+        said += [f"{', '.join(gains)} ({epochs} epochs, seed {seed})"] if steps else []
+    return title, where, "rises", *judged_by_distance(
+        [distance([pair]) for pair in pairs], f"{by} {'; '.join(said)}", pairs, values)
 
 
 def _beats(title: str, where: str, claim: str, runs: list[Run], lower: str, upper: str,
@@ -133,29 +133,35 @@ def _as_many(title: str, where: str, claim: str, pairs: list[tuple[Run, Run]]) -
 
 
 def _random_weights_to_match(runs: list[Run]) -> tuple:
-    """How many random weights a channel reach BN only of the same seed: four times its two, or more.
+    """Whether MANY times BN only's two, or more random weights a channel, reach it in the same seed.
 
-    Told only where half as many were tried and did not; or where none matches and four times two were tried.
+    Judged by the largest number below that was tried, if it is half of that or matches; else by the smallest from
+    there on that does not match. Where neither is there, nothing is told.
     """
+    enough = 2 * MANY
     title, where, claim = "Matching BN only takes many times more random weights", "the paper, Sec. 4.2", "many times"
-    of_seed: dict[tuple, dict[str, float]] = {}
+    of_seed: dict[tuple, dict[int | str, Run]] = {}
     for run in runs:
-        of_seed.setdefault((*model_and_seed(run), run.config.epochs), {})[run.config.trainable] = percent_right(run)
-    many, said, units = [], [], set()
-    for (model, seed, epochs), right in of_seed.items():
-        tried = sorted(random_weights(what) for what in right if re.fullmatch(r"random\d+", what))
-        if "bn" not in right or not tried:
+        what = run.config.trainable
+        if what == "bn" or re.fullmatch(r"random\d+", what):
+            found = of_seed.setdefault((*model_and_seed(run), run.config.epochs), {})
+            found[what if what == "bn" else random_weights(what)] = run
+    pairs, said = [], []
+    for (model, seed, epochs), found in of_seed.items():
+        alone, tried = found.pop("bn", None), sorted(found)
+        if alone is None or not tried:
             continue
-        matching = [k for k in tried if right[f"random{k}"] >= right["bn"]]
-        skipped = matching and matching[0] > 2 and matching[0] // 2 not in tried
-        if skipped or (not matching and tried[-1] < MANY * 2):
-            continue
-        many.append(not matching or matching[0] >= MANY * 2)
+        matching = [k for k in tried if percent_right(found[k]) >= percent_right(alone)]
         less = [k for k in tried if not matching or k < matching[0]]
-        bounds = [f"more than {k}" for k in less[-1:]] + [f"at most {k}" for k in matching[:1]]
-        said.append(f"{name(model)}, seed {seed}: {', '.join(bounds)} a channel, {epochs} epochs")
-        units.add((model, seed))
-    return title, where, claim, "; ".join(said) or "–", of_pairs(many, networks_or_seeds(units))
+        telling = [k for k in tried if k < enough and (k == enough // 2 or k in matching)][-1:]
+        telling = telling or [k for k in less if k >= enough][:1]
+        if telling:
+            pairs.append((found[telling[0]], alone))
+            bounds = [f"more than {k}" for k in less[-1:]] + [f"at most {k}" for k in matching[:1]]
+            said.append(f"{name(model)}, seed {seed}: {', '.join(bounds)} a channel, {epochs} epochs")
+    return title, where, claim, *judged_by_distance(
+        [distance([pair]) for pair in pairs], "; ".join(said), pairs, networks_or_seeds(map(model_and_seed, (
+            alone for _, alone in pairs))))
 
 
 def _thresholds(thresholds: pd.DataFrame | None) -> tuple:

@@ -11,13 +11,14 @@ from bnlib.analysis import percent_dead
 from bnlib.config import Config
 from bnlib.profiles import seedless, variant
 from bnlib.store import Run
-from bnlib.wording import changed, gained, listed, name
+from bnlib.wording import changed, gained, listed, name, trained
 
 REPRODUCED, PARTLY, NOT, NOT_RUN = "reproduced", "partly", "not reproduced", "not yet run"
 AGREES, DISAGREES = "agrees so far", "disagrees so far"        # fewer runs than ENOUGH
 UNDECIDED = "undecided"                                        # nothing beyond what a change of seeds makes
 VERDICTS = [REPRODUCED, PARTLY, NOT, AGREES, DISAGREES, UNDECIDED, NOT_RUN]      # as the table sorts them
 PAPER, OURS = "the paper", "this report"       # where a claim is made: how the paper's places begin; nowhere else
+SO_FAR = {REPRODUCED: AGREES, NOT: DISAGREES}
 #: What a claim of our own is called where another's would be reproduced or not.
 OF_OUR_OWN = {REPRODUCED: "holds", NOT: "does not hold", AGREES: "holds so far", DISAGREES: "does not hold so far"}
 ENOUGH = 3         # networks, depths, widths, or seeds of one network, below which nothing is reproduced, nor is it not
@@ -63,14 +64,16 @@ Noise = dict[tuple[str, Callable], float]
 
 def seed_noise(*sets: Iterable[Run]) -> Noise:
     """The deviation between runs of one config and precision, on whatever machines, that differ in seed: on each set
-    of images pooled over all configs that have several, of each of `sets` by itself; without the measures that none
-    has."""
+    of images pooled over all configs that have several, of each of `sets` by itself, and where that has a seed twice,
+    of each path of the convolutions; without the measures that none has."""
     alike: dict[tuple, dict[tuple, list[float]]] = {}
-    for number, runs in enumerate(sets):
+    for number, runs in enumerate(map(list, sets)):
+        twice = {config for config, count in Counter(run.config for run in runs).items() if count > 1}
         for run in runs:
+            path = run.provenance["conv_path"] if run.config in twice else None
             for measure, has in MEASURES.items():
                 if has(run):
-                    config = number, seedless(run.config), run.provenance["precision"]
+                    config = number, seedless(run.config), run.provenance["precision"], path
                     alike.setdefault((run.config.dataset, measure), {}).setdefault(config, []).append(measure(run))
     pooled = {}
     for key, of_configs in alike.items():
@@ -175,7 +178,7 @@ def over_seeds(pairs: Iterable[tuple[Run, Run]]) -> list[list[tuple[Run, Run]]]:
 def decided(stated: str, verdict: str, distances: Sequence[Distance] = (), *, noise: Noise) -> tuple[str, str]:
     """What is stated, with the mean of the distances and two standard errors of what seeds make of it, by the number of
     epochs; and the verdict as it is, or undecided where the mean of all is within them, or on the other side than most
-    of the pairs."""
+    of the pairs. Where nobody knows what seeds make, it is one so far."""
     if not distances:
         return stated, verdict
     of_length: dict[int, list[Distance]] = {}
@@ -187,6 +190,8 @@ def decided(stated: str, verdict: str, distances: Sequence[Distance] = (), *, no
     most = np.mean([distance.points >= 0 for distance in distances]) > 0.5
     if abs(mean) < unsure or bool(mean > 0) != bool(most):
         verdict = UNDECIDED
+    elif _measured(distances) not in noise:
+        verdict = SO_FAR.get(verdict, verdict)
     return f"{stated}; ahead {said}", verdict
 
 
@@ -196,10 +201,14 @@ def _mean_and_unsure(distances: Sequence[Distance], noise: Noise) -> tuple[float
     for distance in distances:
         for run, share in zip(distance.runs, distance.weights, strict=True):
             weight[run.id] += share                  # pairs that share a run go up and down together
-    first = distances[0]
-    spread = noise.get((first.runs[0].config.dataset, first.measure), 0.0)
+    spread = noise.get(_measured(distances), 0.0)
     unsure = 2 * spread * np.sqrt(sum(np.square([*weight.values()]))) / len(distances)
     return float(np.mean([distance.points for distance in distances])), float(unsure)
+
+
+def _measured(distances: Sequence[Distance]) -> tuple[str, Callable]:
+    """On which images the distances are, and of which measure."""
+    return distances[0].runs[0].config.dataset, distances[0].measure
 
 
 def paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Callable[[Run], float],
@@ -214,14 +223,16 @@ def paired(pairs: list[tuple[Run, Run]], lower: str, upper: str, measure: Callab
 
 def side_by_side(pairs: list[tuple[Run, Run]], measure: Callable[[Run], float]) -> str:
     """`ResNet-14 84.9 against 44.6 %`: the means of both sides' measures over seeds, for each pair of networks, variant
-    of the protocol and number of epochs; which two are told where they differ, epochs where they are more than the
-    least."""
-    keys = ["epochs", "below", "above", "how"]
+    of the protocol, what trains and number of epochs; which two are told where they differ, epochs where they are more
+    than the least."""
+    keys = ["epochs", "below", "above", "how", "what"]
     table = pd.DataFrame([(low.config.epochs, low.config.model, high.config.model, changed(variant(high.config)),
-                           measure(low), measure(high)) for low, high in pairs], columns=[*keys, "low", "high"])
+                           trained(high.config.trainable), measure(low), measure(high))
+                          for low, high in pairs], columns=[*keys, "low", "high"])
     said = []
-    for (epochs, below, above, how), row in table.groupby(keys, sort=False).mean().iterrows():
-        how = f", {how}," if table["how"].nunique() > 1 else ""
+    for (epochs, below, above, *told), row in table.groupby(keys, sort=False).mean().iterrows():
+        told = [one for one, column in zip(told, ("how", "what"), strict=True) if table[column].nunique() > 1]
+        how = f", {', '.join(told)}," if told else ""
         when = f" after {epochs} epochs" if epochs > table["epochs"].min() else ""
         other = f"{name(below)} " if below != above else ""
         said.append(f"{name(above)}{how}{when} {row['high']:.1f} against {other}{row['low']:.1f} %")

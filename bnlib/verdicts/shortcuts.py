@@ -1,11 +1,9 @@
 """What shortcuts are good for: claims of He et al. 2015 on full training, and the question of BN only without them."""
 
-import numpy as np
-
 from bnlib.names import parse_model
 from bnlib.profiles import variant
 from bnlib.store import Run
-from bnlib.verdicts.rules import OURS, distance, judged_by_distance, percent_right
+from bnlib.verdicts.rules import OURS, distance, judged_by_distance, percent_right, side_by_side
 
 DEEP = 44          # layers from which depth may harm a plain network: He et al. 2015 compare 20 with 32, 44 and 56
 KEPT = 0.5         # of what is above chance, without which BN only does not survive
@@ -28,14 +26,14 @@ def claims(runs: list[Run]) -> list[tuple]:
     return [
         _ends("Full training of plain networks: the deepest loses to the shallowest", where, "loses",
               [run for run in plain_ones if _place(run) in both], (1, -1)),
-        _ends("Full training of residual networks: the deepest does not lose to it", where, "does not",
+        _ends("Full training of residual networks: the deepest does not lose to the shallowest", where, "does not",
               [run for run in residual if _place(run) in both], (-1, 1)),
         _matched("Shortcuts with a convolution (B) do at least as well as with zeros (A)",
                  "He et al. 2015, on ImageNet", "B ≥ A", option_a,
-                 residual, ("model", "trainable"), ("A", "B")),
+                 residual, ("model", "trainable"), ("option A", "option B")),
         _matched("BN only survives without shortcuts (keeps half of what it has above chance)", OURS, "–",
                  *([r for r in side if r.config.trainable == "bn"] for side in (plain_ones, residual)),
-                 ("depth", "width"), ("plain", "residual"), (1, -KEPT), (KEPT - 1) * CHANCE),
+                 ("depth", "width"), ("plain networks", "residual networks"), (1, -KEPT), (KEPT - 1) * CHANCE),
     ]
 
 
@@ -68,11 +66,9 @@ def _matched(title: str, where: str, claim: str, lower: list[Run], upper: list[R
 
     others = {key(run): run for run in upper}
     pairs = [(run, others[key(run)]) for run in lower if key(run) in others]
-    means = np.mean([[*map(percent_right, pair)] for pair in pairs], 0) if pairs else ()
-    said = ", ".join(f"{side} {mean:.1f} %" for side, mean in zip(names, means, strict=False))
     return title, where, claim, *judged_by_distance(
         [distance([pair], weights=weights, margin=margin) for pair in pairs],
-        "in the mean " * (len(pairs) > 1) + said, pairs)
+        f"{names[1]} against {names[0]}: {side_by_side(pairs, percent_right)}", pairs)
 
 
 def _place(run: Run) -> tuple:

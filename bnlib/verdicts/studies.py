@@ -88,15 +88,22 @@ def _norm_speeds_up(deep: list[dict[tuple[str, str], Run]]) -> tuple:
     """Whether batch norm lowers the loss after the same steps, of either optimizer at the better of its learning rates;
     undecided where that is, in the mean, by less than FASTER."""
     pairs = [(four["batch", optimizer], four["none", optimizer]) for four in deep for optimizer in ("adam", "adabound")]
+    pairs = [pair for pair in pairs if np.isfinite([*map(last_loss, pair)]).any()]        # else neither is ahead
     losses = [tuple(map(last_loss, pair)) for pair in pairs]
     ahead = [without - with_it for with_it, without in losses]
     said = "; ".join(f"{OPTIMIZER[run.config.optimizer]}: loss {with_it:.2f}, without batch norm {without:.2f}"
                      for (run, _), (with_it, without) in zip(pairs, losses, strict=True))
-    stated, verdict = judged([nats > 0 for nats in ahead], said, pairs, {run.config.dataset for run, _ in pairs})
-    if pairs and abs(np.mean(ahead)) < FASTER:
+    return (f"Batch norm speeds training up (by {FASTER:g} nats or more)", "NumPy ResNet-101 study", "faster",
+            *_by_nats(ahead, said, pairs, FASTER))
+
+
+def _by_nats(ahead: list[float], said: str, pairs: list[tuple[Run, Run]], least: float = 0.0) -> tuple[str, str]:
+    """`judged`, on losses: undecided where the mean is less than `least` away from 0, or says otherwise than most."""
+    stated, verdict = judged([nats >= 0 for nats in ahead], said, pairs, {run.config.dataset for run, _ in pairs})
+    mean = np.mean(ahead) if pairs else 0.0
+    if pairs and (abs(mean) < least or (mean >= 0) != (np.mean([nats >= 0 for nats in ahead]) > 0.5)):
         verdict = UNDECIDED
-    return (f"Batch norm speeds training up (by {FASTER:g} nats or more)", "NumPy ResNet-101 study", "faster", stated,
-            verdict)
+    return stated, verdict
 
 
 def _no_faster(deep: list[dict[tuple[str, str], Run]]) -> tuple:
@@ -106,10 +113,10 @@ def _no_faster(deep: list[dict[tuple[str, str], Run]]) -> tuple:
 
     pairs = [(four[norm, "adabound"], four[norm, "adam"]) for four in deep for norm in WITH_AND_WITHOUT]
     pairs = [pair for pair in pairs if any(map(learns, pair))]
-    holds = [last_loss(adabound) >= last_loss(adam) - FASTER for adabound, adam in pairs]
+    ahead = [last_loss(adabound) - last_loss(adam) + FASTER for adabound, adam in pairs]
     said = "; ".join(f"{NORM[a.config.norm]}: loss {last_loss(a):.2f}, Adam {last_loss(b):.2f}" for a, b in pairs)
     return (f"AdaBound is no faster than Adam where they learn (within {FASTER:g} nats)", "NumPy ResNet-101 study",
-            "no gain seen", *judged(holds, said, pairs, {a.config.dataset for a, _ in pairs}))
+            "no gain seen", *_by_nats(ahead, said, pairs))
 
 
 def _decay_restrains(runs: list[Run]) -> tuple:
