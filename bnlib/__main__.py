@@ -102,7 +102,8 @@ def parser() -> argparse.ArgumentParser:
         results={**results, "default": None, "help": "folder of the records; the profile's"})
     add(reproduce, 'reproduce --profile demo --notebooks "01_depth summary"', profile={**profile, "default": "demo"},
         notebooks={"default": None, "help": "which of them, in quotes; all"}, budget=budget, cluster=cluster,
-        fresh={"action": "store_true", "help": "forget build/<profile> and train everything anew, into it"},
+        fresh={"action": "store_true", "help": "train everything anew, into build/<profile>, which is emptied first "
+               "unless such a call left it unfinished"},
         set={"nargs": "+", "default": [], "metavar": "NAME=VALUE",
              "help": "notebook parameters, such as depths=[14,20]"})
     add(report, "report", profile=profile)
@@ -199,7 +200,8 @@ def data_(name):
 def campaign_(profile, budget, cluster, plan, price, watts, results):
     """Train what the report still lacks, what is worth most first; or one profile's notebooks, cheapest first.
 
-    Stops cleanly when the budget is spent; the next call goes on, here or wherever results/ is.
+    Stops cleanly when the budget is spent; the next call goes on, here or wherever results/ is. Exit status 1 if a run
+    failed.
     """
     if profile:
         tiers = {f"profile {profile}": campaign.profile_configs(choose("profile", profile, PROFILES))}
@@ -210,15 +212,18 @@ def campaign_(profile, budget, cluster, plan, price, watts, results):
         raise InputError("--price and --watts: go with --plan")
     if plan:
         from bnlib import plan
-        return print(plan.text([c for configs in tiers.values() for c in configs], results, price, watts))
-    deadline = None if budget is None else time.time() + grid.seconds(budget)
+        lacking = [c for configs in tiers.values() for c in configs if store.find_sound(c, results) is None]
+        return print(plan.text(lacking, results, price, watts) if lacking else "all runs are there")
+    failed, deadline = 0, None if budget is None else time.time() + grid.seconds(budget)
     for tier, configs in tiers.items():
         left = None if deadline is None else max(0.0, deadline - time.time())
         runs = grid.run_all(configs, budget=left, cluster=cluster, results=results)
+        failed += len(runs.failed)
         print(f"{tier}: {len(runs)} runs are there, {len(runs.missing)} are missing", flush=True)
         for config in runs.missing:
             if config in runs.failed or grid.started(config, results):
                 print(f"  {config.id} ({f'failed: {why}' if (why := runs.failed.get(config)) else 'begun'})")
+    return int(failed > 0)
 
 
 def merge_(folder, results, device):
@@ -228,7 +233,7 @@ def merge_(folder, results, device):
 
 
 def reproduce(profile, notebooks, budget, cluster, fresh, set):
-    """Execute the notebooks with a profile, training what is missing."""
+    """Execute the notebooks with a profile, training what is missing; exit status 1 if a run failed."""
     from bnlib import report
     parameters = {}
     for word in (word for words in set for word in _WORD.findall(words)):
@@ -236,7 +241,8 @@ def reproduce(profile, notebooks, budget, cluster, fresh, set):
         if not equals:
             raise InputError(f"--set {word}: must be NAME=VALUE, such as depths=[14,20]")
         parameters[name] = _value(value)
-    report.reproduce(profile, notebooks.split() if notebooks else None, budget, fresh, cluster, parameters)
+    runs = report.reproduce(profile, notebooks.split() if notebooks else None, budget, fresh, cluster, parameters)
+    return int(bool(runs.failed))
 
 
 def report(profile):

@@ -197,16 +197,25 @@ def newest(file: Path) -> bytes | None:
 def put_further(content: bytes, file: Path) -> tuple[int, int] | None:
     """Puts a checkpoint from elsewhere in its place, unless the one there has come as far with the same run; the epochs
     and steps that it has behind it, or None where it was not put."""
-    def done(state: dict) -> tuple[int, int]:
-        return len(state["history"]), state["epoch"]["steps"]
-
     theirs, here = unpacked(content), newest(file)
     if theirs is None:
         return None
-    if here is not None and (ours := unpacked(here))["science"] == theirs["science"] and done(ours) >= done(theirs):
+    if here is not None and (ours := unpacked(here))["science"] == theirs["science"] and _done(ours) >= _done(theirs):
         return None
     store.put(file, content)
-    return done(theirs)
+    return _done(theirs)
+
+
+def reached(file: Path) -> tuple[int, int]:
+    """The epochs, and steps of the next, that a run has behind it by its checkpoint; none without one that is sound."""
+    with contextlib.suppress(InputError):
+        if content := newest(file):
+            return _done(unpacked(content))
+    return 0, 0
+
+
+def _done(state: dict) -> tuple[int, int]:
+    return len(state["history"]), state["epoch"]["steps"]
 
 
 def read(file: Path) -> dict | None:

@@ -15,7 +15,7 @@ import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +103,8 @@ class Running:
     held: contextlib.ExitStack          # the run's lock, where the worker cannot hold it
     done: float = 0.0                   # multiply–adds
     text: str = "starting"
-    fetched: float = 0.0                # when its checkpoint was copied last, as `time.time()` counts
+    #: when its checkpoint was copied last, as `time.time()` counts
+    fetched: float = field(default_factory=time.time)
 
 
 def train_all(configs: list[Config], cluster, *, results: str | Path = "results", deadline: float | None = None,
@@ -163,7 +164,8 @@ class Grid:
         self.found: dict[Config, store.Run] = {}
         self.failed: dict[Config, str] = {}
         self.deaths: Counter = Counter()              # of each run's workers, since it got further than ever before
-        self.furthest: Counter = Counter()            # multiply–adds
+        self.furthest: Counter = Counter()            # multiply–adds, of which its worker has told
+        self.reached: dict[Config, tuple[int, int]] = {}        # epochs and steps, of its checkpoint at the last death
         self.places: dict[str, Place] = {}
         self.taken_in = False                         # a worker, ever
         self.refused: set[str] = set()                # workers of other versions
@@ -202,6 +204,10 @@ class Grid:
             del self.places[address]
             for config in [c for c, running in self.running.items() if running.place.address == address]:
                 self.died(config, f"{address} is gone")
+        for config, running in self.running.items():         # an epoch may be hours, and its worker gone before its end
+            if not running.place.shared and time.time() - running.fetched > checkpoint.SAVE_SECONDS:
+                running.fetched = time.time()
+                self.fetch(config, running.place)
         if come := sorted(set(there) - set(self.places) - self.refused):
             self.greet(come)
 
@@ -233,14 +239,21 @@ class Grid:
             for run_id in words["finished"] if not words["shared"] else ():     # for a caller that was lost
                 config = self.configs[run_id]
                 if config in self.waiting:
-                    with contextlib.suppress(store.Busy), store.lock(config, self.results, wait=False):
-                        if found := store.find(config, self.results):        # another process has put it there
-                            self.keep(config, found)
-                            continue
-                        files = self.ask(address, worker.read_record, self.results_on(place), run_id)
-                        self.receive(config, address, files)
+                    try:
+                        self.fetch_record(config, place)
+                    except InputError as error:
+                        self.fail(config, str(error))
         for address, why in unfit.items():
             self.refuse(address, why)
+
+    def fetch_record(self, config: Config, place: Place) -> None:
+        """Takes the record of a waiting run from a worker, unless another process trains it or has put it here."""
+        with contextlib.suppress(store.Busy), store.lock(config, self.results, wait=False):
+            if found := store.find(config, self.results):
+                return self.keep(config, found)
+            self.receive(config, place.address, self.ask(
+                place.address, worker.read_record, self.results_on(place), config.id,
+                self.fingerprint(config.dataset)))
 
     def refuse(self, address: str, why: str) -> None:
         """Leaves a worker out. Raises InputError where none has been taken in yet: the next may be like it."""
@@ -423,6 +436,9 @@ class Grid:
         if running is not None:
             running.held.close()
             running.future.cancel()
+        reached = checkpoint.reached(store.checkpoint_file(config, self.results))
+        if reached > self.reached.get(config, (0, 0)):           # within an epoch, of which nobody has told
+            self.reached[config], self.deaths[config] = reached, 0
         self.deaths[config] += 1
         if (found := store.find_sound(config, self.results)) is not None:       # it died after its work was done
             self.keep(config, found)

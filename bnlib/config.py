@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -26,6 +25,7 @@ from bnlib.names import (
     canonical_positions,
     canonical_trainable,
     choose,
+    dataset_name,
     model_name,
     parse_model,
 )
@@ -77,9 +77,7 @@ class Config:
                 object.__setattr__(self, name, own)
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", self.dataset):
-            raise InputError(f"dataset={self.dataset!r}: a name of letters, digits and _; {', '.join(DATASETS)}, "
-                             "or a folder of images under the data folder")
+        dataset_name(self.dataset)
         family, depth, width = parse_model(self.model)
         if self.model.startswith("cifar_freeze") and canonical_trainable(self.trainable) != "bn":
             raise InputError(f"{self.model} trains batch norm alone, but trainable={self.trainable!r}; "

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from bnlib import sequences, streaming
 from bnlib.config import Config, generator, resolve
-from bnlib.names import DATASETS, InputError
+from bnlib.names import DATASETS, InputError, dataset_name
 
 PAD = 4        # pixels on each side before the random crop (He et al. 2015, Sec. 4.2)
 AHEAD = 2**21  # pixels, at most, that a GPU augments at once: of small images it waits longer for launches
@@ -108,9 +108,10 @@ def load(name: str, root: str | Path | None = None) -> Dataset | streaming.Folde
     folder `<name>/{train,test}/<class>/` of one size; CIFAR and MNIST are downloaded last of all. `digits` comes with
     scikit-learn, `sequences` with this library. A folder `<name>/{train,val}/<class>/` of any sizes, such as ImageNet,
     is not held in memory but streamed from disk.
-    Raises InputError where nothing is found or may be read, or where what is found is not the official set.
+    Raises InputError for what is no name, where nothing is found or may be read, or where what is found is not the
+    official set.
     """
-    return _load(name, _root(root))
+    return _load(dataset_name(name), _root(root))
 
 
 @lru_cache(maxsize=1)
@@ -222,9 +223,12 @@ def _keep(name, folder, arrays, classes) -> Path:
     """The arrays as `<name>.npz`, which is there whole or not at all."""
     file = folder / f"{name}.npz"
     with _within(folder) as partial:
-        np.savez(Path(partial) / file.name, classes=np.array(classes),
-                 **dict(zip(("x_train", "y_train", "x_test", "y_test"), arrays, strict=True)))
-        os.replace(Path(partial) / file.name, file)
+        try:
+            np.savez(Path(partial) / file.name, classes=np.array(classes),
+                     **dict(zip(("x_train", "y_train", "x_test", "y_test"), arrays, strict=True)))
+            os.replace(Path(partial) / file.name, file)
+        except OSError as error:
+            raise InputError(f"{file}: cannot be written ({error.strerror}); it needs room there") from None
     return file
 
 
@@ -407,6 +411,9 @@ class TrainingBatches:
                  device: torch.device):
         self.config, self.normalise, self.device = config, normalise, device
         self.size, self.pad = tuple(images.shape[1:3]), PAD if "crop" in config.augment else 0
+        if self.pad >= min(self.size):                 # most crops would hold nothing of an image
+            raise InputError(f"augment={config.augment!r}: images of {self.size[0]}×{self.size[1]} pixels are padded "
+                             f"by {PAD} on each side, and crops hold little of them; give augment='none'")
         self.images, self.labels = images.to(device), labels.to(device)
         pixels = config.batch_size * max(self.size[0] * self.size[1], (config.image_size or 0)**2)
         self.together = max(1, AHEAD // pixels) if device.type == "cuda" else 1            # batches augmented at once

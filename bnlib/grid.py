@@ -2,6 +2,7 @@
 
 import re
 import time
+import warnings
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +21,7 @@ NAMED = 6                 # missing runs, at most, that a notebook names
 class Runs(list):
     """The finished runs of a grid, in the grid's order; `.missing` are the configs without one.
 
-    `.failed` are those of the missing that failed on a cluster, each with its reason.
+    `.failed` are those of the missing that failed, each with its reason.
     """
 
     def __init__(self, runs: Iterable[store.Run], missing: list[Config], failed: dict[Config, str] | None = None):
@@ -30,20 +31,22 @@ class Runs(list):
     def _repr_markdown_(self) -> str:
         text, more = f"{len(self)} of {len(self) + len(self.missing)} runs are there", len(self.missing) - NAMED
         named = ", ".join(f"`{config.id}`" for config in self.missing[:NAMED]) + f" and {more} more" * (more > 0)
-        return text + (f"; not yet run: {named}." if self.missing else ".")
+        text += f"; not yet run: {named}" if self.missing else ""
+        return text + "".join(f"; `{config.id}` failed: {why}" for config, why in self.failed.items()) + "."
 
 
 def run_all(configs: Iterable[Config], *, budget: str | float | None = None, missing: str = "train", cluster=None,
             **options) -> Runs:
     """The runs of all configs, cheapest first, with one progress bar and an estimate of the time left.
 
-    What another process is training comes last; a damaged record is named in a warning and counts as missing.
+    What another process is training comes last; a damaged record, or a run that fails, is named in a warning and counts
+    as missing.
 
     budget: seconds, or a text such as `90s`, `30m`, `2h`; when it is spent, training stops at a checkpoint, and the
     next call goes on from there. missing: `train`, or `skip` to return only what is there. cluster: None trains in this
     process; a number of local workers, `local`, the address or file of a Dask scheduler, or a Dask Cluster or Client
     train there, longest first (docs/clusters.md). Other options as for `run`. Raises InputError for a budget, option
-    or cluster that cannot be.
+    or cluster that cannot be, and in this process for what makes the only run fail, or two in the same way.
     """
     choose("missing", missing, ("train", "skip"))
     results = options.get("results", "results")
@@ -78,6 +81,11 @@ def run_all(configs: Iterable[Config], *, budget: str | float | None = None, mis
                     break
                 except store.RecordError:          # named by find_sound above; somebody must look at it
                     pass
+                except InputError as error:        # of this run alone: the others may train
+                    if len(to_train) == 1 or str(error) in failed.values():
+                        raise
+                    failed[config] = str(error)
+                    warnings.warn(f"{config.id} failed: {error}", stacklevel=2)
     return Runs([found[c] for c in configs if found[c]], [c for c in configs if not found[c]], failed)
 
 

@@ -69,11 +69,20 @@ def _take_unfinished(theirs: Path, results: str | Path) -> Finding:
         finding.checked.append("finished here")
     else:
         with _held(name, results, finding) as held:
-            if held and (done := checkpoint.put_further(content, here)):
+            if held and (other := _differing(science, here)):
+                finding.faults.append(f"the one here stays, and is of another {other}; remove either")
+            elif held and (done := checkpoint.put_further(content, here)):
                 finding.checked.append(f"taken in, after epoch {done[0]}")
             elif held:
                 finding.checked.append("come further here")
     return finding
+
+
+def _differing(science: dict, here: Path) -> str:
+    """In what a checkpoint's run differs from that of the one that lies here, if any."""
+    content = checkpoint.newest(here)
+    ours = checkpoint.unpacked(content)["science"] if content else science
+    return ", ".join(key for key in science if ours.get(key) != science[key])
 
 
 def _of_another(protocol: int) -> str:

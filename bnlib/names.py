@@ -34,6 +34,14 @@ def choose(field: str, value: str, choices) -> str:
     raise InputError(f"{field}={value!r}: not one of {', '.join(choices)}{hint}")
 
 
+def dataset_name(name: str) -> str:
+    """`name`, if a set of images may have it: it is part of paths and of a run's id; else an InputError."""
+    if isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name):
+        return name
+    raise InputError(f"dataset={name!r}: a name of letters, digits and _; {', '.join(DATASETS)}, or a folder of images "
+                     "under the data folder")
+
+
 # -------------------------------------------------------------------------------------------- networks
 
 class Model(NamedTuple):

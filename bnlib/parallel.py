@@ -6,6 +6,7 @@ rounding, and has its id. The first process alone writes.
 """
 
 import atexit
+import datetime
 import inspect
 import os
 
@@ -38,7 +39,8 @@ def join(device: str | None) -> None:
         raise InputError(f"device={kind!r}: several processes can share a batch on cpu or cuda only")
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo")
+    # The others wait while the first waits for another process that trains the same config, which may take its time.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo", timeout=datetime.timedelta(weeks=1))
     atexit.register(dist.destroy_process_group)
 
 

@@ -9,11 +9,11 @@ from itertools import groupby
 from multiprocessing import get_context
 from pathlib import Path
 
-from bnlib import site
+from bnlib import site, store
 from bnlib.campaign import profile_configs
 from bnlib.config import resolve
 from bnlib.device import cores
-from bnlib.grid import run_all
+from bnlib.grid import Runs, run_all, seconds
 from bnlib.names import InputError, choose
 from bnlib.profiles import PROFILES
 from bnlib.worker import environment
@@ -74,12 +74,13 @@ def execute(name: str, output: Path, parameters: dict) -> float:
 
 
 def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget: str | None = None,
-              fresh: bool = False, cluster=None, parameters: dict | None = None) -> None:
+              fresh: bool = False, cluster=None, parameters: dict | None = None) -> Runs:
     """Trains what the notebooks' grids lack, cheapest first, then executes them; copies go to `build/<profile>/`.
 
-    budget: time for training; when it is spent, the notebooks show what is there. fresh: forgets `build/<profile>` and
-    trains everything anew, into `build/<profile>/results`. cluster: as for `run_all`. parameters: set in those
-    notebooks that declare them. Raises InputError for a parameter that none of them declares.
+    budget: time for training; when it is spent, the notebooks show what is there. fresh: trains everything anew, into
+    `build/<profile>/results`, and forgets what is there unless such a call left it unfinished. cluster: as for
+    `run_all`. parameters: set in those notebooks that declare them. Returns the runs. Raises InputError for a budget
+    that is no time and for a parameter that none of the notebooks declares.
     """
     parameters = parameters or {}
     settings = PROFILES[choose("profile", profile, PROFILES)]
@@ -88,12 +89,15 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
     chosen = [choose("notebook", name, names()) for name in notebooks or names()]
     for parameter in parameters:
         choose("parameter", parameter, sorted(set().union(*map(parameters_of, chosen)) - set(_OWN)))
-    if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-
+    if budget is not None:
+        seconds(budget)
     grids = {name: _declared(name, parameters) for name in chosen}
     for name, given in grids.items():
         check_parameters(name, given)
+    unfinished = folder / "unfinished"                 # of a call with `fresh`, which the next goes on with
+    if fresh and not unfinished.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        store.put(unfinished, b"")
     configs = dict.fromkeys(c for name in chosen for c in profile_configs(profile, [name], **grids[name]))
     missing = run_all(configs, missing="skip", results=results).missing
     print(f"profile {profile}: {len(configs)} runs, {len(missing)} of them to train", flush=True)
@@ -101,6 +105,8 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
     if runs.missing:
         failed = [f"{len(runs.failed)} runs failed"] * bool(runs.failed)
         print("; ".join([*failed, f"{len(runs.missing)} runs are still missing"]), flush=True)
+    elif fresh:
+        unfinished.unlink()
     for name in chosen:
         wanted = {"profile_name": profile, "profiles": [profile], "results": results, "missing": "skip"}
         if name == QUICKSTART:                         # always seconds long, whatever the profile
@@ -108,6 +114,7 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
         grids[name] = _declared(name, wanted) | grids[name]
     _execute_all(grids, folder)
     print(f"figures: {os.path.relpath(resolve(results).parent / 'figures')}")
+    return runs
 
 
 def render(profile: str = "short") -> None:
@@ -145,8 +152,8 @@ def _execute_all(parameters: dict[str, dict], folder: Path) -> None:
             group = list(group)
             took = (pool.map if side_by_side else map)(
                 execute, group, [folder / f"{name}.ipynb" for name in group], [parameters[name] for name in group])
-            for name, seconds in zip(group, took, strict=True):
-                print(f"{name:20s} {seconds:6.1f} s   {os.path.relpath(folder / name)}.ipynb", flush=True)
+            for name, each in zip(group, took, strict=True):
+                print(f"{name:20s} {each:6.1f} s   {os.path.relpath(folder / name)}.ipynb", flush=True)
 
 
 def _share_cores(workers: int) -> None:

@@ -4,14 +4,17 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 from bnlib import parallel
 
+LOOK_SECONDS = 1.0                                        # between two looks at whether a run is still wanted
 ENDING = {signal.SIGINT, signal.SIGTERM}                  # what asks training to stop at a checkpoint
 
 
 class Paused(Exception):
-    """The time is up; training stopped at a checkpoint, and the next call goes on from there."""
+    """The time is up, or nobody waits for the run; training stopped at a checkpoint, from which the next call goes on.
+    """
 
 
 class Interrupted(KeyboardInterrupt):
@@ -30,11 +33,13 @@ class Stop:
 
     Inside `with Stop(deadline) as stop`, SIGINT and SIGTERM are noted and not obeyed, until training has saved a
     checkpoint and calls `end`, or until it has written its record. A second SIGINT interrupts at once.
-    deadline: as `time.time()` counts; None: no limit.
+    deadline: as `time.time()` counts; None: no limit. unwanted: says, about once a second, whether nobody waits for
+    the run any more.
     """
 
-    def __init__(self, deadline: float | None = None):
-        self.deadline, self.signal, self.before = deadline, None, {}
+    def __init__(self, deadline: float | None = None, unwanted: Callable[[], bool] | None = None):
+        self.deadline, self.unwanted, self.signal, self.before = deadline, unwanted, None, {}
+        self.looked = time.time()
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():       # Python gives signals to no other thread
@@ -55,6 +60,9 @@ class Stop:
 
     def asked(self) -> bool:
         due = self.deadline is not None and time.time() >= self.deadline
+        if self.unwanted is not None and time.time() - self.looked > LOOK_SECONDS:
+            self.looked = time.time()
+            due = due or self.unwanted()
         number, due = parallel.largest(self.signal or 0, due)             # all processes of a run stop together
         if number:                                   # else one may have come meanwhile: it is for the next step
             self.signal = number

@@ -220,10 +220,13 @@ def speed(folder: Folder, images: int = 1000) -> float:
 def find(name: str, place: Path) -> Folder | None:
     """The image folder at `place`, or None where there is none with `train` and `val`, which are all that is looked at.
 
-    Raises InputError unless both have the same classes, and an image in each.
+    Raises InputError unless both have the same classes, and an image in each, and where there is a `test` too.
     """
     if not ((place / "train").is_dir() and (place / "val").is_dir()):
         return None
+    if any(place.glob("test/*/")):                     # not one without classes, as ImageNet's own
+        raise InputError(f"{place}: has classes in train, val and test, and would be tested on val; move val away to "
+                         "test on test (images of one small size), or test to test on val (of any sizes)")
     from torchvision.datasets import ImageFolder
     try:
         train, val = (ImageFolder(place / part) for part in ("train", "val"))

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +31,7 @@ from bnlib.streaming import Folder, StreamedBatches
 
 def run(config: Config, *, results: str | Path = "results", device: str | None = None, precision: str | None = None,
         tensorboard: bool = False, deadline: float | None = None, bar=None, watch=None,
-        wait: bool = True) -> store.Run:
+        wait: bool = True, unwanted: Callable[[], bool] | None = None) -> store.Run:
     """The run of this config: its record if there is one, else trained, from its checkpoint if it was interrupted.
 
     Two processes never train the same config: the second waits for the first and loads its record, or goes on from its
@@ -42,7 +42,8 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
     deadline: `time.time()` at which to stop at a checkpoint, raising Paused; a signal stops it there too. bar: a
     progress bar to advance instead of one of its own. watch: called with the history so far (DataFrame, one row an
     epoch) after every epoch, and once more with that of the record; not where a record is loaded. wait: False raises
-    Busy instead of waiting for another process. Raises InputError for a config, device, precision or dataset that
+    Busy instead of waiting for another process. unwanted: asked about once a second whether to stop at a checkpoint,
+    raising Paused. Raises InputError for a config, device, precision or dataset that
     cannot be, and RecordError for a record that is damaged.
     """
     found = store.find(config, results)
@@ -52,7 +53,7 @@ def run(config: Config, *, results: str | Path = "results", device: str | None =
             parallel.leaders(True)                          # the others look when the first has the lock, not before
             found = store.find(config, results)             # another process may have finished it meanwhile
             if parallel.leaders(found is None):
-                with Stop(deadline) as stop, own_stream(choose_device(device)):
+                with Stop(deadline, unwanted) as stop, own_stream(choose_device(device)):
                     return train(config, stop, results=results, device=device, precision=precision,
                                  tensorboard=tensorboard, bar=bar, watch=watch)
     left = store.checkpoint_file(config, results)                       # by a process killed after it wrote the record

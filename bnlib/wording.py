@@ -41,7 +41,7 @@ _CHANGED = {
     "weight_decay": "weight decay {}".format, "decay": lambda on: f"weight decay {decay_on(on)}",
     "batch_size": "batches of {:,}".format, "final_relu": {False: "no ReLU behind the sums"}.get,
     "inputs": {"raw": "inputs 0–255", "unit": "inputs 0–1", "imagenet": "ImageNet's mean and deviation"}.get,
-    "augment": {"none": "no augmentation", "crop": "crops alone", "flip": "flips alone",
+    "augment": {"none": "no augmentation", "crop": "crops alone",
                 "crop+flip+once": "crops and flips once and for all"}.get,
     "log_every": lambda steps: "every step logged" if steps == 1 else f"every {steps} steps logged",
     "positions": lambda letters: "batch norm at " + (", ".join(

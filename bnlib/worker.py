@@ -23,8 +23,15 @@ from bnlib.optim import work
 from bnlib.stop import Paused
 from bnlib.train import run
 
+#: Tells the caller of an epoch, or of nothing (None), and returns whether the run is still wanted.
+Report = Callable[[dict | None], bool]
 TELL_SECONDS = 0.5        # at least, between two reports of a run
 FETCH_BYTES = 64 << 20    # a checkpoint larger than that stays on its machine
+
+
+#: The code that this process runs, whatever lies on its disk by now.
+CODE = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*"))
+                               if file.suffix in (".py", ".cpp", ".h"))).hexdigest()[:8]
 
 
 class Died(Exception):
@@ -34,9 +41,7 @@ class Died(Exception):
 def versions() -> dict[str, str]:
     """What must be the same wherever runs of one grid train: bnlib, down to its code, and torch."""
     from bnlib import __version__
-    files = sorted(f for f in Path(__file__).parent.rglob("*") if f.suffix in (".py", ".cpp", ".h"))
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
-    return {"bnlib": f"{__version__} ({code})", "torch": torch.__version__}
+    return {"bnlib": f"{__version__} ({CODE})", "torch": torch.__version__}
 
 
 async def greet(marks: list[str], ids: list[str], sets: list[str], dask_worker) -> dict:
@@ -66,16 +71,17 @@ def train_job(job: dict, begun: bytes | None) -> dict[str, bytes] | None:
     worker = get_worker()
     key = worker.get_current_task()
 
-    def report(event: dict) -> bool:
-        worker.log_event(job["topic"], event)
+    def report(event: dict | None) -> bool:
+        if event is not None:
+            worker.log_event(job["topic"], event)
         task = worker.state.tasks.get(key)
         return worker.status in (Status.running, Status.paused) and task is not None and task.state != "cancelled"
 
     return (train_here if worker.state.nthreads == 1 else train_beside)(job, begun, report)
 
 
-def train_here(job: dict, begun: bytes | None, report: Callable[[dict], bool]) -> dict[str, bytes] | None:
-    """The run, in this process. report: tells the caller of an epoch, and returns whether the run is still wanted."""
+def train_here(job: dict, begun: bytes | None, report: Report) -> dict[str, bytes] | None:
+    """The run, in this process."""
     torch.set_num_threads(job["threads"])
     with environment(job["environment"]):
         return _train(job, begun, report)
@@ -96,7 +102,7 @@ def environment(changes: dict[str, str]):
                 os.environ[name] = value
 
 
-def _train(job: dict, begun: bytes | None, report: Callable[[dict], bool]) -> dict[str, bytes] | None:
+def _train(job: dict, begun: bytes | None, report: Report) -> dict[str, bytes] | None:
     config, results = Config.from_dict(job["config"]), job["results"]
     if (found := data.load(config.dataset).fingerprint) != job["fingerprint"]:
         raise InputError(f"{config.dataset}: fingerprint {found[:16]}… on {socket.gethostname()}, and "
@@ -108,17 +114,21 @@ def _train(job: dict, begun: bytes | None, report: Callable[[dict], bool]) -> di
             shutil.rmtree(store.record_folder(results, config.id), ignore_errors=True)
     if begun is not None:                # from the caller, who may have an older one than this machine
         checkpoint.put_further(begun, store.checkpoint_file(config, results))
-    done = run(config, results=results, bar=Reporter(config, report), wait=False, **job["options"])
-    if job["shared"]:
-        return None
-    weights = store.weights_file(config, results)
-    return done.files() | ({"weights": weights.read_bytes()} if weights.exists() else {})
+    done = run(config, results=results, bar=Reporter(config, report), wait=False, unwanted=lambda: not report(None),
+               **job["options"])
+    return None if job["shared"] else _with_weights(done, results)
+
+
+def _with_weights(found: store.Run, results: str) -> dict[str, bytes]:
+    """The files of a record, and the weights that are too large for it."""
+    weights = store.weights_file(found.config, results)
+    return found.files() | ({"weights": weights.read_bytes()} if weights.exists() else {})
 
 
 class Reporter:
     """Stands where a progress bar would: tells the caller of each epoch, and stops a run that nobody waits for."""
 
-    def __init__(self, config: Config, report: Callable[[dict], bool]):
+    def __init__(self, config: Config, report: Report):
         self.config, self.report, self.text, self.last = config, report, "", 0.0
         self.total = self.whole = work(config)
         self.done = 0.0
@@ -137,9 +147,12 @@ class Reporter:
 _idle: list[tuple[subprocess.Popen, Connection]] = []        # processes beside this worker that wait for a run
 
 
-def train_beside(job: dict, begun: bytes | None, report: Callable[[dict], bool]) -> dict[str, bytes] | None:
+def train_beside(job: dict, begun: bytes | None, report: Report) -> dict[str, bytes] | None:
     """As `train_here`, in another process: runs that share a worker, and a GPU, do not wait for one interpreter."""
-    process, pipe = _idle.pop() if _idle else start_child()
+    try:
+        process, pipe = _idle.pop()
+    except IndexError:                   # or another thread of this worker was quicker
+        process, pipe = start_child()
     try:
         pipe.send((job, begun))
         while (answer := pipe.recv())[0] == "report":
@@ -167,7 +180,7 @@ def child(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Connection(number)
 
-    def report(event: dict) -> bool:
+    def report(event: dict | None) -> bool:
         pipe.send(("report", event))
         return pipe.recv()
 
@@ -189,12 +202,13 @@ def read_checkpoint(results: str, config: dict) -> bytes | None:
     return checkpoint.newest(file) if not file.exists() or file.stat().st_size <= FETCH_BYTES else None
 
 
-def read_record(results: str, run_id: str) -> dict[str, bytes] | None:
-    """The files of a record that lies here; None of one that is damaged or of an older protocol, and has to be trained
-    again."""
+def read_record(results: str, run_id: str, fingerprint: str) -> dict[str, bytes] | None:
+    """The files of a record that lies here, with weights too large for it; None of one that is damaged, of an older
+    protocol or of other images than those of this fingerprint, and has to be trained again."""
     try:
         found = store.Run(store.record_folder(results, run_id))
-        return found.files() if found.record["protocol"] == store.PROTOCOL else None
+        good = found.record["protocol"] == store.PROTOCOL and found.provenance["dataset_sha256"] == fingerprint
+        return _with_weights(found, results) if good else None
     except store.RecordError:
         return None
 

@@ -21,6 +21,10 @@ def notebook_faults(file: Path) -> list[str]:
               for c in code if (n := len("".join(c["source"]).splitlines())) > CELL_LINES]
     if not any("parameters" in c["metadata"].get("tags", ()) for c in code):
         faults.append(f"{file.name}: no cell tagged `parameters`")
+    texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    headings = {found.replace(" ", "-") for text in texts for found in re.findall(r"^#+ (.+)$", text, re.M)}
+    faults += [f"{file.name}: no heading for the link #{link}, as Jupyter names them"
+               for text in texts for link in re.findall(r"\]\(#(.+?)\)", text) if link not in headings]
     if any(o.get("output_type") == "error" for c in code for o in c.get("outputs", ())):
         faults.append(f"{file.name}: holds an error")
     if file.name != "summary.ipynb" and any(c.get("outputs") for c in code):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from bnlib import campaign, grid, report
 from bnlib.__main__ import main, parser
 from tests.conftest import TINY
 
@@ -45,6 +46,21 @@ def test_the_plan_of_a_profile_counts_runs_hours_energy_and_cost(capsys):
     hours, kwh, cost = (float(re.search(rf"([\d,.]+) {unit}", said)[1].replace(",", ""))
                         for unit in ("device-hours", "kWh", "at 2 an hour"))
     assert "measured" in said and abs(cost - 2 * hours) <= 1 and abs(kwh - hours / 10) <= 1
+
+
+def test_a_plan_leaves_out_what_is_there(tiny_run, monkeypatch, capsys):
+    monkeypatch.setattr(campaign, "profile_configs", lambda profile: [tiny_run.config])
+    assert main(["campaign", "--profile=paper", "--plan", f"--results={tiny_run.folder.parent.parent}"]) == 0
+    assert "all runs are there" in capsys.readouterr().out
+
+
+def test_runs_that_fail_end_in_status_1(tiny, tmp_path, monkeypatch, capsys):
+    runs = grid.Runs([], [tiny], {tiny: "no luck"})
+    monkeypatch.setattr(report, "reproduce", lambda *_: runs)
+    assert main(["reproduce", "--profile=smoke"]) == 1
+    monkeypatch.setattr(grid, "run_all", lambda *_, **__: runs)
+    assert main(["campaign", "--profile=smoke", f"--results={tmp_path}"]) == 1
+    assert "failed: no luck" in capsys.readouterr().out
 
 
 def test_an_untrained_network_is_tested_by_its_models_name(tmp_path, capsys):
@@ -117,7 +133,7 @@ def test_every_commands_help_shows_an_example(command, capsys):
      {"optimizers": [{"optimizer": "adam", "optimizer_options": "betas=(0.9,0.99) eps=1e-6"}], "epochs": 3})])
 def test_values_that_are_set_may_hold_spaces(said, parameters, monkeypatch):
     given = []
-    monkeypatch.setattr("bnlib.report.reproduce", lambda *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr(report, "reproduce", lambda *arguments: given.append(arguments[-1]) or grid.Runs([], []))
     assert main(["reproduce", "--set", *said]) == 0 and given == [parameters]
 
 

@@ -273,14 +273,23 @@ def test_workers_without_folder_and_data_get_the_data_once_and_send_the_record_b
     assert len(shipped) == 1 and not list((apart.folder / "scratch/dask-scratch-space/bnlib/results/runs").iterdir())
 
 
-def test_a_record_that_a_lost_caller_left_on_a_worker_is_fetched_and_not_trained_again(apart, tmp_path, monkeypatch):
-    config = Config(**TINY, seed=5)
+@pytest.mark.parametrize("fields", [{}, {"model": "resnet14", "trainable": "all"}])
+def test_a_record_that_a_lost_caller_left_on_a_worker_is_fetched_and_not_trained_again(fields, apart, tmp_path,
+                                                                                      monkeypatch):
+    config = Config(**TINY | fields, seed=5)
     left = run(config, results=apart.folder / "scratch/dask-scratch-space/bnlib/results")
     made = left.files()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cluster.Grid, "submit", lambda *_: pytest.fail("sent to a worker"))
     found, = run_all([config], cluster=apart.file, results="/proc/self/cwd/results")
     assert found.files() == made and not left.folder.exists()
+    assert found.network() is not None               # whose weights may be too large for a record
+
+
+def test_a_record_on_other_images_is_no_record_of_this_run(tiny_run):
+    results, images = tiny_run.folder.parent.parent, tiny_run.provenance["dataset_sha256"]
+    assert worker.read_record(results, tiny_run.id, images) == tiny_run.files()
+    assert worker.read_record(results, tiny_run.id, "of others") is None
 
 
 def test_a_damaged_record_is_trained_again_in_a_folder_of_the_workers_own_alone(tiny, tmp_path):
@@ -327,6 +336,7 @@ def lonely_grid(tmp_path, **client) -> cluster.Grid:
     grid.places, grid.refused, grid.marks, grid.configs, grid.fingerprints = {"tcp://first:1": None}, set(), [], {}, {}
     grid.waiting, grid.running, grid.put_off, grid.deadline, grid.results = [], {}, {}, None, tmp_path / "results"
     grid.taken_in, grid.deaths, grid.furthest, grid.found, grid.failed = True, Counter(), Counter(), {}, {}
+    grid.reached = {}
     grid.client = types.SimpleNamespace(**client)
     return grid
 
@@ -531,6 +541,26 @@ def test_ctrl_c_stops_at_checkpoints_and_says_how_to_go_on(two, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT: 0 runs are done, the others stop at checkpoints"):
         run_all([long], cluster=two, results=results)
     assert store.checkpoint_file(long, results).exists() and not list(results.rglob(".bnlib-*"))
+
+
+def test_a_run_that_is_called_off_stops_within_its_epoch(two, tmp_path):
+    """At a checkpoint, about a second later; a worker that closes has four."""
+    long = Config(**TINY | {"model": "resnet110", "n_train": 1400, "batch_size": 4, "epochs": 1})
+    file = store.checkpoint_file(long, tmp_path / "results")
+
+    def save_every(seconds):
+        checkpoint.SAVE_SECONDS = seconds
+
+    with distributed.Client(two, set_as_default=False) as client:
+        client.run(save_every, 0.1)                  # so that there is a sign of it having begun
+        when(file.exists, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
+            run_all([long], cluster=two, results=tmp_path / "results")
+        time.sleep(4)
+        stopped = checkpoint.reached(file)
+        time.sleep(1)
+        client.run(save_every, 300)
+    assert checkpoint.reached(file) == stopped and (0, 0) < stopped < (0, 350)
 
 
 def test_a_worker_of_another_version_is_an_error_that_names_both(outside, tiny, tmp_path):

@@ -212,6 +212,27 @@ def test_a_download_that_fails_says_where_it_looked_and_leaves_nothing(tmp_path,
     assert list((tmp_path / "empty").iterdir()) == []
 
 
+def test_a_disk_that_fills_while_images_are_kept_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(np, "savez", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match="No space left on device"):
+        data._keep("kept", tmp_path, [np.zeros(1)] * 4, ["a", "b"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../x", "tiny-imagenet", "a b", ""])
+def test_what_is_no_name_is_so_wherever_images_are_asked_for(name, tmp_path):
+    (tmp_path / "tiny-imagenet/train").mkdir(parents=True)
+    with pytest.raises(InputError, match="a name of letters, digits and _"):
+        data.load(name, tmp_path)
+
+
+def test_images_too_narrow_for_crops_are_an_error():
+    """A sequence padded by four rows above and four below: of nine crops eight would be empty."""
+    found = data.load("sequences")
+    with pytest.raises(InputError, match=r"images of 1×128 pixels are padded by 4 .* give augment='none'"):
+        found.batches(np.arange(8), Config(dataset="sequences", model="resnet1d14"), lambda x: x, torch.device("cpu"))
+
+
 def test_an_unknown_dataset_is_named_with_the_nearest():
     with pytest.raises(InputError, match="did you mean 'cifar10'"):
         data.load("cifar11")

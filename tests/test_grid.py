@@ -49,6 +49,27 @@ def test_a_budget_stops_at_a_checkpoint_and_the_begun_run_goes_on_first(tiny, tm
     assert order == [long]
 
 
+def test_a_run_that_fails_is_named_and_the_others_train(tiny, tmp_path, monkeypatch):
+    """One that began is tried first, each time; what is wrong with all of them is said at once."""
+    configs, trained, run = [dataclasses.replace(tiny, seed=s) for s in range(3)], [], grid.run
+
+    def failing(config, **options):
+        trained.append(config.seed)
+        if config.seed == 0:
+            raise InputError("an image of it is broken")
+        return run(config, **options)
+    monkeypatch.setattr(grid, "run", failing)
+    with pytest.warns(UserWarning, match=f"{configs[0].id} failed: an image of it is broken"):
+        runs = run_all(configs, results=tmp_path / "results")
+    assert trained == [0, 1, 2] and runs.failed == {configs[0]: "an image of it is broken"}
+    assert runs.missing == configs[:1] and "failed: an image of it is broken" in runs._repr_markdown_()
+    with pytest.raises(InputError, match="broken"):
+        run_all(configs, results=tmp_path / "results")                  # the only one
+    monkeypatch.setattr(grid, "run", lambda config, **_: (_ for _ in ()).throw(InputError("no disk")))
+    with pytest.raises(InputError, match="no disk"), pytest.warns(UserWarning, match="no disk"):
+        run_all(configs, results=tmp_path / "another")
+
+
 @pytest.mark.parametrize(("text", "expected"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), (20, 20), ("20", 20)])
 def test_budgets_are_times(text, expected):
     assert seconds(text) == expected

@@ -1,11 +1,14 @@
 """Records and unfinished runs that come from another machine's results folder."""
 
 import dataclasses
+import hashlib
+import io
 import shutil
 
 import pytest
+import torch
 
-from bnlib import InputError, run, store
+from bnlib import InputError, checkpoint, run, store
 from bnlib.device import PRECISIONS
 from bnlib.merge import merge
 from bnlib.verify import differences
@@ -74,6 +77,18 @@ def test_a_damaged_or_renamed_checkpoint_is_not_taken_in(tiny, tmp_path, monkeyp
     file.write_bytes(file.read_bytes()[:-1])
     assert all("damaged, or of another run" in said for said in taken(tmp_path / "theirs", tmp_path / "ours").values())
     assert not (tmp_path / "ours/partial").exists()
+
+
+def test_a_checkpoint_on_other_images_does_not_take_the_place_of_ours(tiny, tmp_path, monkeypatch):
+    stop_after(2, tiny, tmp_path / "theirs", monkeypatch)
+    ours = store.checkpoint_file(tiny, tmp_path / "ours")
+    state = checkpoint.unpacked(store.checkpoint_file(tiny, tmp_path / "theirs").read_bytes())
+    state["science"] |= {"dataset": "of other images"}
+    content = io.BytesIO()
+    torch.save(state, content)
+    store.put(ours, before := hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+    said = taken(tmp_path / "theirs", tmp_path / "ours")[f"{tiny.id}, unfinished"]
+    assert said == "the one here stays, and is of another dataset; remove either" and ours.read_bytes() == before
 
 
 def test_checkpoints_of_full_training_are_no_part_of_the_results(tiny, tmp_path, monkeypatch):

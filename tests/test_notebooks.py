@@ -14,6 +14,7 @@ import pytest
 
 from bnlib import InputError, campaign, report
 from bnlib.config import resolve
+from bnlib.grid import Runs
 
 SECRET = "a-token-that-no-file-may-hold"
 
@@ -51,6 +52,37 @@ def test_figures_are_written_as_svg_and_png(executed):
     files = sorted(f.name for f in (executed / "build/smoke/figures").iterdir())
     assert {"accuracy_by_depth.svg", "accuracy_by_depth.png", "summary_depth.svg"} <= set(files)
     assert {f[:-4] for f in files if f.endswith(".svg")} == {f[:-4] for f in files if f.endswith(".png")}
+
+
+def test_a_fresh_call_is_gone_on_with_until_it_is_through(tmp_path, monkeypatch):
+    """And a mistake in the words of the call removes nothing."""
+    missing, own = [1], report.resolve
+    monkeypatch.setattr(report, "resolve", lambda path: tmp_path / path if str(path).startswith("build") else own(path))
+    monkeypatch.setattr(report, "run_all", lambda *_, **__: Runs([], list(missing)))
+    monkeypatch.setattr(report, "_execute_all", lambda *_: None)
+    trained = tmp_path / "build/smoke/trained"
+
+    def fresh(**options):
+        report.reproduce("smoke", ["01_depth"], fresh=True, **options)
+
+    def train():
+        trained.parent.mkdir(parents=True, exist_ok=True)
+        trained.touch()
+    train()
+    for mistake in ({"budget": "soon"}, {"parameters": {"depths": 8}}):
+        with pytest.raises(InputError):
+            fresh(**mistake)
+    assert trained.exists()
+    fresh()
+    assert not trained.exists()                                             # of an earlier call
+    train()
+    fresh()
+    assert trained.exists()                                                 # of this one, which had not ended
+    missing.clear()
+    fresh()
+    assert trained.exists()
+    fresh()
+    assert not trained.exists()
 
 
 @pytest.mark.parametrize("name", report.names())

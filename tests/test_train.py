@@ -106,7 +106,7 @@ class StopAfter(Stop):
 
 def stop_after(steps: int, config: Config, results, monkeypatch):
     with pytest.raises(Paused), monkeypatch.context() as patch:
-        patch.setattr(train, "Stop", lambda deadline: StopAfter(steps))
+        patch.setattr(train, "Stop", lambda *_: StopAfter(steps))
         run(config, results=results)
 
 
