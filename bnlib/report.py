@@ -1,6 +1,7 @@
 """The notebooks: executed through papermill with checked parameters, for `reproduce` and for the report."""
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -19,6 +20,8 @@ from bnlib.profiles import PROFILES
 from bnlib.worker import environment
 
 NOTEBOOKS, QUICKSTART, SUMMARY = "notebooks", "00_quickstart", "summary"
+#: Where in the README stands what was found.
+FOUND = re.compile(r"(?<=<!-- by `make report` -->\n\n).*?(?=\n<!-- -->)", re.S)
 #: What a parameter's declared type takes, and how that is called.
 KINDS = {"str": (str, "a text"), "int": (int, "a whole number"), "float": ((int, float), "a number"),
          "bool": (bool, "true or false"), "list": ((list, tuple, range), "a list")}
@@ -120,8 +123,9 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
 def render(profile: str = "short") -> None:
     """Renders all notebooks and figures from the records there are; then the site of them.
 
-    Copies go to `build/report/`; the summary is rendered in its place, as it is committed with its outputs. Nothing is
-    trained but by the notebooks that read no records, which show the `demo`: a minute or two.
+    Copies go to `build/report/`; the summary is rendered in its place, as it is committed with its outputs, and what it
+    found goes into the README. Nothing is trained but by the notebooks that read no records, which show the `demo`: a
+    minute or two.
     """
     choose("profile", profile, PROFILES)
     folder = resolve("build/report")
@@ -130,7 +134,17 @@ def render(profile: str = "short") -> None:
              for name in names()}
     _execute_all({name: _declared(name, parameters) for name, parameters in given.items()}, folder)
     _keep_outputs(folder / f"{SUMMARY}.ipynb", resolve(NOTEBOOKS) / f"{SUMMARY}.ipynb")
+    readme = resolve("README.md")
+    readme.write_text(FOUND.sub(lambda _: found(resolve(NOTEBOOKS) / f"{SUMMARY}.ipynb"), readme.read_text()))
     site.build([folder / f"{name}.ipynb" for name in names()], resolve("build/site"), front=SUMMARY)
+
+
+def found(summary: Path) -> str:
+    """What the executed summary says first: its answer, and how far that goes; a line a sentence."""
+    import nbformat
+    outputs = [output.get("data", {}) for cell in nbformat.read(summary, as_version=4).cells
+               for output in cell.get("outputs", ())]
+    return "".join(data["text/markdown"] + "\n" for data in [d for d in outputs if "text/markdown" in d][:2])
 
 
 def _declared(name: str, parameters: dict) -> dict:

@@ -123,6 +123,11 @@ def test_the_environment_is_as_before_where_a_notebook_was_executed(monkeypatch,
     assert os.environ["BNLIB_PROGRESS"] == "1"
 
 
+def test_the_readme_says_what_the_summary_found():
+    said = report.found(resolve("notebooks/summary.ipynb"))
+    assert report.FOUND.search(resolve("README.md").read_text())[0] == said and said.count("\n* ") >= 4
+
+
 def test_the_summary_is_committed_with_its_outputs():
     cells = json.loads((resolve("notebooks") / "summary.ipynb").read_text())["cells"]
     shown = [output for cell in cells for output in cell.get("outputs", ())]

@@ -86,7 +86,7 @@ def accuracy_against(table: pd.DataFrame, by: str, published: pd.DataFrame | Non
         axes.annotate("chance", (0, chance), xytext=(3, 2), textcoords="offset points", fontsize=7.5, color="#333333",
                       xycoords=axes.get_yaxis_transform())
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, 0), min(high, 100))
+    axes.set_ylim(max(low, 0), min(high, 102))                # a mark at 100 % is not cut
     if axes.get_legend_handles_labels()[0]:
         legend_below(figure, axes, ncols=2, fontsize=7.5)
     axes.set_xlabel({"depth": "depth (layers)", "width": "width (multiple of 16, 32, 64 channels)"}[by])

@@ -44,7 +44,7 @@ def activations(table: pd.DataFrame) -> Figure:
     figure, grid = plt.subplots(2, len(networks), figsize=(1 + 2.7 * len(networks), 4.6), sharex="col", sharey="row",
                                 squeeze=False)
     lines = table.assign(within=table["layer"].str.endswith("bn1"))
-    titles = {"zero": "outputs that are 0 (%)", "silent": "channels that never fire (%)"}
+    titles = {"zero": "outputs\nthat are 0 (%)", "silent": "channels that\nnever fire (%)"}
     for row, (what, title) in zip(grid, titles.items(), strict=True):
         for axes, model in zip(row, networks, strict=True):
             for (trainable, _, within), line in lines[lines["model"] == model].groupby(["trainable", "seed", "within"]):

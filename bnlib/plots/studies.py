@@ -97,7 +97,7 @@ def by_positions(table: pd.DataFrame) -> Figure:
                       color=shade(name), label=half(name), **hollow)
     axes.set_yticks(range(len(masks)), map(_places, masks))
     axes.grid(axis="y", visible=False)
-    axes.set(xlabel="test accuracy (%), mean of the last quarter of training", ylabel="batch norm behind layer",
+    axes.set(xlabel="test accuracy (%), mean of the last quarter of training", ylabel="layers with\nbatch norm",
              ylim=(-0.5, len(masks) - 0.5))
     figure.legend(loc="outside lower center", ncols=2)
     note(figure, f"{_stated(table)}; bars: ± 1 standard deviation of those epochs")
