@@ -259,13 +259,16 @@ def kept(name: str, results: str | Path, make: Callable[[list[Run]], pd.DataFram
     """The rows of these runs in `results/tables/<name>.csv`; `make` adds those of runs that it lacks.
 
     So what takes networks and images to compute is computed once, and a report can be drawn without them. Runs whose
-    network or images are not at hand have no rows.
+    network or images are not at hand have no rows, nor do those whose record is another than the rows were made from.
     """
     table, runs = store.kept_table(name, results), list(runs)
-    table = pd.DataFrame({"run": []}) if table is None else table
+    table = pd.DataFrame({"run": [], "record": []}) if table is None or "record" not in table else table
+    records = {run.id: f"r{run.record['sha256']['run.json'][:8]}" for run in runs}
+    table = table[table["record"] == table["run"].map(records).fillna(table["record"])]
     lacking = with_networks(run for run in runs if run.id not in set(table["run"]))
     if lacking:
-        table = pd.concat([table, make(lacking)], ignore_index=True).sort_values("run", kind="stable")
-        store.keep_table(table, name, results)
+        made = make(lacking)
+        table = pd.concat([table, made.assign(record=made["run"].map(records))], ignore_index=True)
+        store.keep_table(table.sort_values("run", kind="stable"), name, results)
         table = store.kept_table(name, results)                # the same digits, whether just made or kept
-    return table[table["run"].isin([run.id for run in runs])].reset_index(drop=True)
+    return table[table["run"].isin([run.id for run in runs])].drop(columns="record").reset_index(drop=True)

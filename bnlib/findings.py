@@ -45,7 +45,7 @@ def _alone(runs: list[Run], table: pd.DataFrame) -> list[str]:
     theirs = f" (the paper: {theirs[0]:g} % after {PAPER_EPOCHS})" if theirs else ""
     rest = f"; training all of them, {full}" if full else ""
     total = next(run.metrics["parameters"] for run in runs if run.config.model == row.model)
-    share = f"{row.parameters:,} of its {total:,} parameters ({row.parameters / total:.1%})"
+    share = f"{row.parameters:,} of its {total:,} parameters ({100 * row.parameters / total:.1f} %)"
     return [f"{name(row.model)} on {shown(row.dataset)}, training only γ and β, {share}, "
             f"reaches {alone}{theirs}{rest}."]
 

@@ -221,7 +221,7 @@ def test_the_share_of_dead_features_is_judged_at_160_epochs():
 
 def test_findings_are_computed_from_the_runs():
     said = " ".join(findings.summary([fake_run(0.4321), fake_run(0.91, trainable="all")]))
-    assert "1,120 of its 175,258 parameters (0.6%), reaches 43.2 %" in said
+    assert "1,120 of its 175,258 parameters (0.6 %), reaches 43.2 %" in said
     assert "(the paper: 48 % after 160); training all of them, 91.0 % (1 seed) after 160 epochs" in said
 
 

@@ -136,3 +136,7 @@ def test_a_kept_table_is_computed_once_and_only_for_what_it_lacks(tiny_run, tmp_
 
     first, second = (features.kept("x", tmp_path, make, [tiny_run]) for _ in range(2))
     assert asked == [[tiny_run.id]] and first.equals(second) and (tmp_path / "tables/x.csv").exists()
+    assert first.columns.tolist() == ["run", "value"]
+    file = tmp_path / "tables/x.csv"
+    pd.read_csv(file).assign(record="another").to_csv(file, index=False)          # as if the run was trained once more
+    assert features.kept("x", tmp_path, make, [tiny_run]).equals(first) and asked == [[tiny_run.id]] * 2

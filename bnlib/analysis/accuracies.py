@@ -206,5 +206,6 @@ def machines(runs: Iterable[Run]) -> pd.DataFrame:
     """Compute spent: a row a device, precision and version of torch, with runs and hours; those that moved from one to
     another together."""
     table = provenance(runs)
-    table.loc[table["device"].str.contains("; "), ["device", "precision", "torch"]] = "one after another", "–", "–"
+    moved = table["device"].str.contains("; ")
+    table.loc[moved, ["device", "precision", "torch"]] = "several, one after another", "–", "–"
     return table.groupby(["device", "precision", "torch"], as_index=False)[["runs", "hours"]].sum()
