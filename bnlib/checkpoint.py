@@ -208,7 +208,7 @@ def put_further(content: bytes, file: Path) -> tuple[int, int] | None:
 
 def reached(file: Path) -> tuple[int, int]:
     """The epochs, and steps of the next, that a run has behind it by its checkpoint; none without one that is sound."""
-    with contextlib.suppress(InputError):
+    with contextlib.suppress(InputError, OSError):               # the latter: it was renamed meanwhile
         if content := newest(file):
             return _done(unpacked(content))
     return 0, 0

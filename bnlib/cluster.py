@@ -181,7 +181,7 @@ class Grid:
             store.put(self.marks[-1], b"")
 
     def close(self) -> None:
-        """Calls off what still runs: its worker stops at the end of the epoch."""
+        """Calls off what still runs: its worker stops at a checkpoint, about a second later."""
         for mark in self.marks:
             mark.unlink(missing_ok=True)
         for running in self.running.values():

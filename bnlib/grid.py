@@ -46,7 +46,7 @@ def run_all(configs: Iterable[Config], *, budget: str | float | None = None, mis
     next call goes on from there. missing: `train`, or `skip` to return only what is there. cluster: None trains in this
     process; a number of local workers, `local`, the address or file of a Dask scheduler, or a Dask Cluster or Client
     train there, longest first (docs/clusters.md). Other options as for `run`. Raises InputError for a budget, option
-    or cluster that cannot be, and in this process for what makes the only run fail, or two in the same way.
+    or cluster that cannot be, and in this process where the only run fails, or the first two in the same way.
     """
     choose("missing", missing, ("train", "skip"))
     results = options.get("results", "results")
@@ -81,8 +81,8 @@ def run_all(configs: Iterable[Config], *, budget: str | float | None = None, mis
                     break
                 except store.RecordError:          # named by find_sound above; somebody must look at it
                     pass
-                except InputError as error:        # of this run alone: the others may train
-                    if len(to_train) == 1 or str(error) in failed.values():
+                except (InputError, AssertionError) as error:          # of this run alone: the others may train
+                    if len(to_train) == 1 or [*failed.values()] == [str(error)]:
                         raise
                     failed[config] = str(error)
                     warnings.warn(f"{config.id} failed: {error}", stacklevel=2)

@@ -39,6 +39,9 @@ def optimizer(parameters, config: Config, undecayed=frozenset()) -> torch.optim.
     steps over nothing.
     Raises InputError for options that the optimizer refuses, and where pytorch_optimizer is needed and not installed.
     """
+    if config.bn_first and config.optimizer in ("adabound", "adan", "prodigy"):
+        raise InputError(f"bn_first={config.bn_first}: {config.optimizer} counts its steps for all parameters together "
+                         "and would take wrong first ones with those that begin to train later")
     parameters = list(parameters) or [torch.nn.Parameter(torch.zeros(1))]
     decayed = [p for p in parameters if p not in undecayed]
     groups = [{"params": decayed}, {"params": [p for p in parameters if p in undecayed], "weight_decay": 0.0}]
@@ -60,8 +63,6 @@ def optimizer(parameters, config: Config, undecayed=frozenset()) -> torch.optim.
             return kind(groups, lr, weight_decay=decay, **options, **fused)
         if config.optimizer == "lbfgs":
             return LBFGS(parameters, lr, weight_decay=decay, penalised=decayed, **options)
-        if config.bn_first and config.optimizer != "lion":         # whose steps count for all of a group's parameters
-            raise ValueError(f"no right first steps of what begins to train after bn_first={config.bn_first}")
         return _library()[config.optimizer](groups, lr=lr, weight_decay=decay, **options)
     except ValueError as error:
         raise InputError(f"optimizer_options={config.optimizer_options!r}: {config.optimizer} says: {error}") from None

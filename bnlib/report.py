@@ -98,7 +98,9 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
     for name, given in grids.items():
         check_parameters(name, given)
     unfinished = folder / "unfinished"                 # of a call with `fresh`, which the next goes on with
-    if fresh and not unfinished.exists():
+    if fresh and unfinished.exists():
+        print(f"goes on with the fresh call that was left unfinished in {os.path.relpath(folder)}", flush=True)
+    elif fresh:
         shutil.rmtree(folder, ignore_errors=True)
         store.put(unfinished, b"")
     configs = dict.fromkeys(c for name in chosen for c in profile_configs(profile, [name], **grids[name]))
@@ -108,14 +110,14 @@ def reproduce(profile: str = "demo", notebooks: list[str] | None = None, budget:
     if runs.missing:
         failed = [f"{len(runs.failed)} runs failed"] * bool(runs.failed)
         print("; ".join([*failed, f"{len(runs.missing)} runs are still missing"]), flush=True)
-    elif fresh:
-        unfinished.unlink()
     for name in chosen:
         wanted = {"profile_name": profile, "profiles": [profile], "results": results, "missing": "skip"}
         if name == QUICKSTART:                         # always seconds long, whatever the profile
             wanted = {"profile_name": profile} if profile in ("demo", "smoke") else {}
         grids[name] = _declared(name, wanted) | grids[name]
     _execute_all(grids, folder)
+    if fresh and not set(runs.missing) - set(runs.failed):
+        unfinished.unlink()
     print(f"figures: {os.path.relpath(resolve(results).parent / 'figures')}")
     return runs
 

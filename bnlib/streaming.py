@@ -218,15 +218,12 @@ def speed(folder: Folder, images: int = 1000) -> float:
 # -------------------------------------------------------------------------------------------- folders
 
 def find(name: str, place: Path) -> Folder | None:
-    """The image folder at `place`, or None where there is none with `train` and `val`, which are all that is looked at.
+    """The image folder at `place`, or None where there is none with `train` and `val`.
 
-    Raises InputError unless both have the same classes, and an image in each, and where there is a `test` too.
+    Raises InputError unless both have the same classes, and an image in each, and where `test` has their classes too.
     """
     if not ((place / "train").is_dir() and (place / "val").is_dir()):
         return None
-    if any(place.glob("test/*/")):                     # not one without classes, as ImageNet's own
-        raise InputError(f"{place}: has classes in train, val and test, and would be tested on val; move val away to "
-                         "test on test (images of one small size), or test to test on val (of any sizes)")
     from torchvision.datasets import ImageFolder
     try:
         train, val = (ImageFolder(place / part) for part in ("train", "val"))
@@ -237,6 +234,9 @@ def find(name: str, place: Path) -> Folder | None:
         only = [f"{part} alone has {', '.join(sorted(extra)[:3])}" for part, extra in (
             ("train", set(train.classes) - set(val.classes)), ("val", set(val.classes) - set(train.classes))) if extra]
         raise InputError(f"{place}: train and val must have the same classes, a folder each; {'; '.join(only)}")
+    if any((place / "test" / name).is_dir() for name in train.classes):       # else it has no labels, as ImageNet's own
+        raise InputError(f"{place}: has classes in train, val and test, and would be tested on val; move val away to "
+                         "test on test (images of one small size), or test to test on val (of any sizes)")
     columns = []
     for part in (train, val):
         rows = sorted((os.fsencode(os.path.relpath(file, place)), label) for file, label in part.samples)

@@ -71,7 +71,8 @@ def trained(what: str) -> str:
         return "all but γ" if what.startswith("beta") else "all but β"
     parts = what.split("+")
     named = [names.get(part) or f"{part.removeprefix('random')} random weights a channel" for part in parts]
-    return " and ".join(named) + ("" if parts[0] in ("all", "weights", "none") else " only")
+    alone = parts[0] in names.keys() - {"all", "weights", "none"} or len(parts) > 1
+    return " and ".join(named) + " only" * alone
 
 
 def half(modification: str) -> str:

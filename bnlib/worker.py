@@ -181,8 +181,11 @@ def child(number: int) -> None:
     pipe = Connection(number)
 
     def report(event: dict | None) -> bool:
-        pipe.send(("report", event))
-        return pipe.recv()
+        try:
+            pipe.send(("report", event))
+            return pipe.recv()
+        except (EOFError, OSError):              # the worker is gone: stop at a checkpoint
+            return False
 
     with contextlib.suppress(EOFError, OSError):
         while True:

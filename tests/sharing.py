@@ -32,7 +32,7 @@ OPTIONS = {"device": "cpu", "precision": "fp32"}
 class AskedOfOne(stop.Stop):
     """Asks the second process alone to stop, after two steps."""
 
-    def __init__(self, deadline):
+    def __init__(self, *_):
         super().__init__(None)
         self.left = 3
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -341,6 +342,33 @@ def lonely_grid(tmp_path, **client) -> cluster.Grid:
     return grid
 
 
+def test_a_checkpoint_is_fetched_within_an_epoch_that_lasts(tmp_path):
+    """And a run that got further within it is not given up at its third death."""
+    config, long_ago = Config(**TINY), time.time() - checkpoint.SAVE_SECONDS - 1
+    place = cluster.Place("tcp://there:1", 1, 0, False, "there", "there", 2, [])
+    grid = lonely_grid(tmp_path, status="running", nthreads=lambda: {place.address: 1})
+    grid.places, asked, steps = {place.address: place}, [], iter(range(1, 100))
+
+    def content(steps):
+        packed = io.BytesIO()
+        torch.save({"history": [], "epoch": {"steps": steps}, "science": {}}, packed)
+        return hashlib.sha256(packed.getvalue()).digest() + packed.getvalue()
+    grid.ask = lambda address, question, *_: asked.append(question) or content(next(steps))
+    for death in range(1, 2 * cluster.DEATHS):
+        grid.running = {config: cluster.Running(types.SimpleNamespace(cancel=lambda: None), place,
+                                                contextlib.ExitStack(), fetched=long_ago)}
+        grid.look()
+        grid.look()                                                         # fetched just now
+        assert asked == [worker.read_checkpoint] * death
+        grid.died(config, "it is gone")
+        assert config in grid.waiting and not grid.failed
+        grid.waiting = []
+    with pytest.warns(UserWarning, match="died 3 times without getting further"):
+        for _ in range(cluster.DEATHS - 1):
+            grid.died(config, "it is gone")
+    assert config in grid.failed
+
+
 #: What a worker of another machine says of itself.
 SAID = {"versions": worker.versions(), "slots": 1, "gpus": 0, "shared": False, "folder": "there", "machine": "there",
         "cores": 2, "lacks": [], "finished": []}
@@ -553,13 +581,15 @@ def test_a_run_that_is_called_off_stops_within_its_epoch(two, tmp_path):
 
     with distributed.Client(two, set_as_default=False) as client:
         client.run(save_every, 0.1)                  # so that there is a sign of it having begun
-        when(file.exists, lambda: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
-            run_all([long], cluster=two, results=tmp_path / "results")
-        time.sleep(4)
-        stopped = checkpoint.reached(file)
-        time.sleep(1)
-        client.run(save_every, 300)
+        try:
+            when(file.exists, lambda: os.kill(os.getpid(), signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
+                run_all([long], cluster=two, results=tmp_path / "results", device="cpu")
+            time.sleep(4)
+            stopped = checkpoint.reached(file)
+            time.sleep(1)
+        finally:
+            client.run(save_every, checkpoint.SAVE_SECONDS)
     assert checkpoint.reached(file) == stopped and (0, 0) < stopped < (0, 350)
 
 

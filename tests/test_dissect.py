@@ -395,7 +395,7 @@ def test_residual_and_plain_stand_beside_the_published_numbers():
 
 PLAIN, RESIDUAL = "Full training of plain networks: the deepest loses to the shallowest", (
     "Full training of residual networks: the deepest does not lose to the shallowest")
-SURVIVES, B_AND_A = "BN only survives without shortcuts (keeps half of what it has above chance)", (
+SURVIVES, B_AND_A = "Without shortcuts BN only keeps half of what it has above guessing", (
     "Shortcuts with a convolution (B) do at least as well as with zeros (A)")
 
 

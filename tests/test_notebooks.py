@@ -79,8 +79,11 @@ def test_a_fresh_call_is_gone_on_with_until_it_is_through(tmp_path, monkeypatch)
     fresh()
     assert trained.exists()                                                 # of this one, which had not ended
     missing.clear()
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="a cell fails"):
+        patch.setattr(report, "_execute_all", lambda *_: (_ for _ in ()).throw(InputError("a cell fails")))
+        fresh()
     fresh()
-    assert trained.exists()
+    assert trained.exists()                                                 # nor had it then
     fresh()
     assert not trained.exists()
 

@@ -338,6 +338,13 @@ def test_what_is_compared_with_is_torchs_own_and_not_bnlibs_cpp():
     check.compare(ours, twin, normal(2, 3, 9, 9))
     chosen = [module for module in twin.modules() if hasattr(module, "_is_fast")]
     assert chosen and not any(module._is_fast(x, module.weight) for module in chosen)
+    with torch.profiler.profile() as seen:
+        check.histories("resnet8", steps=1)
+    assert not [event.name for event in seen.events() if "bnlib" in event.name]
+    with torch.profiler.profile() as seen:
+        models.build("resnet8", 10).double()(torch.zeros(2, 3, 8, 8, dtype=torch.float64).to(
+            memory_format=torch.channels_last)).sum().backward()
+    assert native.why_not() or [event.name for event in seen.events() if "bnlib" in event.name]
 
 
 def test_bn_only_histories_are_torchs():

@@ -97,7 +97,7 @@ def test_a_variant_names_the_optimizer_and_not_what_it_brings_along():
 def test_options_that_the_optimizer_refuses_are_one_line(tiny, tmp_path):
     for changed, said in (({"optimizer_options": "nesterov=True", "momentum": 0.0}, "^optimizer_options=.*sgd says:"),
                           ({"optimizer": "adabound", "momentum": None, "trainable": "all", "bn_first": 1},
-                           "adabound says: no right first steps of what begins to train after bn_first=1"),
+                           "^bn_first=1: adabound counts its steps for all parameters together"),
                           ({"optimizer_options": "dampening=0.5", "trainable": "all", "bn_first": 1},
                            "sgd says: no dampening of parameters that begin to train after bn_first=1")):
         with pytest.raises(InputError, match=said) as error:

@@ -154,6 +154,7 @@ YES, NO = "agrees so far", "disagrees so far"
     (of(1.0, 1.2, 1.02, 1.27), "undecided", YES),  # by less than counts as ahead
     (of(1.0, 1.2, 2.0, 1.1), "undecided", NO),  # in one of two pairs, and in the mean
     (of(1.0, 1.2, 1.1, 0.8), NO, NO),  # in one of two pairs alone
+    (of(np.nan, 1.0, 2.0, np.nan), "undecided", "undecided"),  # one on either side
     (of(np.nan, 1.0, np.nan, 2.0), YES, NO),  # where both diverged neither is ahead
     (of(1.2, 1.0, 2.3, 2.2), YES, NO),  # AdaBound is ahead
     (of(1.2, 1.0, 2.3, 2.4), YES, NO),  # ahead in one of two pairs

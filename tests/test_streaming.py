@@ -370,9 +370,9 @@ def test_train_and_val_must_have_the_same_classes_and_images_in_each(root):
 
 def test_two_parts_to_test_on_are_an_error(root, tmp_path):
     shutil.copytree(root / "photos", tmp_path / "photos")
-    (tmp_path / "photos/test").mkdir()                                     # without classes, as ImageNet's
+    (tmp_path / "photos/test/images").mkdir(parents=True)                  # without classes, as ImageNet's
     assert streaming.find("photos", tmp_path / "photos") is not None
-    (tmp_path / "photos/test/a").mkdir()
+    (tmp_path / "photos/test/class B").mkdir()
     with pytest.raises(InputError, match="has classes in train, val and test, and would be tested on val"):
         streaming.find("photos", tmp_path / "photos")
 

@@ -145,7 +145,7 @@ def histories(model: str = "resnet14", steps: int = 20, batch_size: int = 8, see
 
     rows = []
     for step, (images, labels) in enumerate(batches.epoch(1), 1):
-        images = images.double()
+        images = images.double().contiguous()                  # or blocks would add their gradients in C++
         expected = twin(images)
         loss = torch.nn.functional.cross_entropy(expected, labels)
         theirs.zero_grad()

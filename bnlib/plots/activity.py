@@ -34,7 +34,7 @@ def thresholds(table: pd.DataFrame) -> Figure:
 def activations(table: pd.DataFrame) -> Figure:
     """Share of ReLU outputs that are 0, and of channels that never fire, by layer, a column a network.
 
-    A run has two lines: of the ReLUs within its blocks, and, dashed, of the others, behind the sums with the shortcuts.
+    A run has two lines: of the first ReLU and those within blocks, and, dashed, of those behind sums with a shortcut.
     table: from `features.activations_by_layer`.
     """
     if not len(table):
@@ -43,7 +43,7 @@ def activations(table: pd.DataFrame) -> Figure:
     networks = smallest_first(table)
     figure, grid = plt.subplots(2, len(networks), figsize=(1 + 2.7 * len(networks), 4.6), sharex="col", sharey="row",
                                 squeeze=False)
-    lines = table.assign(within=table["layer"].str.endswith("bn1"))
+    lines = table.assign(within=~table["layer"].str.endswith("bn2"))
     titles = {"zero": "outputs\nthat are 0 (%)", "silent": "channels that\nnever fire (%)"}
     for row, (what, title) in zip(grid, titles.items(), strict=True):
         for axes, model in zip(row, networks, strict=True):

@@ -91,31 +91,35 @@ def affine_by_layer(channels: pd.DataFrame, part: str = "gamma") -> Figure:
     return figure
 
 
-def dead_share(table: pd.DataFrame) -> Figure:
-    """Share of switched-off features, a row a network, a panel a length of training, a colour a training mode.
+def dead_share(table: pd.DataFrame, published: float = np.nan) -> Figure:
+    """Share of switched-off features, a row a network: a mark a length of training, a colour a training mode; what was
+    trained for several lengths is joined.
 
-    table: of the protocol, from `analysis.dead_features`. Bars are one standard deviation over seeds.
+    table: of the protocol, from `analysis.dead_features`. Bars are one standard deviation over seeds. Dotted: the share
+    at the start, where γ ~ U(0, 1); dashed: that which was published of BN only (%).
     """
     if not len(table):
         return nothing_yet()
     modes = sorted(table["trainable"].unique(), key=[*COLOURS, *table["trainable"]].index)
-    panels = {epochs: smallest_first(part) for epochs, part in table.groupby("epochs")}
-    most = max(map(len, panels.values()))
-    figure, grid = plt.subplots(1, len(panels), figsize=(1.4 + 2.8 * len(panels), 1.4 + 0.44 * most), sharex=True,
-                                squeeze=False)
-    for axes, (epochs, networks) in zip(grid[0], panels.items(), strict=True):
-        for row in table[table["epochs"] == epochs].itertuples():
-            y = networks.index(row.model) + 0.4 * (modes.index(row.trainable) / max(1, len(modes) - 1) - 0.5)
-            axes.errorbar(row.mean, y, xerr=row.std, color=colour(row.trainable), marker=MARKERS.get(epochs, "D"),
-                          linestyle="none", label=trained(row.trainable), **BARS)
-            axes.annotate(f"{row.mean:.1f}  {of_seeds(row, table)}", (row.mean + np.nan_to_num(row.std), y),
-                          xytext=(7, 0), va="center", textcoords="offset points", fontsize=7.5,
-                          color=colour(row.trainable))
-        axes.set_yticks(range(len(networks)), map(name, networks))
-        axes.set(ylim=(most - 0.4, -0.6), title=f"{epochs} epochs",
-                 xlabel=f"channels with |γ| < {listed(table['below'])} (%)")
-        axes.grid(axis="y", visible=False)
-    axes.set_xlim(0, 1.25 * table["mean"].max() + 0.1)
+    networks = smallest_first(table)
+    figure, axes = plt.subplots(figsize=(6.4, 1.4 + 0.46 * len(networks)))
+    for (model, mode), line in table.sort_values("epochs").groupby(["model", "trainable"], sort=False):
+        y = networks.index(model) + 0.4 * (modes.index(mode) / max(1, len(modes) - 1) - 0.5)
+        axes.plot(line["mean"], [y] * len(line), color=colour(mode), linewidth=0.8)
+        for row in line.itertuples():
+            axes.errorbar(row.mean, y, xerr=row.std, color=colour(mode), marker=MARKERS.get(row.epochs, "D"),
+                          linestyle="none", label=f"{trained(mode)}, {row.epochs} epochs", **BARS)
+            last = row.epochs == line["epochs"].max()         # a number beside what lies furthest, else above
+            axes.annotate(f"{row.mean:.1f}  {of_seeds(row, table)}", (row.mean + last * np.nan_to_num(row.std), y),
+                          xytext=(7, 0) if last else (0, 4), va="center" if last else "bottom",
+                          ha="left" if last else "center", textcoords="offset points", fontsize=7.5, color=colour(mode))
+    axes.axvline(100 * table["below"].iloc[0], color="#333333", linewidth=0.8, linestyle=":", label="at the start")
+    if not np.isnan(published):
+        axes.axvline(published, color=colour("bn"), linewidth=0.8, linestyle="--", label="published, BN only")
+    axes.set_yticks(range(len(networks)), map(name, networks))
+    axes.set(ylim=(len(networks) - 0.4, -0.6), xlabel=f"channels with |γ| < {listed(table['below'])} (%)",
+             xlim=(0, 1.15 * np.nanmax([table["mean"].max(), published]) + 0.1))
+    axes.grid(axis="y", visible=False)
     legend_below(figure)
     note(figure, seeds_stated(table))
     figure.set_label(values_stated(table, "model"))

@@ -87,14 +87,17 @@ def tally(table: pd.DataFrame, runs: Iterable[Run]) -> Sentences:
                       f"{'has' if long == 1 else 'have'} the paper's {PAPER_EPOCHS} epochs."])
 
 
+def on(table: pd.DataFrame, *words: str) -> Sentences:
+    """The verdicts on the claims that hold any of these words, a sentence each."""
+    return Sentences(f"{row.claim}: **{row.verdict}**." for row in table.itertuples()
+                     if any(word in row.claim for word in words))
+
+
 def open_questions(table: pd.DataFrame) -> Sentences:
-    """The claims that the verdict table does not call reproduced, each with what there is on it; last, in one sentence,
-    those on which there is nothing yet."""
-    nothing = table["ours"] == "–"
+    """The claims that the verdict table does not call reproduced, by verdict, and what they lack."""
+    so_far = f", for want of {ENOUGH} networks or seeds"
+    lack = {NOT: "", PARTLY: "", DISAGREES: so_far, AGREES: so_far, UNDECIDED: ", for want of more seeds, of smaller ±",
+            NOT_RUN: f", or not for the paper's {PAPER_EPOCHS} epochs"}
     verdicts = table["verdict"].replace({own: verdict for verdict, own in OF_OUR_OWN.items()})
-    said = Sentences(f"**{row.claim}**: {row.verdict}; {row.ours}."
-                     for verdict in (NOT, PARTLY, DISAGREES, AGREES, UNDECIDED, NOT_RUN)
-                     for row in table[(verdicts == verdict) & ~nothing].itertuples())
-    if nothing.any():
-        said.append(f"**Nothing yet on**: {'; '.join(table['claim'][nothing])}.")
-    return said
+    return Sentences(f"**{verdict[0].upper()}{verdict[1:]}**{why}: {'; '.join(table['claim'][verdicts == verdict])}."
+                     for verdict, why in lack.items() if (verdicts == verdict).any())

@@ -46,7 +46,7 @@ def _number(table: pd.DataFrame, claim, noise: float) -> tuple:
     row = next((at_the_papers if len(at_the_papers) else ours.iloc[::-1]).itertuples(), None)
     stated = f"{spread(row)} after {row.epochs} epochs on {row.devices}" if row else "–"
     if not len(at_the_papers):
-        verdict = NOT_RUN
+        verdict, stated = NOT_RUN, stated + f"; judged after {epochs_of_the_paper(claim.dataset)}" * (row is not None)
     elif not row.n:                                    # all seeds diverged
         verdict = NOT if row.diverged >= ENOUGH else DISAGREES
     else:
@@ -57,8 +57,8 @@ def _number(table: pd.DataFrame, claim, noise: float) -> tuple:
 
 
 def _dead_share(runs: list[Run], noise: float) -> tuple:
-    """The share in each BN-only network of the longest training, judged as a published number; the one furthest from it
-    decides, since the paper names no network; where one diverged, nothing is reproduced."""
+    """The share in each BN-only network of the longest training, judged as a published number; the worst verdict
+    counts, since the paper names no network; where one diverged, nothing is reproduced."""
     claim = published("share of features disabled").iloc[0]
     title = f"BN only switches features off: share of |γ| < {DEAD}"
     table = dead_features([r for r in runs if r.config.trainable == "bn"])

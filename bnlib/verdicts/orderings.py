@@ -50,13 +50,14 @@ def claims(runs: list[Run], sequences: list[Run], thresholds: pd.DataFrame | Non
         *(_beats(title, OURS, "–", protocol, lower, upper, percent_right, units=networks_or_seeds) for
           title, lower, upper in (("γ alone does more than β alone", "beta", "gamma"),
                                   ("BN only does more than the output layer alone", "output", "bn"),
-                                  ("BN only does more than the shortcuts' weights, γ and β alone", "shortcut", "bn"))),
+                                  ("BN only does more than shortcuts alone, weights, γ and β", "shortcut", "bn"))),
         _beats("Full training switches off fewer features", "the paper, Sec. 5", "fewer",
                [run for run in protocol if run.status == "done"], "all", "bn", percent_dead),
         _thresholds(thresholds),
         _matters_little(runs, "bn_init", "How γ and β start matters little"),
         _matters_little(runs, "conv_init", "How convolutions start matters little"),
-        _differs("Training γ and β first, then everything, beats training everything as long", runs, "all", "bn_first"),
+        _differs("Training γ and β first, then everything, beats training everything for as many epochs", runs, "all",
+                 "bn_first"),
         _differs(f"γ and β of group or layer norm alone do as well (within {LITTLE:g} points)", runs, "bn", "norm",
                  margin=LITTLE),
         _beats("On sequences too, γ and β do more than the output layer", OURS, "–", plain(sequences), "output", "bn",
@@ -133,13 +134,14 @@ def _as_many(title: str, where: str, claim: str, pairs: list[tuple[Run, Run]]) -
 
 
 def _random_weights_to_match(runs: list[Run]) -> tuple:
-    """Whether MANY times BN only's two, or more random weights a channel, reach it in the same seed.
+    """Whether it takes MANY times BN only's two, or more random weights a channel, to do more in the same seed.
 
-    Judged by the largest number below that was tried, if it is half of that or matches; else by the smallest from
-    there on that does not match. Where neither is there, nothing is told.
+    Judged by the smallest number below that does, or half of that number; else by the smallest from there on that
+    does not. Where neither was tried, nothing is told.
     """
     enough = 2 * MANY
-    title, where, claim = "Matching BN only takes many times more random weights", "the paper, Sec. 4.2", "many times"
+    title = f"Matching BN only takes many times more random weights ({enough} a channel or more)"
+    where, claim = "the paper, Sec. 4.2", "many times"
     of_seed: dict[tuple, dict[int | str, Run]] = {}
     for run in runs:
         what = run.config.trainable
@@ -151,10 +153,10 @@ def _random_weights_to_match(runs: list[Run]) -> tuple:
         alone, tried = found.pop("bn", None), sorted(found)
         if alone is None or not tried:
             continue
-        matching = [k for k in tried if percent_right(found[k]) >= percent_right(alone)]
+        matching = [k for k in tried if percent_right(found[k]) > percent_right(alone)]
         less = [k for k in tried if not matching or k < matching[0]]
-        telling = [k for k in tried if k < enough and (k == enough // 2 or k in matching)][-1:]
-        telling = telling or [k for k in less if k >= enough][:1]
+        telling = [k for k in matching if k < enough] or [k for k in tried if k == enough // 2]
+        telling = telling or [k for k in less if k >= enough]
         if telling:
             pairs.append((found[telling[0]], alone))
             bounds = [f"more than {k}" for k in less[-1:]] + [f"at most {k}" for k in matching[:1]]

@@ -18,7 +18,7 @@ AGREES, DISAGREES = "agrees so far", "disagrees so far"        # fewer runs than
 UNDECIDED = "undecided"                                        # nothing beyond what a change of seeds makes
 VERDICTS = [REPRODUCED, PARTLY, NOT, AGREES, DISAGREES, UNDECIDED, NOT_RUN]      # as the table sorts them
 PAPER, OURS = "the paper", "this report"       # where a claim is made: how the paper's places begin; nowhere else
-SO_FAR = {REPRODUCED: AGREES, NOT: DISAGREES}
+SO_FAR = {REPRODUCED: AGREES, PARTLY: UNDECIDED, NOT: DISAGREES}            # where nobody knows what seeds make
 #: What a claim of our own is called where another's would be reproduced or not.
 OF_OUR_OWN = {REPRODUCED: "holds", NOT: "does not hold", AGREES: "holds so far", DISAGREES: "does not hold so far"}
 ENOUGH = 3         # networks, depths, widths, or seeds of one network, below which nothing is reproduced, nor is it not
@@ -68,9 +68,9 @@ def seed_noise(*sets: Iterable[Run]) -> Noise:
     of each path of the convolutions; without the measures that none has."""
     alike: dict[tuple, dict[tuple, list[float]]] = {}
     for number, runs in enumerate(map(list, sets)):
-        twice = {config for config, count in Counter(run.config for run in runs).items() if count > 1}
+        twice = {seedless(config) for config, count in Counter(run.config for run in runs).items() if count > 1}
         for run in runs:
-            path = run.provenance["conv_path"] if run.config in twice else None
+            path = run.provenance["conv_path"] if seedless(run.config) in twice else None
             for measure, has in MEASURES.items():
                 if has(run):
                     config = number, seedless(run.config), run.provenance["precision"], path
@@ -192,7 +192,8 @@ def decided(stated: str, verdict: str, distances: Sequence[Distance] = (), *, no
         verdict = UNDECIDED
     elif _measured(distances) not in noise:
         verdict = SO_FAR.get(verdict, verdict)
-    return f"{stated}; ahead {said}", verdict
+    pairs, details = stated.split("; ", 1)
+    return f"{pairs}; ahead {said}; {details}", verdict
 
 
 def _mean_and_unsure(distances: Sequence[Distance], noise: Noise) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from bnlib.store import Run
 from bnlib.verdicts.rules import OURS, distance, judged_by_distance, percent_right, side_by_side
 
 DEEP = 44          # layers from which depth may harm a plain network: He et al. 2015 compare 20 with 32, 44 and 56
-KEPT = 0.5         # of what is above chance, without which BN only does not survive
+KEPT = 0.5         # of what is above guessing, that BN only should keep without shortcuts
 CHANCE = 10.0      # percent right by guessing among CIFAR-10's classes
 
 
@@ -14,8 +14,8 @@ def claims(runs: list[Run]) -> list[tuple]:
     """What shortcuts are good for: claims of He et al. 2015 on full training, and the question of BN only without them.
 
     Depth is judged between the shallowest and the deepest network of a line of one seed and one number of epochs, at
-    the depths that both kinds were trained at, the deepest DEEP layers or more. BN only survives without shortcuts if
-    the plain network keeps the share KEPT of what the residual one has above chance.
+    the depths that both kinds were trained at, the deepest DEEP layers or more. Without shortcuts BN only is judged by
+    whether the plain network keeps the share KEPT of what the residual one has above chance.
     """
     where, unvaried = "He et al. 2015", [run for run in runs if not variant(run.config)]
     plain_ones, residual = ([run for run in unvaried if parse_model(run.config.model).family == family]
@@ -31,7 +31,7 @@ def claims(runs: list[Run]) -> list[tuple]:
         _matched("Shortcuts with a convolution (B) do at least as well as with zeros (A)",
                  "He et al. 2015, on ImageNet", "B ≥ A", option_a,
                  residual, ("model", "trainable"), ("option A", "option B")),
-        _matched("BN only survives without shortcuts (keeps half of what it has above chance)", OURS, "–",
+        _matched("Without shortcuts BN only keeps half of what it has above guessing", OURS, "–",
                  *([r for r in side if r.config.trainable == "bn"] for side in (plain_ones, residual)),
                  ("depth", "width"), ("plain networks", "residual networks"), (1, -KEPT), (KEPT - 1) * CHANCE),
     ]

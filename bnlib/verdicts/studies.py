@@ -100,9 +100,11 @@ def _norm_speeds_up(deep: list[dict[tuple[str, str], Run]]) -> tuple:
 def _by_nats(ahead: list[float], said: str, pairs: list[tuple[Run, Run]], least: float = 0.0) -> tuple[str, str]:
     """`judged`, on losses: undecided where the mean is less than `least` away from 0, or says otherwise than most."""
     stated, verdict = judged([nats >= 0 for nats in ahead], said, pairs, {run.config.dataset for run, _ in pairs})
-    mean = np.mean(ahead) if pairs else 0.0
-    if pairs and (abs(mean) < least or (mean >= 0) != (np.mean([nats >= 0 for nats in ahead]) > 0.5)):
-        verdict = UNDECIDED
+    if pairs:
+        with np.errstate(invalid="ignore"):            # of two that diverged, one on either side, there is no mean
+            mean, most = np.mean(ahead), np.mean([nats >= 0 for nats in ahead]) > 0.5
+        if np.isnan(mean) or abs(mean) < least or (mean >= 0) != most:
+            verdict = UNDECIDED
     return stated, verdict
 
 
