@@ -23,8 +23,9 @@ def notebook_faults(file: Path) -> list[str]:
         faults.append(f"{file.name}: no cell tagged `parameters`")
     texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
     headings = {found.replace(" ", "-") for text in texts for found in re.findall(r"^#+ (.+)$", text, re.M)}
-    faults += [f"{file.name}: no heading for the link #{link}, as Jupyter names them"
-               for text in texts for link in re.findall(r"\]\(#(.+?)\)", text) if link not in headings]
+    faults += [f"{file.name}: no heading for the link #{link}, as Jupyter names them, or not in ASCII"
+               for text in texts for link in re.findall(r"\]\(#(.+?)\)", text)
+               if link not in headings or not link.isascii()]
     if any(o.get("output_type") == "error" for c in code for o in c.get("outputs", ())):
         faults.append(f"{file.name}: holds an error")
     if file.name != "summary.ipynb" and any(c.get("outputs") for c in code):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -78,11 +79,11 @@ def test_every_figure_links_to_its_svg(site):
 def test_every_link_within_the_site_leads_somewhere(site):
     for page in site.glob("*.html"):
         text = page.read_text()
-        for target, anchor in re.findall(r'href="([\w./-]*)(?:#([\w.-]*))?"', text):
+        for target, anchor in re.findall(r'href="([\w./-]*)(?:#([^"]*))?"', text):
             aim = page if not target else page.parent / target
             assert aim.exists(), f"{page.name}: {target}"
             if anchor and aim.suffix == ".html":
-                assert f'id="{anchor}"' in aim.read_text(), f"{page.name}: {target}#{anchor}"
+                assert f'id="{urllib.parse.unquote(anchor)}"' in aim.read_text(), f"{page.name}: {target}#{anchor}"
 
 
 def test_an_experiments_page_folds_its_parameters_and_opens_them_on_a_click(site, browser):
@@ -147,6 +148,11 @@ def test_jupyterlab_shows_the_summary_with_its_figures(lab, browser):
     shown.goto(lab("summary.ipynb"))
     shown.wait_for_selector(".jp-Notebook img", timeout=120_000)
     shown.get_by_role("heading", name="What was found").wait_for(timeout=120_000)
+    shown.wait_for_function("""() => {
+        const ids = [...document.querySelectorAll("[data-jupyter-id]")].map(each => each.dataset.jupyterId)
+        const links = [...document.querySelectorAll('.jp-Notebook a[href^="#"]')]
+        return links.length && links.every(each => ids.includes(each.getAttribute("href").slice(1)))
+    }""", timeout=60_000)                            # once all are drawn, each leads to a heading
     shown.close()
 
 
