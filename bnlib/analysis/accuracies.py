@@ -74,7 +74,7 @@ def accuracy(runs: Iterable[Run], metric: str = "test_accuracy") -> pd.DataFrame
         "accuracy": 100 * run.metrics[metric] if run.status == "done" else np.nan,
         "diverged": run.status == "diverged",
         "precision": run.provenance["precision"], "device": run.provenance["device"],
-    } for run in {f"{run.id} {run.metrics} {run.provenance}": run for run in runs}.values()],
+    } for run in {f"{run.config} {run.metrics} {run.provenance}": run for run in runs}.values()],
         columns=[*keys, "setting", "seed", "accuracy", "diverged", "precision", "device"])
     table = rows.groupby([*keys, "setting"], as_index=False).agg(
         mean=("accuracy", "mean"), std=("accuracy", "std"), n=("accuracy", "count"), diverged=("diverged", "sum"),
