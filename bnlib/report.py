@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby
@@ -59,14 +60,19 @@ def execute(name: str, output: Path, parameters: dict) -> float:
     cell that fails.
     """
     import papermill
+    from traitlets.config import Config
     check_parameters(name, parameters)
     source = resolve(NOTEBOOKS) / f"{name}.ipynb"
     output.parent.mkdir(parents=True, exist_ok=True)
     began = time.time()
     try:
-        with environment({"BNLIB_PROGRESS": "0"}):     # no progress bars in the notebooks' outputs
-            papermill.execute_notebook(str(source), str(output), parameters, cwd=str(source.parent), progress_bar=False,
-                                       kernel_name="python3", extra_arguments=["--log-level=CRITICAL"])
+        # no progress bars in the notebooks' outputs; sockets of its own, since of kernels that start side by side two
+        # may choose the same port, and one of them never answers (papermill's issue 511)
+        with environment({"BNLIB_PROGRESS": "0"}), tempfile.TemporaryDirectory(prefix="bnlib-") as sockets:
+            papermill.execute_notebook(
+                str(source), str(output), parameters, cwd=str(source.parent), progress_bar=False, kernel_name="python3",
+                extra_arguments=["--log-level=CRITICAL"],
+                config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}}))
     except papermill.PapermillExecutionError as error:
         where = f"{name}, cell {error.exec_count}"
         raise InputError(f"{where}: {error.ename}: {error.evalue} (all of it: {output})") from None
