@@ -123,7 +123,7 @@ def _switched_off(runs: list[Run]) -> list[str]:
         shares += [f"training {trained(what)}, {' and '.join(found)}"] if found else []
     paper = published("share of features disabled").iloc[0]["value"]
     ours = dead[(dead["trainable"] == "bn") & (dead["epochs"] == PAPER_EPOCHS)]["mean"]
-    fewer = ", more than in any of ours" * bool(ours.max() < paper)
+    fewer = ", more than in any of these" * bool(ours.max() < paper)
     return [f"**Features switched off**, |γ| below {DEAD} (at the start {100 * DEAD:g} % of channels): "
             f"{'; '.join(shares)}. The paper: about {paper:g} %, BN only, {PAPER_EPOCHS} epochs{fewer}.{_by_rate(runs)}"
             ] if shares else []
