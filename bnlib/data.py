@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bnlib import sequences, streaming
+from bnlib import native, sequences, streaming
 from bnlib.config import Config, generator, resolve
 from bnlib.names import DATASETS, InputError, dataset_name
 
@@ -383,8 +383,13 @@ class Normalise:
         rows = torch.addcmul(self.shift.repeat(width), images.flatten(2).float(), self.scale.repeat(width))
         floats = rows.to(self.dtype).view(images.shape)
         floats = floats.expand(-1, -1, -1, 3).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-        wanted = floats.shape[2:] if self.image_size is None else (self.image_size, self.image_size)
-        return floats if floats.shape[2:] == wanted else F.interpolate(floats, wanted, mode="bilinear")
+        if self.keeps(floats.shape[2:]):
+            return floats
+        return F.interpolate(floats, (self.image_size, self.image_size), mode="bilinear")
+
+    def keeps(self, size: tuple[int, int]) -> bool:
+        """Whether images of this size are not enlarged."""
+        return self.image_size is None or tuple(size) == (self.image_size, self.image_size)
 
 
 def crop_and_flip(padded: torch.Tensor, top, left, flip, size: tuple[int, int]) -> torch.Tensor:
@@ -437,6 +442,14 @@ class TrainingBatches:
         columns = [torch.from_numpy(a[done:]).to(self.device, non_blocking=True) for a in self.draw(epoch)]
         size = self.config.batch_size
         for index, *offsets in zip(*(c.split(self.together * size) for c in columns), strict=True):
-            padded = F.pad(self.images.index_select(0, index), (0, 0, *4 * (self.pad,)))
-            images = self.normalise(crop_and_flip(padded, *offsets, self.size))
-            yield from zip(images.split(size), self.labels[index].split(size), strict=True)
+            yield from zip(self.augment(index, *offsets).split(size), self.labels[index].split(size), strict=True)
+
+    def augment(self, index: torch.Tensor, *offsets: torch.Tensor) -> torch.Tensor:
+        """The images of an index, (N,), cut, mirrored and normalised, (N, 3, H, W); on a CPU by one operation of ours,
+        to the same bits as torch's in a quarter of their time."""
+        normalise = self.normalise
+        if self.device.type == "cpu" and normalise.keeps(self.size) and not native.why_not():
+            return torch.ops.bnlib.augment(self.images, index, *offsets, self.pad, normalise.scale, normalise.shift,
+                                           normalise.dtype)
+        padded = F.pad(self.images.index_select(0, index), (0, 0, *4 * (self.pad,)))
+        return normalise(crop_and_flip(padded, *offsets, self.size))

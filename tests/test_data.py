@@ -15,7 +15,7 @@ import torchvision
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from bnlib import Config, InputError, data, streaming
+from bnlib import Config, InputError, data, native, streaming
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -256,6 +256,34 @@ def test_augmentation_equals_torchvisions_pad_crop_and_flip():
         theirs = tv.crop(tv.pad(images[i].permute(2, 0, 1), [4]), int(top[i]), int(left[i]), 32, 32)
         theirs = tv.horizontal_flip(theirs) if flip[i] else theirs
         assert torch.equal(ours[i].permute(2, 0, 1), theirs)
+
+
+@pytest.mark.skipif(bool(native.why_not()), reason=native.why_not())
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("height, width", [(32, 32), (8, 8), (5, 7), (1, 187)])
+@pytest.mark.parametrize("border", [0, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_operation_augments_a_batch_to_the_bits_of_torchs(channels, height, width, border, dtype):
+    draws = np.random.default_rng(3)
+    images = torch.from_numpy(draws.integers(0, 256, (40, height, width, channels), np.uint8))
+    dataset = data.Dataset("drawn", images, torch.zeros(40, dtype=torch.int64), images, images, ("a",), "")
+    normalise = data.Normalise(dataset, torch.device("cpu"), dtype)
+    index, top, left = (torch.from_numpy(draws.integers(0, end, 33)) for end in (40, 2 * border + 1, 2 * border + 1))
+    flip = torch.from_numpy(draws.random(33) < 0.5)
+    padded = torch.nn.functional.pad(images[index], (0, 0, *4 * (border,)))
+    expected = normalise(data.crop_and_flip(padded, top, left, flip, (height, width)))
+    found = torch.ops.bnlib.augment(images, index, top, left, flip, border, normalise.scale, normalise.shift, dtype)
+    assert torch.equal(found, expected) and found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.skipif(bool(native.why_not()), reason=native.why_not())
+@pytest.mark.parametrize("wrong", [{"index": torch.tensor([0, 6])}, {"index": torch.tensor([0, -1])},
+                                   {"top": torch.tensor([0, 9])}, {"left": torch.tensor([-1, 0])}])
+def test_an_image_or_a_cut_that_is_not_there_is_not_read(wrong):
+    given = {"index": torch.tensor([0, 5]), "top": torch.tensor([0, 8]), "left": torch.tensor([8, 0])} | wrong
+    with pytest.raises(IndexError, match="beyond"):
+        torch.ops.bnlib.augment(torch.zeros(6, 8, 8, 3, dtype=torch.uint8), *given.values(),
+                                torch.tensor([True, False]), 4, torch.ones(3), torch.ones(3), torch.float32)
 
 
 def test_an_epoch_shows_every_image_once_and_depends_on_seed_and_epoch_alone(arrays, tmp_path):

@@ -6,7 +6,8 @@
     winograd.h      3×3 convolution with a quarter of the multiplications
     amx.h           3×3 convolution in bfloat16 by AMX, strided ones too
     layers.cpp      batch norm, sum and ReLU in one operation (`bnlib.bnrelu`); 3×3 and strided 1×1 convolutions
-                    (`bnlib.convolution`); the fork of a block's two ways (`bnlib.residual`)
+                    (`bnlib.convolution`); the fork of a block's two ways (`bnlib.residual`); a batch's images, cut,
+                    mirrored and normalised (`bnlib.data`)
     block.cpp       a residual block in one operation (`bnlib.residual`)
     gpu.py          batch norm, sum and ReLU on a GPU, in Triton (`bnlib.bnrelu`)
 """

@@ -178,8 +178,36 @@ Product<W> to_every_fourth(const Images& images, int64_t y, int64_t x, const W& 
   return {write, 2 * images.height * width, y * width + x, 2 * width, 2};
 }
 
+// Two values in a word for each of 16 channels: a before b.
+inline Words pair(const BFloat16* a, const BFloat16* b) {
+  Halves first, second;
+  std::memcpy(&first, a, sizeof first);
+  std::memcpy(&second, b, sizeof second);
+  return __builtin_convertvector(first, Words) | __builtin_convertvector(second, Words) << 16;
+}
+
+// The matrix (16, 16) with its rows as columns.
+inline void transpose(Words rows[kTile]) {
+  const auto exchange = [&](int distance, const auto& low, const auto& high) {
+    for (int r = 0; r < kTile; ++r)
+      if (!(r & distance)) {
+        const Words a = rows[r], b = rows[r + distance];
+        rows[r] = __builtin_shuffle(a, b, low);
+        rows[r + distance] = __builtin_shuffle(a, b, high);
+      }
+  };
+  exchange(1, Words{0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30},
+           Words{1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31});
+  exchange(2, Words{0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
+           Words{2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31});
+  exchange(4, Words{0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
+           Words{4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31});
+  exchange(8, Words{0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
+           Words{8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31});
+}
+
 // The taps' weights as tiles take them: for every 16 outputs the inputs of one tap after the other by twos,
-// (taps · inputs / 2, 16, 2).
+// (taps · inputs / 2, 16, 2). Of inputs or of outputs one has its weights side by side.
 inline Tensor in_tiles(const std::vector<Tap>& taps, int64_t inputs, int64_t outputs, const at::TensorOptions& options) {
   const int64_t count = taps.size();
   const Tensor result = at::empty({outputs / kTile, count * inputs / 2, kTile, 2}, options);
@@ -187,10 +215,18 @@ inline Tensor in_tiles(const std::vector<Tap>& taps, int64_t inputs, int64_t out
   for (int64_t k = 0; k < outputs; k += kTile)
     for (int64_t t = 0; t < count; ++t) {
       const auto& [pixel, weights, input, output] = taps[t];
-      auto* to = data<BFloat16>(result) + (k * count + t * kTile) * inputs;
-      for (int64_t i = 0; i < inputs; ++i)
-        for (int64_t o = 0; o < kTile; ++o)
-          to[i / 2 * 2 * kTile + 2 * o + i % 2] = weights[i * input + (k + o) * output];
+      auto* to = reinterpret_cast<uint32_t*>(data<BFloat16>(result) + (k * count + t * kTile) * inputs);
+      if (output == 1)
+        for (int64_t i = 0; i < inputs; i += 2, to += kTile)
+          store(to, pair(weights + i * input + k, weights + (i + 1) * input + k));
+      else
+        for (int64_t i = 0; i < inputs; i += kDepth) {
+          const int64_t words = std::min(kDepth, inputs - i) / 2;
+          Words rows[kTile] = {};
+          for (int64_t o = 0; o < kTile; ++o) std::memcpy(&rows[o], weights + i + (k + o) * output, 4 * words);
+          transpose(rows);
+          for (int64_t w = 0; w < words; ++w, to += kTile) store(to, rows[w]);
+        }
     }
   return result;
 }
@@ -267,7 +303,7 @@ void write_products_by(const C& copy, int64_t size, const std::vector<Product<W>
                        int64_t inputs, int64_t outputs, int64_t step, const at::TensorOptions& options) {
   constexpr int64_t at_once = kSums / Columns;
   const int64_t tiles = tiles_of(images.places());
-  const Tensor memory = at::zeros({omp_get_max_threads(), size * inputs}, options);
+  const Tensor memory = at::empty({omp_get_max_threads(), size * inputs}, options);
   std::vector<Tensor> weights;
   std::vector<std::vector<Run>> runs;
   for (const auto& product : products) {
@@ -278,6 +314,7 @@ void write_products_by(const C& copy, int64_t size, const std::vector<Product<W>
   {
     const TileRegisters registers(inputs % kDepth);
     auto* image = data<BFloat16>(memory) + omp_get_thread_num() * memory.size(1);
+    std::fill_n(image, memory.size(1), BFloat16());  // the borders, which no copy writes
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < images.count; ++n) {
       copy(n, image);
@@ -379,39 +416,11 @@ void halving_gradient(const R& read, const R& read_shortcut, const Tensor& weigh
 // A product sums up over 32 places of pixels. Its left side takes the gradient of the outputs, (16 outputs, 32 places), its
 // right side pixels by twos, (places / 2, 16 inputs, 2): for every other tap those of which the second comes first.
 
-// Two values in a word for each of 16 channels: a before b.
-inline Words pair(const BFloat16* a, const BFloat16* b) {
-  Halves first, second;
-  std::memcpy(&first, a, sizeof first);
-  std::memcpy(&second, b, sizeof second);
-  return __builtin_convertvector(first, Words) | __builtin_convertvector(second, Words) << 16;
-}
-
 // Pixels by twos, to (channels / 16, pairs, 16): of channel c (from[2 p][c], from[2 p + 1][c]).
 inline void by_twos(const BFloat16* from, int64_t pairs, int64_t channels, uint32_t* to) {
   for (int64_t c = 0; c < channels; c += kTile)
     for (int64_t p = 0; p < pairs; ++p, to += kTile)
       store(to, pair(from + 2 * p * channels + c, from + (2 * p + 1) * channels + c));
-}
-
-// The matrix (16, 16) with its rows as columns.
-inline void transpose(Words rows[kTile]) {
-  const auto exchange = [&](int distance, const auto& low, const auto& high) {
-    for (int r = 0; r < kTile; ++r)
-      if (!(r & distance)) {
-        const Words a = rows[r], b = rows[r + distance];
-        rows[r] = __builtin_shuffle(a, b, low);
-        rows[r + distance] = __builtin_shuffle(a, b, high);
-      }
-  };
-  exchange(1, Words{0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30},
-           Words{1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31});
-  exchange(2, Words{0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
-           Words{2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31});
-  exchange(4, Words{0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
-           Words{4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31});
-  exchange(8, Words{0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
-           Words{8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31});
 }
 
 // Places by 32, a multiple of which there are, to (channels / 16, places / 32, 16 channels, 16 pairs of places).

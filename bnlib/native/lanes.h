@@ -25,6 +25,8 @@ typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef double Doubles __attribute__((vector_size(8 * kLanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 
 struct BFloat16 {
   uint16_t bits;
@@ -59,6 +61,11 @@ inline Floats load(const BFloat16* p) {
   Halves bits;
   std::memcpy(&bits, p, sizeof bits);
   return (Floats)(__builtin_convertvector(bits, Words) << 16);
+}
+inline Floats load_bytes(const uint8_t* p) {
+  Bytes bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(__builtin_convertvector(bytes, Integers), Floats);
 }
 template <typename T>
 inline void store(T* p, Vector<T> value) {
