@@ -105,7 +105,7 @@ def turn_of(lane: Iterator[None], device: torch.device, turn: float) -> float:
     for _ in range(5):
         next(lane)
         synchronise(device)
-        if time.perf_counter() - began > turn / 2:   # slow steps: fewer are enough
+        if time.perf_counter() - began > turn / 2:   # slow steps: five would take too long
             break
     began, steps = time.perf_counter(), 0
     while time.perf_counter() - began < turn:

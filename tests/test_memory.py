@@ -54,6 +54,13 @@ for dtype, (count, channels, height, width) in itertools.product([torch.float32,
         for outputs in (16, 96):
             layers = [*layer(channels, outputs, 3), *layer(outputs, outputs, 3), *layer(channels, outputs, 1)]
             check(operations.halving_block, x, *layers, *rest)
+
+dtypes = torch.float32, torch.bfloat16
+for channels, width, border, dtype in itertools.product((1, 3), (4, 7, 32), (0, 4), dtypes):
+    photos, last = torch.full((3, 5, width, channels), 255, dtype=torch.uint8), torch.full((4,), 2 * border)
+    flip, ones = torch.tensor([False, False, True, True]), torch.ones(channels)
+    found = operations.augment(photos, torch.tensor([2, 0, 2, 1]), last, last, flip, border, ones, ones, dtype)
+    assert found.isfinite().all(), operations.augment
 """
 
 

@@ -207,7 +207,7 @@ inline void transpose(Words rows[kTile]) {
 }
 
 // The taps' weights as tiles take them: for every 16 outputs the inputs of one tap after the other by twos,
-// (taps · inputs / 2, 16, 2). Of inputs or of outputs one has its weights side by side.
+// (taps · inputs / 2, 16, 2). Either the inputs' weights lie side by side or, in a gradient of the images, the outputs'.
 inline Tensor in_tiles(const std::vector<Tap>& taps, int64_t inputs, int64_t outputs, const at::TensorOptions& options) {
   const int64_t count = taps.size();
   const Tensor result = at::empty({outputs / kTile, count * inputs / 2, kTile, 2}, options);
@@ -222,7 +222,7 @@ inline Tensor in_tiles(const std::vector<Tap>& taps, int64_t inputs, int64_t out
       else
         for (int64_t i = 0; i < inputs; i += kDepth) {
           const int64_t words = std::min(kDepth, inputs - i) / 2;
-          Words rows[kTile] = {};
+          Words rows[kTile] = {};  // of 16 inputs a half stays zero
           for (int64_t o = 0; o < kTile; ++o) std::memcpy(&rows[o], weights + i + (k + o) * output, 4 * words);
           transpose(rows);
           for (int64_t w = 0; w < words; ++w, to += kTile) store(to, rows[w]);

@@ -62,7 +62,7 @@ inline Floats load(const BFloat16* p) {
   std::memcpy(&bits, p, sizeof bits);
   return (Floats)(__builtin_convertvector(bits, Words) << 16);
 }
-inline Floats load_bytes(const uint8_t* p) {
+inline Floats load(const uint8_t* p) {
   Bytes bytes;
   std::memcpy(&bytes, p, sizeof bytes);
   return __builtin_convertvector(__builtin_convertvector(bytes, Integers), Floats);

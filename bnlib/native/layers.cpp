@@ -1,6 +1,6 @@
 // Layers for channels-last tensors on a CPU, each an operation of autograd: relu(batch_norm(x) + add), a 3×3 convolution
-// with a quarter of the multiplications, and what a block's shortcut begins with; and the images that go into the first. In
-// one file, for torch's headers take half of the build.
+// with a quarter of the multiplications, and what a block's shortcut begins with. Also, without a gradient, the images of a
+// batch as the first layer takes them. In one file, for torch's headers take half of the build.
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
@@ -250,8 +250,9 @@ Tensor convolve_3x3(const Tensor& x, const Tensor& weight) { return Convolution:
 
 // ------------------------------------------------------------------------------------ the images of a batch
 
-// Of images (M, H, W, C) in uint8, C 1 or 3, those of the index, (N,), each with a border of zeros cut at (top, left) to its
-// former size, mirrored where `flip`, times scale plus shift, (C,): (N, 3, H, W), channels-last, grey ones three times.
+// Takes images (M, H, W, C) in uint8, C 1 or 3, and gives those at `index`, (N,), as (N, 3, H, W), channels-last, of this
+// type: among `border` zeros on each side, cut to H×W from row `top` and column `left` on, mirrored where `flip`, times scale
+// plus shift, (C,); grey ones three times.
 Tensor augment(const Tensor& images, const Tensor& index, const Tensor& top, const Tensor& left, const Tensor& flip,
                int64_t border, const Tensor& scale, const Tensor& shift, at::ScalarType type) {
   const auto is_line = [](const Tensor& t, at::ScalarType of, int64_t size) {
@@ -259,21 +260,23 @@ Tensor augment(const Tensor& images, const Tensor& index, const Tensor& top, con
   };
   TORCH_CHECK(images.dim() == 4 && images.is_cpu() && images.is_contiguous() && images.scalar_type() == at::kByte &&
                   (images.size(3) == 1 || images.size(3) == 3) && (type == at::kFloat || type == at::kBFloat16) &&
-                  is_line(scale, at::kFloat, images.size(3)) && is_line(shift, at::kFloat, images.size(3)) && border >= 0,
+                  is_line(scale, at::kFloat, images.size(3)) && is_line(shift, at::kFloat, images.size(3)),
               "augment: takes images (M, H, W, 1 or 3) in uint8, contiguous on a CPU, a scale and a shift in float for each "
               "of their channels, and gives float or bfloat16");
   const int64_t N = index.numel(), H = images.size(1), W = images.size(2), C = images.size(3);
-  const int64_t values = 3 * W, padded = values + 6 * border + kLanes;
-  const int64_t *which = data<int64_t>(index), *down = data<int64_t>(top), *across = data<int64_t>(left);
-  const bool* mirror = data<bool>(flip);
   TORCH_CHECK(is_line(index, at::kLong, N) && is_line(top, at::kLong, N) && is_line(left, at::kLong, N) &&
-                  is_line(flip, at::kBool, N),
-              "augment: takes index, top and left in int64, and flip in bool, contiguous and one for each image");
-  const auto all_below = [&](const int64_t* numbers, int64_t end) {
+                  is_line(flip, at::kBool, N) && 0 <= border && border <= std::max(H, W),
+              "augment: takes index, top and left in int64, and flip in bool, contiguous on a CPU and one for each image, and "
+              "a border no wider than the images");
+  const int64_t *which = data<int64_t>(index), *tops = data<int64_t>(top), *lefts = data<int64_t>(left);
+  const bool* flips = data<bool>(flip);
+  const uint8_t* pixels = data<uint8_t>(images);
+  const auto all_within = [&](const int64_t* numbers, int64_t end) {
     return std::all_of(numbers, numbers + N, [&](int64_t number) { return 0 <= number && number < end; });
   };
-  TORCH_CHECK_INDEX(all_below(which, images.size(0)) && all_below(down, 2 * border + 1) && all_below(across, 2 * border + 1),
+  TORCH_CHECK_INDEX(all_within(which, images.size(0)) && all_within(tops, 2 * border + 1) && all_within(lefts, 2 * border + 1),
                     "augment: an index is beyond the images, or a cut beyond the border of ", border);
+  const int64_t values = 3 * W;
   std::vector<float> scales(values + kLanes), shifts(values + kLanes);
   for (int64_t i = 0; i < values; ++i) {
     scales[i] = data<float>(scale)[i % 3 % C];
@@ -282,30 +285,29 @@ Tensor augment(const Tensor& images, const Tensor& index, const Tensor& top, con
   const Tensor result = at::empty({N, 3, H, W}, images.options().dtype(type), at::MemoryFormat::ChannelsLast);
   const auto fill = [&](auto element) {
     using T = decltype(element);
-    T* to = data<T>(result);
 #pragma omp parallel
     {
-      std::vector<uint8_t> line(padded), mirrored(padded);
+      std::vector<uint8_t> padded(values + 6 * border + kLanes), mirrored(values + kLanes);
       std::vector<T> whole(values + kLanes);
 #pragma omp for schedule(static)
       for (int64_t row = 0; row < N * H; ++row) {
-        const int64_t n = row / H, y = row % H + down[n] - border;
-        uint8_t* inner = line.data() + 3 * border;
-        if (y < 0 || y >= H) {
+        const int64_t n = row / H, y = row % H + tops[n] - border;
+        uint8_t* inner = padded.data() + 3 * border;
+        const int64_t from = (which[n] * H + y) * W * C;
+        if (y < 0 || y >= H)
           std::memset(inner, 0, values);
-        } else {
-          const uint8_t* from = data<uint8_t>(images) + (which[n] * H + y) * W * C;
-          if (C == 3) std::memcpy(inner, from, values);
-          for (int64_t i = 0; C == 1 && i < values; ++i) inner[i] = from[i / 3];
-        }
-        const uint8_t* cut = line.data() + 3 * across[n];
-        if (mirror[n]) {
+        else if (C == 3)
+          std::memcpy(inner, pixels + from, values);
+        else
+          for (int64_t x = 0; x < W; ++x) std::memset(inner + 3 * x, pixels[from + x], 3);
+        const uint8_t* cut = padded.data() + 3 * lefts[n];
+        if (flips[n]) {
           for (int64_t x = 0; x < W; ++x) std::memcpy(&mirrored[3 * x], cut + 3 * (W - 1 - x), 3);
           cut = mirrored.data();
         }
-        for (int64_t i = 0; i < values; i += kLanes)
-          store(whole.data() + i, load_bytes(cut + i) * load(&scales[i]) + load(&shifts[i]));
-        std::memcpy(to + row * values, whole.data(), values * sizeof(T));
+        for (int64_t i = 0; i < values; i += kLanes)  // rounded once, as by torch's addcmul: GCC fuses the two
+          store(whole.data() + i, load(cut + i) * load(&scales[i]) + load(&shifts[i]));
+        std::memcpy(data<T>(result) + row * values, whole.data(), values * sizeof(T));
       }
     }
   };
