@@ -102,6 +102,11 @@ def in_fp32(run):
     return run
 
 
+def by_triton(run):
+    run.provenance |= {"bn_path": "Triton"}
+    return run
+
+
 def test_a_config_trained_once_more_is_told_by_precision():
     runs = [fake_run(a, seed=s) for s, a in enumerate((0.44, 0.45, 0.46))]
     for run in runs:
@@ -116,6 +121,9 @@ def test_a_config_trained_once_more_is_told_by_precision():
     assert "41.0 % (1 seed) in bf16, batch norm by C++, convolution by Winograd; all 2" in (
         analysis.by_precision(runs[:1], [again])[0])
     assert "45.5 ± 0.7 % (2 seeds) in bf16" in analysis.by_precision(runs[1:], repeats)[0]      # of both the same seeds
+    assert (": 44.0 % (seed 0) in bf16, batch norm by C++; 45.0 % (seed 1) in bf16, batch norm by Triton; "
+            "42.0, 46.0 % (seeds 0, 1) in fp32, batch norm by torch; all 4 together 44.2 ± 1.7 %."
+            ) in analysis.by_precision([runs[0], by_triton(runs[1])], repeats[1::-1])[0]
     assert analysis.by_precision(runs, []) == analysis.by_precision([fake_run(model="resnet32")], repeats) == []
 
 

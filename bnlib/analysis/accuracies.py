@@ -154,7 +154,8 @@ def compare(table: pd.DataFrame, published: pd.DataFrame) -> Sentences:
 
 def by_precision(runs: Iterable[Run], repeats: Iterable[Run]) -> Sentences:
     """One sentence a config that was trained once more in another way (`store.repeats`): its accuracy by each precision
-    and path of batch norm and convolution, of the seeds that were trained in both."""
+    and path of batch norm and convolution, of the seeds that were trained in both; seed by seed where not each way has
+    them all."""
     runs, repeats = list(runs), list(repeats)
     both = {run.config for run in runs} & {run.config for run in repeats}
     alike: dict[Config, list[Run]] = {}
@@ -170,11 +171,22 @@ def by_precision(runs: Iterable[Run], repeats: Iterable[Run]) -> Sentences:
             if made["conv_path"] != "torch":
                 way += f", convolution by {made['conv_path'].split(', ')[0]}"
             ways.setdefault(way, []).append(run)
-        found = "; ".join(f"{spread(next(accuracy(made).itertuples()))} in {way}" for way, made in ways.items())
+        if len({tuple(sorted(run.config.seed for run in made)) for made in ways.values()}) == 1:
+            of_way = {way: spread(next(accuracy(made).itertuples())) for way, made in ways.items()}
+        else:
+            of_way = {way: _by_seed(made) for way, made in ways.items()}
+        found = "; ".join(f"{accuracies} in {way}" for way, accuracies in of_way.items())
         right = [100 * run.metrics["test_accuracy"] for run in of_one]
         said.append(f"{name(config.model)}, {trained(config.trainable)}, {config.epochs} epochs, the same seeds: "
                     f"{found}; all {len(right)} together {plus_minus(np.mean(right), np.std(right, ddof=1))} %.")
     return said
+
+
+def _by_seed(runs: list[Run]) -> str:
+    """The accuracies of runs that differ in seed alone, one by one."""
+    found = {run.config.seed: 100 * run.metrics["test_accuracy"] for run in runs}
+    return (", ".join(f"{found[seed]:.1f}" for seed in sorted(found))
+            + f" % (seed{'s' * (len(found) > 1)} {listed(found)})")
 
 
 def about_images(name: str) -> Sentences:
