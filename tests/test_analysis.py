@@ -115,14 +115,15 @@ def test_a_config_trained_once_more_is_told_by_precision():
     (said,) = analysis.by_precision([*runs, fake_run(0.9, model="resnet32")], repeats)
     assert said == ("ResNet-14, BN only, 160 epochs, the same seeds: "
                     "45.0 ± 1.0 % (3 seeds) in bf16, batch norm by C++; "
-                    "44.0 ± 2.0 % (3 seeds) in fp32, batch norm by torch; all 6 together 44.5 ± 1.5 %.")
+                    "44.0 ± 2.0 % (3 seeds) in fp32, batch norm by torch; all 6 together 44.5 ± 1.5 %; "
+                    "one seed ends up to 2.0 points apart.")
     again = fake_run(0.41)
     again.provenance |= {"bn_path": "C++", "conv_path": "Winograd, strips"}
     assert "41.0 % (1 seed) in bf16, batch norm by C++, convolution by Winograd; all 2" in (
         analysis.by_precision(runs[:1], [again])[0])
     assert "45.5 ± 0.7 % (2 seeds) in bf16" in analysis.by_precision(runs[1:], repeats)[0]      # of both the same seeds
     assert (": 44.0 % (seed 0) in bf16, batch norm by C++; 45.0 % (seed 1) in bf16, batch norm by Triton; "
-            "42.0, 46.0 % (seeds 0, 1) in fp32, batch norm by torch; all 4 together 44.2 ± 1.7 %."
+            "42.0, 46.0 % (seeds 0, 1) in fp32, batch norm by torch; all 4 together 44.2 ± 1.7 %; one seed"
             ) in analysis.by_precision([runs[0], by_triton(runs[1])], repeats[1::-1])[0]
     assert analysis.by_precision(runs, []) == analysis.by_precision([fake_run(model="resnet32")], repeats) == []
 

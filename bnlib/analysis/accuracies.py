@@ -155,7 +155,7 @@ def compare(table: pd.DataFrame, published: pd.DataFrame) -> Sentences:
 def by_precision(runs: Iterable[Run], repeats: Iterable[Run]) -> Sentences:
     """One sentence a config that was trained once more in another way (`store.repeats`): its accuracy by each precision
     and path of batch norm and convolution, of the seeds that were trained in both; seed by seed where not each way has
-    them all."""
+    them all; and how far apart one seed ends by another way."""
     runs, repeats = list(runs), list(repeats)
     both = {run.config for run in runs} & {run.config for run in repeats}
     alike: dict[Config, list[Run]] = {}
@@ -176,9 +176,11 @@ def by_precision(runs: Iterable[Run], repeats: Iterable[Run]) -> Sentences:
         else:
             of_way = {way: _by_seed(made) for way, made in ways.items()}
         found = "; ".join(f"{accuracies} in {way}" for way, accuracies in of_way.items())
-        right = [100 * run.metrics["test_accuracy"] for run in of_one]
+        right = pd.Series([100 * run.metrics["test_accuracy"] for run in of_one])
+        of_a_seed = right.groupby([run.config.seed for run in of_one])
         said.append(f"{name(config.model)}, {trained(config.trainable)}, {config.epochs} epochs, the same seeds: "
-                    f"{found}; all {len(right)} together {plus_minus(np.mean(right), np.std(right, ddof=1))} %.")
+                    f"{found}; all {len(right)} together {plus_minus(right.mean(), right.std())} %; "
+                    f"one seed ends up to {(of_a_seed.max() - of_a_seed.min()).max():.1f} points apart.")
     return said
 
 
