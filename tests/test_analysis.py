@@ -73,6 +73,14 @@ def test_the_threshold_that_was_counted_by_is_the_one_that_is_named():
     assert axes.get_xlabel() == "channels with |γ| < 0.05 (%)" and len(axes.containers) == 2           # marks and bars
 
 
+def test_a_bar_of_switched_off_features_and_its_number_end_within_the_axes():
+    runs = [fake_run(gamma=gamma, seed=seed) for seed, gamma in enumerate([(0.001, 0.5), (0.001, 0.001)])]
+    (axes,) = plots.dead_share(analysis.dead_features(runs)).axes
+    axes.figure.canvas.draw()
+    (number,) = (text for text in axes.texts if text.get_text().startswith("75.0"))
+    assert number.get_window_extent().x1 <= axes.get_window_extent().x1
+
+
 def test_affine_has_a_row_a_channel(tiny_run):
     channels = analysis.affine([tiny_run])
     assert len(channels) == sum(map(len, tiny_run.gamma.values())) == tiny_run.metrics["parameters_trained"] / 2

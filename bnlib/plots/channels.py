@@ -118,7 +118,7 @@ def dead_share(table: pd.DataFrame, published: float = np.nan) -> Figure:
         axes.axvline(published, color=colour("bn"), linewidth=0.8, linestyle="--", label="published, BN only")
     axes.set_yticks(range(len(networks)), map(name, networks))
     axes.set(ylim=(len(networks) - 0.4, -0.6), xlabel=f"channels with |γ| < {listed(table['below'])} (%)",
-             xlim=(0, 1.15 * np.nanmax([table["mean"].max(), published]) + 0.1))
+             xlim=(0, 1.15 * np.nanmax([(table["mean"] + table["std"].fillna(0)).max(), published]) + 0.1))
     axes.grid(axis="y", visible=False)
     legend_below(figure)
     note(figure, seeds_stated(table))
